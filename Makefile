@@ -1,0 +1,56 @@
+# Every target works as the first command on a fresh machine: it creates .venv and installs what it needs.
+SHELL := /bin/bash
+PY := .venv/bin/python
+# The stamp is named after the content of pyproject.toml, so a checkout that only touches the file costs nothing.
+STAMP := .venv/.installed-$(shell cksum < pyproject.toml | cut -d' ' -f1)
+# One thread per process: pytest runs two of them, and the numbers do not depend on the machine.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+CODE := src tests trainers scripts
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow quality style cards bench clean
+
+help:
+	@echo "make demo        pretrain a small I-JEPA on CPU in minutes, evaluate it, write pictures and a card (LONG=1: an hour)"
+	@echo "make test        the test suite (CPU, offline)"
+	@echo "make test-slow   the tests that take minutes"
+	@echo "make quality     ruff check, ruff format --check"
+	@echo "make style       fix what ruff can fix"
+	@echo "make cards       render model_cards/*.md again from their JSON files"
+	@echo "make bench       speed and memory, as ratios measured in one run"
+	@echo "make clean       remove .venv and everything the targets above wrote"
+
+$(STAMP): scripts/setup_env.sh
+	@scripts/setup_env.sh
+	@rm -f .venv/.installed-* && touch $@
+
+install: $(STAMP)
+
+demo: $(STAMP)
+	@scripts/setup_env.sh --data
+	$(PY) scripts/make_demo_data.py
+	$(PY) trainers/demo_ijepa.py $(if $(LONG),--long)
+
+test: $(STAMP)
+	$(TEST_ENV) $(PY) -m pytest -n 2 -m "not slow and not network and not gpu" --durations=10
+
+test-slow: $(STAMP)
+	$(TEST_ENV) $(PY) -m pytest -n 2 -m "slow and not network and not gpu" --durations=10
+
+quality: $(STAMP)
+	$(PY) -m ruff check $(wildcard $(CODE))
+	$(PY) -m ruff format --check $(wildcard $(CODE))
+
+style: $(STAMP)
+	$(PY) -m ruff check --fix $(wildcard $(CODE))
+	$(PY) -m ruff format $(wildcard $(CODE))
+
+cards: $(STAMP)
+	$(PY) scripts/render_model_cards.py
+
+bench: $(STAMP)
+	$(PY) scripts/benchmark.py
+
+clean:
+	rm -rf .venv build dist outputs demo_data .ruff_cache .pytest_cache src/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

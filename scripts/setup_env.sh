@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Creates .venv with the package in editable mode, and (with --data) installs the demo's system data package.
+# Usage: scripts/setup_env.sh [--data] ; run through the Makefile, which skips it when nothing changed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+as_root() {  # runs a command as root, or fails when neither root nor a password-free sudo is at hand
+    if [ "$(id -u)" = 0 ]; then "$@"; elif command -v sudo >/dev/null; then sudo -n "$@"; else return 1; fi
+}
+
+apt_install() {
+    command -v apt-get >/dev/null || return 1
+    # A fresh image has no package lists, so a first failure is retried after an update.
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@" >/dev/null 2>&1 && return 0
+    as_root apt-get update >/dev/null 2>&1 || return 1
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@" >/dev/null
+}
+
+if [ "${1:-}" = "--data" ]; then
+    data=/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
+    [ -f "$data" ] && exit 0
+    echo "Installing the Debian package dataset-fashion-mnist (31 MB) ..."
+    if ! apt_install dataset-fashion-mnist; then
+        echo "note: could not install dataset-fashion-mnist (needs Debian or Ubuntu, and root or sudo)." >&2
+        echo "      Install it by hand with: sudo apt-get install dataset-fashion-mnist" >&2
+        echo "      Going on with the same images from the Hugging Face Hub, which needs internet access." >&2
+    fi
+    exit 0
+fi
+
+python=""
+for candidate in python3.11 python3 python3.12 python3.13 python3.14; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
+        python=$candidate
+        break
+    fi
+done
+if [ -z "$python" ]; then
+    echo "error: hf-jepa needs Python 3.11 or newer. On Debian: sudo apt-get install python3 python3-venv" >&2
+    exit 1
+fi
+
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+    rm -rf .venv
+    version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    if ! "$python" -m venv .venv >/dev/null 2>&1; then
+        rm -rf .venv  # a venv without ensurepip leaves a folder that looks complete
+        echo "python$version has no venv module; installing the Debian package python$version-venv ..."
+        if ! apt_install "python$version-venv" || ! "$python" -m venv .venv; then
+            rm -rf .venv
+            echo "error: cannot create .venv. Install the missing module, then run make again:" >&2
+            echo "       sudo apt-get install python$version-venv" >&2
+            exit 1
+        fi
+    fi
+fi
+
+echo "Installing hf-jepa and its dependencies into .venv (several minutes the first time) ..."
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'

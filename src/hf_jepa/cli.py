@@ -1,0 +1,187 @@
+"""The `hf-jepa` command. Every failure is one line on stderr and a non-zero exit; `--debug` shows the traceback."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .version import __version__
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from .models.ijepa.convert_ijepa import convert_ijepa_checkpoint, export_original_checkpoint
+
+    if args.reverse:
+        print(f"wrote {export_original_checkpoint(args.source, args.output)}")
+        return
+    image_size = args.image_size
+    if image_size is not None:
+        if len(image_size) > 2:
+            raise ValueError(f"--image-size takes one number or two (height width), got {len(image_size)}.")
+        image_size = image_size[0] if len(image_size) == 1 else tuple(image_size)
+    folder = convert_ijepa_checkpoint(
+        args.source,
+        args.output,
+        which=args.which,
+        num_attention_heads=args.num_attention_heads,
+        predictor_num_attention_heads=args.predictor_num_attention_heads,
+        image_size=image_size,
+        licence=args.licence,
+    )
+    print(f"wrote {folder} ({args.which} encoder at the root, composite in pretraining/)")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from .hub.release import default_image_processor, load_pretraining
+
+    model = load_pretraining(args.checkpoint, **({"subfolder": args.subfolder} if args.subfolder else {}))
+    encoder = model.export_encoder(args.which)
+    encoder.config.jepa_encoder = args.which
+    encoder.save_pretrained(args.output)
+    default_image_processor(encoder.config, args.image_mean, args.image_std).save_pretrained(args.output)
+    print(f"wrote {args.output} ({type(encoder).__name__}, {args.which} encoder)")
+
+
+def _push(args: argparse.Namespace) -> None:
+    from .hub.release import push_release
+
+    print(push_release(args.folder, args.repo_id, private=args.private or None, revision=args.revision))
+
+
+def _card(args: argparse.Namespace) -> None:
+    from .hub.card import render_card_file
+
+    card = render_card_file(args.results)
+    if args.output is None:
+        sys.stdout.write(card)
+    else:
+        args.output.write_text(card, encoding="utf-8")
+        print(f"wrote {args.output}")
+
+
+def _list(args: argparse.Namespace) -> None:
+    from .registration import MODELS
+
+    rows = [("model type", "config", "model", "loads with")]
+    rows += [
+        (config.model_type, config.__name__, model.__name__, ", ".join(auto.__name__ for auto in auto_classes))
+        for config, model, auto_classes in MODELS
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _env(args: argparse.Namespace) -> None:
+    from .hub.environment import environment_report
+
+    report = environment_report()
+    if args.json:
+        print(json.dumps(report, indent=2))
+        return
+    for key, value in report.items():
+        print(f"- {key}: {value if value is not None else 'none'}")
+
+
+def _add_command(
+    commands: argparse._SubParsersAction,
+    name: str,
+    function: Callable[[argparse.Namespace], None],
+    summary: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    parser.set_defaults(function=function)
+    return parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the `hf-jepa` command."""
+    parser = argparse.ArgumentParser(
+        prog="hf-jepa",
+        description="Joint-embedding predictive architectures for the Hugging Face stack.",
+        epilog="`hf-jepa COMMAND --help` shows an example of each command.",
+    )
+    parser.add_argument("--version", action="version", version=f"hf-jepa {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    convert = _add_command(
+        commands,
+        "convert",
+        _convert,
+        "turn an original training checkpoint into a release, or back",
+        "hf-jepa convert ijepa IN1K-vit.h.14-300e.pth.tar ijepa-vith14\n"
+        "  hf-jepa convert ijepa ijepa-vith14 IN1K-vit.h.14-300e.pth.tar --reverse",
+    )
+    convert.add_argument("family", choices=["ijepa"])
+    convert.add_argument("source", type=Path, help="the checkpoint file (with --reverse: the release folder)")
+    convert.add_argument("output", type=Path, help="the folder to write (with --reverse: the file)")
+    convert.add_argument("--reverse", action="store_true", help="write the original layout back")
+    convert.add_argument("--which", choices=["target", "context"], default="target", help="the encoder at the root")
+    convert.add_argument("--num-attention-heads", type=int, help="of the encoders; known for the published sizes")
+    convert.add_argument("--predictor-num-attention-heads", type=int, help="default: as the encoders")
+    convert.add_argument("--image-size", type=int, nargs="+", help="pixels, or HEIGHT WIDTH; needed if not square")
+    convert.add_argument(
+        "--license", dest="licence", default="cc-by-nc-4.0", help="of the checkpoint, for the card (default: %(default)s)"
+    )
+
+    export = _add_command(
+        commands,
+        "export",
+        _export,
+        "write one encoder of a pretraining checkpoint for plain transformers",
+        "hf-jepa export outputs/run/checkpoint-1000 my-encoder",
+    )
+    export.add_argument("checkpoint", help="folder or repository of the composite")
+    export.add_argument("output", type=Path, help="the folder to write")
+    export.add_argument("--which", choices=["target", "context"], default="target")
+    export.add_argument("--subfolder", help="where in the repository the composite is, e.g. pretraining")
+    export.add_argument("--image-mean", type=float, nargs="+", default=[0.485, 0.456, 0.406], metavar="M")
+    export.add_argument("--image-std", type=float, nargs="+", default=[0.229, 0.224, 0.225], metavar="S")
+
+    push = _add_command(
+        commands, "push", _push, "check a release and upload it to the Hub", "hf-jepa push my-release my-name/my-model"
+    )
+    push.add_argument("folder", type=Path)
+    push.add_argument("repo_id", help="organisation/name")
+    push.add_argument("--private", action="store_true", help="if the repository has to be created")
+    push.add_argument("--revision", help="branch to upload to")
+
+    card = _add_command(
+        commands, "card", _card, "render a model card from results.json", "hf-jepa card results.json --output README.md"
+    )
+    card.add_argument("results", type=Path)
+    card.add_argument("--output", type=Path, help="default: print it")
+
+    _add_command(commands, "list", _list, "print the model types of this package", "hf-jepa list")
+    env = _add_command(commands, "env", _env, "print versions and hardware, for bug reports", "hf-jepa env --json")
+    env.add_argument("--json", action="store_true")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    args = build_parser().parse_args(argv)
+    try:
+        args.function(args)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if args.debug:
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"hf-jepa: error: {message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""Model cards, rendered from `results.json` alone: a number that is not in the file does not appear on the card."""
+
+import json
+import re
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+
+_TEMPLATE = Path(__file__).with_name("card_template.md")
+NOT_EVALUATED = "not evaluated"
+NOT_MEASURED = "not measured"
+_ROW = ("task", "dataset", "split", "features", "metric")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+# family -> (name, one sentence, BibTeX)
+_METHODS = {
+    "ijepa": (
+        "I-JEPA",
+        "I-JEPA learns image features without labels: from the visible patches of an image, a predictor must tell what "
+        "an exponential moving average of the encoder makes of hidden blocks of the same image.",
+        """@inproceedings{assran2023ijepa,
+  title     = {Self-Supervised Learning from Images with a Joint-Embedding Predictive Architecture},
+  author    = {Assran, Mahmoud and Duval, Quentin and Misra, Ishan and Bojanowski, Piotr and Vincent, Pascal and
+               Rabbat, Michael and LeCun, Yann and Ballas, Nicolas},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year      = {2023},
+  note      = {arXiv:2301.08243}
+}""",
+    ),
+    "cjepa": (
+        "C-JEPA",
+        "C-JEPA is I-JEPA with VICReg's variance, covariance and invariance terms on the predicted blocks. No official "
+        "code exists; this is a reading of the paper, not a port.",
+        """@inproceedings{mo2024cjepa,
+  title     = {Connecting Joint-Embedding Predictive Architecture with Contrastive Self-supervised Learning},
+  author    = {Mo, Shentong and Tong, Shengbang},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2024},
+  note      = {arXiv:2410.19560}
+}""",
+    ),
+}
+
+
+def _number(value: float | int | None, missing: str = NOT_EVALUATED) -> str:
+    if value is None:
+        return missing
+    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _summary(values: list[float]) -> str:
+    """Mean, and over several seeds the standard deviation."""
+    if not values:
+        return NOT_EVALUATED
+    if len(values) == 1:
+        return _number(values[0])
+    return f"{_number(statistics.fmean(values))} ± {statistics.stdev(values):.2g} ({len(values)} seeds)"
+
+
+def _grouped(evaluations: Iterable[dict[str, Any]]) -> dict[tuple, list[dict[str, Any]]]:
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for entry in evaluations:
+        groups.setdefault(tuple(entry.get(key) for key in _ROW), []).append(entry)
+    return groups
+
+
+def _values(entries: list[dict[str, Any]]) -> list[float]:
+    return [entry["value"] for entry in entries if entry.get("value") is not None]
+
+
+def _results_table(results: dict[str, Any]) -> list[list[str]]:
+    """Header and rows: one column for this model and one for each baseline."""
+    evaluations = _grouped(results.get("evaluations") or [])
+    baselines: dict[str, dict[tuple, list]] = {}
+    for entry in results.get("baselines") or []:
+        baselines.setdefault(entry["name"], {}).setdefault(tuple(entry.get(key) for key in _ROW), []).append(entry)
+    rows = list(evaluations) + [key for group in baselines.values() for key in group if key not in evaluations]
+    table = [["task", "dataset", "examples", "features", "metric", "this model", *baselines]]
+    for row in dict.fromkeys(rows):
+        task, dataset, split, features, metric = row
+        everyone = [*evaluations.get(row, []), *(entry for group in baselines.values() for entry in group.get(row, []))]
+        count = next((entry["num_examples"] for entry in everyone if entry.get("num_examples") is not None), None)
+        values = [_summary(_values(group.get(row, []))) for group in (evaluations, *baselines.values())]
+        named = f"{dataset} ({split})" if split else str(dataset)
+        table.append([str(task), named, _number(count, "not recorded"), features or "-", str(metric), *values])
+    return table
+
+
+def _eval_results(results: dict[str, Any]) -> list[EvalResult]:
+    entries = []
+    for (task, dataset, split, features, metric), group in _grouped(results.get("evaluations") or []).items():
+        if values := _values(group):
+            entries.append(
+                EvalResult(
+                    task_type="image-feature-extraction",
+                    task_name=f"{task} ({features})" if features else task,
+                    dataset_type=dataset,
+                    dataset_name=dataset,
+                    dataset_split=split,
+                    metric_type=metric,
+                    metric_name=metric,
+                    metric_value=round(statistics.fmean(values), 6),
+                )
+            )
+    return entries
+
+
+def _compute_lines(compute: dict[str, Any]) -> list[str]:
+    lines = []
+    for key, label in (("gpu_seconds", "GPU time"), ("cpu_seconds", "CPU time")):
+        if compute.get(key) is not None:
+            lines.append(f"{label}: {_number(float(compute[key]))} s ({_number(compute[key] / 3600)} h)")
+    energy = compute.get("energy_kwh")
+    lines = lines or [f"Compute time: {NOT_MEASURED}"]
+    lines.append(f"Energy: {NOT_MEASURED if energy is None else _number(float(energy)) + ' kWh'}")
+    if compute.get("energy_note"):
+        lines[-1] += f" ({compute['energy_note']})"
+    return lines
+
+
+def _check(results: dict[str, Any]) -> None:
+    model = results.get("model") or {}
+    missing = [f"model.{key}" for key in ("name", "family") if not model.get(key)]
+    missing += ["licence"] if not results.get("licence") else []
+    for section in ("evaluations", "baselines"):
+        for index, entry in enumerate(results.get(section) or []):
+            needed = ("task", "dataset", "metric", "value") + (("name",) if section == "baselines" else ())
+            missing += [f"{section}[{index}].{key}" for key in needed if key not in entry]
+    if missing:
+        raise ValueError(f"The results lack {', '.join(missing)}; a card needs them.")
+
+
+def render_card(results: dict[str, Any]) -> str:
+    """
+    Renders the card of a release. Only what is in `results` appears; evaluations that are absent or null read
+    "not evaluated", energy that is null "not measured".
+
+    Args:
+        results (`dict`): `model` (`name`, `family`, and what `save_release` fills in), `data`, `training`,
+            `environment`, `compute`, `evaluations`, `baselines`, `licence`, `source_licence`, `pictures`; for converted
+            checkpoints `conversion`. Sections may be missing.
+
+    Returns:
+        Markdown with YAML front matter.
+
+    Raises:
+        `ValueError`: if the name, family or licence, or a field of an evaluation, is missing.
+    """
+    _check(results)
+    model, data = results["model"], results.get("data") or {}
+    family = model["family"]
+    name, sentence, citation = _METHODS.get(family, (family, "", ""))
+    dataset = data.get("name")
+    card_data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction",
+        license=results["licence"],
+        tags=["hf-jepa", "jepa", family],
+        datasets=[dataset] if dataset and _HUB_NAME.fullmatch(dataset) else None,
+        base_model=results.get("base_model"),
+        model_name=model["name"],
+        eval_results=_eval_results(results) or None,
+    )
+    commands = [entry["command"] for entry in results.get("evaluations") or [] if entry.get("command")]
+    card = ModelCard.from_template(
+        card_data,
+        template_path=str(_TEMPLATE),
+        model=model,
+        repo=model.get("repo_id") or model["name"],
+        method=name,
+        sentence=sentence,
+        citation=citation,
+        config=model.get("encoder_config") or {},
+        data=data,
+        training=results.get("training") or {},
+        conversion=results.get("conversion"),
+        environment=results.get("environment") or {},
+        compute_lines=_compute_lines(results.get("compute") or {}),
+        table=_results_table(results),
+        commands=list(dict.fromkeys(commands)),
+        pictures=results.get("pictures") or [],
+        limits=results.get("limits") or [],
+        licence=results["licence"],
+        source_licence=results.get("source_licence"),
+        number=_number,
+    )
+    return re.sub(r"\n{3,}", "\n\n", str(card)).strip() + "\n"
+
+
+def render_card_file(path: Path) -> str:
+    """`render_card` of a JSON file; `ValueError` names the file if it is no valid results file."""
+    try:
+        return render_card(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{str(path)!r} is no results file: {error}") from error

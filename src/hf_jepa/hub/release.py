@@ -1,0 +1,319 @@
+"""What a published repository holds, and how it gets to the Hub."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForPreTraining, PreTrainedModel
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.utils import logging
+
+from .card import render_card
+
+
+logger = logging.get_logger(__name__)
+
+PRETRAINING_FOLDER = "pretraining"
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".tar", ".npy", ".npz"}
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}\b")
+_TRANSIENT = {408, 429, 500, 502, 503, 504}
+
+
+class PushError(RuntimeError):
+    """The upload failed. The message ends with the command that finishes it; the release is still on disk."""
+
+
+def default_image_processor(
+    config: Any, image_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN, image_std: Sequence[float] = IMAGENET_DEFAULT_STD
+) -> Any:
+    """
+    The processor of an in-tree vision encoder, with its statistics written out: I-JEPA's models were trained with
+    ImageNet's mean and deviation, and the in-tree default for their type is 0.5.
+
+    Args:
+        config: The encoder's config; `image_size` is an int or (height, width).
+        image_mean: Per channel, of pixels scaled to [0, 1].
+        image_std: Per channel.
+
+    Returns:
+        A `ViTImageProcessor`.
+    """
+    from transformers import ViTImageProcessor
+
+    size = config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return ViTImageProcessor(
+        size={"height": height, "width": width}, image_mean=list(image_mean), image_std=list(image_std)
+    )
+
+
+def describe_model(model: PreTrainedModel, encoder: PreTrainedModel, which: str) -> dict[str, Any]:
+    """The facts of `results["model"]` that the model itself knows."""
+    model_type = model.config.model_type
+    return {
+        "family": model_type.removesuffix("_pretraining"),
+        "model_type": model_type,
+        "class": type(model).__name__,
+        "encoder": which,
+        "encoder_class": type(encoder).__name__,
+        "num_parameters": sum(parameter.numel() for parameter in encoder.parameters()),
+        "num_parameters_pretraining": sum(parameter.numel() for parameter in model.parameters()),
+        "encoder_config": {
+            key: value
+            for key, value in encoder.config.to_dict().items()
+            if key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
+        },
+    }
+
+
+def _move_into(staged: Path, folder: Path) -> None:
+    for item in sorted(staged.iterdir()):
+        destination = folder / item.name
+        if destination.is_dir() and not destination.is_symlink():
+            shutil.rmtree(destination)
+        os.replace(item, destination)
+
+
+def save_release(
+    model: PreTrainedModel,
+    folder: str | os.PathLike,
+    *,
+    results: dict[str, Any],
+    processor: Any | None = None,
+    recipe: dict[str, Any] | None = None,
+    pictures: Sequence[str | os.PathLike] = (),
+    which: Literal["target", "context"] = "target",
+) -> Path:
+    """
+    Writes the two-floor folder. Root: one encoder in its in-tree format, its processor, `results.json`, `recipe.yaml`,
+    the pictures and the card, all that plain `transformers` needs. `pretraining/`: the whole composite, for continuing
+    with this package. Everything is staged beside `folder` and moved in at the end, so a killed process leaves no
+    half-written release.
+
+    Args:
+        model (`JepaPreTrainedModel`): the trained composite.
+        folder (`str` or `PathLike`): where to write; files of an earlier release are replaced.
+        results (`dict`): what was measured (see [`~hf_jepa.hub.card.render_card`]); facts about the model are filled in.
+        processor (*optional*): the image processor to save; by default the encoder's size with ImageNet statistics.
+        recipe (`dict`, *optional*): the resolved recipe.
+        pictures (`Sequence` of paths): copied to the root. Captions come from `results["pictures"]`.
+        which (`str`): the encoder at the root.
+
+    Returns:
+        The folder.
+
+    Raises:
+        `ValueError`: for a picture that does not exist, or a release that fails [`check_release`].
+    """
+    folder = Path(folder)
+    missing = [str(picture) for picture in pictures if not Path(picture).is_file()]
+    if missing:
+        raise ValueError(f"These pictures do not exist: {', '.join(missing)}.")
+    encoder = model.export_encoder(which)
+    encoder.config.jepa_encoder = which
+    results = dict(results)
+    results["model"] = {**describe_model(model, encoder, which), **results.get("model", {})}
+    captions = {entry["file"]: entry["caption"] for entry in results.get("pictures") or []}
+    names = [Path(picture).name for picture in pictures]
+    results["pictures"] = [
+        {"file": name, "caption": captions.get(name, Path(name).stem.replace("_", " "))} for name in names
+    ]
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".release-") as temporary:
+        staged = Path(temporary)
+        encoder.save_pretrained(staged)
+        (processor or default_image_processor(encoder.config)).save_pretrained(staged)
+        model.save_pretrained(staged / PRETRAINING_FOLDER)
+        for picture in pictures:
+            shutil.copyfile(picture, staged / Path(picture).name)
+        if recipe is not None:
+            (staged / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+        (staged / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        (staged / "README.md").write_text(render_card(results), encoding="utf-8")
+        check_release(staged)
+        _move_into(staged, folder)
+    return folder
+
+
+def load_pretraining(repo: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
+    """
+    Loads a composite, every key of it.
+
+    Args:
+        repo (`str` or `PathLike`): a folder or repository that holds a composite at its root; for a release, its
+            `pretraining` folder or `subfolder="pretraining"`.
+        kwargs: passed to `from_pretrained`.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        `ValueError`: for missing, unexpected or mis-shaped keys, or a folder without a composite.
+    """
+    import hf_jepa  # noqa: F401  (registers the model types)
+
+    repo = str(repo)
+    if Path(repo).is_dir() and not (Path(repo) / kwargs.get("subfolder", "") / "config.json").is_file():
+        raise ValueError(f"{repo!r} has no config.json: it is no saved model, or was not written to the end.")
+    model, info = AutoModelForPreTraining.from_pretrained(repo, output_loading_info=True, **kwargs)
+    faults = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
+    if faults:
+        raise ValueError(f"{repo!r} does not hold a whole {type(model).__name__}: {faults}")
+    return model
+
+
+def _check_weights(folder: Path) -> list[str]:
+    """Faults of the safetensors files in one folder: absent shards and truncated files included."""
+    files = sorted(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    named = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    faults = [f"{folder.name}/{name} is missing" for name in sorted(named - {file.name for file in files})]
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as weights:
+                weights.keys()
+        except (SafetensorError, OSError) as error:
+            faults.append(f"{folder.name}/{file.name} is damaged ({error})")
+    return faults
+
+
+def check_release(folder: str | os.PathLike) -> Path:
+    """
+    Checks that a folder is fit to be published: card, config, processor and results are there, weights are whole
+    safetensors files, and it holds no pickles and no access tokens.
+
+    Args:
+        folder (`str` or `PathLike`): the release.
+
+    Returns:
+        The folder.
+
+    Raises:
+        `ValueError`: naming every fault.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{str(folder)!r} is no folder.")
+    required = ["config.json", "preprocessor_config.json", "README.md", "results.json"]
+    models = [folder]
+    if (folder / PRETRAINING_FOLDER).is_dir():
+        required.append(f"{PRETRAINING_FOLDER}/config.json")
+        models.append(folder / PRETRAINING_FOLDER)
+    faults = [f"{name} is missing" for name in required if not (folder / name).is_file()]
+    for model in models:
+        faults += _check_weights(model)
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = file.relative_to(folder)
+        if file.suffix.lower() in _PICKLES:
+            faults.append(f"{name} is a pickle or an archive, which nobody should load")
+        elif file.suffix.lower() in {".json", ".yaml", ".yml", ".md", ".txt"}:
+            if _TOKEN.search(file.read_text(encoding="utf-8", errors="replace")):
+                faults.append(f"{name} holds a Hugging Face access token")
+    if faults:
+        raise ValueError(f"{str(folder)!r} is not ready to be published:\n  " + "\n  ".join(faults))
+    return folder
+
+
+def _is_transient(error: Exception) -> bool:
+    response = getattr(error, "response", None)
+    if isinstance(error, HfHubHTTPError) and response is not None:
+        return response.status_code in _TRANSIENT
+    # httpx's timeouts and connection errors (OSError does not cover them) share this base's name across its versions.
+    names = {base.__name__ for base in type(error).__mro__}
+    return isinstance(error, TimeoutError | ConnectionError) or "TransportError" in names
+
+
+def _push_error(
+    error: Exception, folder: Path, repo_id: str, private: bool | None, revision: str | None, attempt: int
+) -> PushError:
+    command = f"hf upload {shlex.quote(repo_id)} {shlex.quote(str(folder))}"
+    command += " --private" * bool(private) + (f" --revision {shlex.quote(revision)}" if revision else "")
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    login = " after `hf auth login`" if status in (401, 403) else ""
+    tries = "1 try" if attempt == 1 else f"{attempt} tries"
+    return PushError(
+        f"Could not upload to {repo_id} ({tries}): {reason} "
+        f"The release is complete in {str(folder)!r}; finish{login} with: {command}"
+    )
+
+
+def _name_repository(folder: Path, repo_id: str) -> None:
+    """Puts the repository's name into the card's snippets, unless somebody has edited the card."""
+    results_file, card_file = folder / "results.json", folder / "README.md"
+    results = json.loads(results_file.read_text(encoding="utf-8"))
+    if card_file.read_text(encoding="utf-8") != render_card(results):
+        return
+    results["model"]["repo_id"] = repo_id
+    results_file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    card_file.write_text(render_card(results), encoding="utf-8")
+
+
+def push_release(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload release",
+    attempts: int = 5,
+    wait_seconds: float = 2.0,
+    api: HfApi | None = None,
+) -> str:
+    """
+    Uploads a release. The folder is checked first, and stays as it is whatever happens. Rate limits, server errors and
+    timeouts are retried, waiting twice as long each time.
+
+    Args:
+        folder (`str` or `PathLike`): the release, on disk.
+        repo_id (`str`): `organisation/name`.
+        private (`bool`, *optional*): for a repository that does not exist yet; `None` follows the organisation's default.
+        revision (`str`, *optional*): the branch to upload to.
+        commit_message (`str`): first line of the commit.
+        attempts (`int`): tries in all, at least 1.
+        wait_seconds (`float`): seconds before the second try.
+        api (`HfApi`, *optional*): the client to use.
+
+    Returns:
+        The address of the commit or repository.
+
+    Raises:
+        `ValueError`: if the folder is not fit to be published; nothing was sent.
+        `PushError`: if the upload failed; the message holds the command that finishes it.
+    """
+    folder = check_release(folder)
+    if attempts < 1:
+        raise ValueError(f"`attempts` must be at least 1, got {attempts}.")
+    _name_repository(folder, repo_id)
+    api = api or HfApi()
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=commit_message,
+                revision=revision,
+                ignore_patterns=["checkpoint-*", ".*"],
+            )
+            return str(commit)
+        except Exception as error:
+            if attempt >= attempts or not _is_transient(error):
+                raise _push_error(error, folder, repo_id, private, revision, attempt) from error
+            wait = wait_seconds * 2 ** (attempt - 1)
+            logger.warning(f"Upload failed ({type(error).__name__}); trying again in {wait:g} s.")
+            time.sleep(wait)

@@ -1,0 +1,3 @@
+from .image import MultiBlockMaskGenerator
+
+__all__ = ["MultiBlockMaskGenerator"]

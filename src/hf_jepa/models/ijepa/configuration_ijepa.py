@@ -1,0 +1,150 @@
+"""Configuration of I-JEPA pretraining."""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, IJepaConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+# name: (hidden size, layers, heads, intermediate size, predictor layers, patch size). Sizes of the released code; tiny and small were
+# never published, their predictor depth is the code's default.
+IJEPA_SIZES = {
+    "tiny": (192, 12, 3, 768, 6, 16),
+    "small": (384, 12, 6, 1536, 6, 16),
+    "base": (768, 12, 12, 3072, 6, 16),
+    "large": (1024, 24, 16, 4096, 12, 16),
+    "huge": (1280, 32, 16, 5120, 12, 14),
+    "giant": (1408, 40, 16, 6144, 16, 16),
+}
+
+
+def pair(value: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    """`(height, width)` of a size given as one number or two."""
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+@strict
+class IJepaPreTrainingConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`IJepaForPreTraining`] (arXiv 2301.08243).
+
+    Args:
+        encoder_config (`dict` or `IJepaConfig`, *optional*): the context and target encoders, in-tree `ijepa`. When
+            omitted, a ViT-B/16 with the original's `layer_norm_eps` of 1e-6 (the in-tree default of 1e-12 is not it).
+        predictor_hidden_size (`int`, defaults to 384): width of the predictor.
+        predictor_num_hidden_layers (`int`, defaults to 6): depth of the predictor.
+        predictor_num_attention_heads (`int`, *optional*): defaults to the encoder's number, as in the released code.
+        predictor_mlp_ratio (`float`, defaults to 4.0): the predictor's MLP width over its width.
+        loss_type (`"smooth_l1"`, `"l2"` or `"l1"`): the released code minimises smooth-L1; the paper and the survey
+            write L2.
+        initialization (`"original"` or `"fan_in"`): `"original"` is the released code's effective initialisation,
+            N(0, `initializer_range`) for every weight. `"fan_in"` draws N(0, 1 / fan-in), so that in narrow models
+            patch content is not drowned by the position table; the small recipes use it.
+        initializer_range (`float`, defaults to 0.02): standard deviation of the original initialisation.
+
+    Raises:
+        `ValueError`: for widths that heads do not divide, widths not divisible by 4, image sizes that patches do not
+            divide, or another encoder type than `ijepa`.
+    """
+
+    model_type = "ijepa_pretraining"
+    sub_configs_defaults = {
+        "encoder_config": SubConfigSpec(
+            config_class=AutoConfig, model_type="ijepa", init_kwargs={"layer_norm_eps": 1e-6}
+        )
+    }
+
+    encoder_config: dict | PreTrainedConfig | None = None
+    predictor_hidden_size: int = 384
+    predictor_num_hidden_layers: int = 6
+    predictor_num_attention_heads: int | None = None
+    predictor_mlp_ratio: float | int = 4.0
+    loss_type: Literal["smooth_l1", "l2", "l1"] = "smooth_l1"
+    initialization: Literal["original", "fan_in"] = "original"
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.predictor_num_attention_heads is None:
+            self.predictor_num_attention_heads = self.encoder_config.num_attention_heads
+
+    @classmethod
+    def from_size(
+        cls,
+        size: Literal["tiny", "small", "base", "large", "huge", "giant"],
+        image_size: int | tuple[int, int] = 224,
+        patch_size: int | None = None,
+        num_channels: int = 3,
+        **kwargs: Any,
+    ) -> "IJepaPreTrainingConfig":
+        """
+        A published size by name, e.g. `IJepaPreTrainingConfig.from_size("huge", patch_size=14)`.
+
+        Args:
+            size (`str`): `"tiny"`, `"small"`, `"base"`, `"large"`, `"huge"` or `"giant"`.
+            image_size (`int` or `(height, width)`): in pixels.
+            patch_size (`int`, *optional*): in pixels; defaults to 14 for huge and 16 for the others.
+            num_channels (`int`): of the image.
+            kwargs: other fields of the config.
+
+        Raises:
+            `ValueError`: for an unknown size.
+        """
+        if size not in IJEPA_SIZES:
+            raise ValueError(f"Unknown I-JEPA size {size!r}; choose one of {', '.join(IJEPA_SIZES)}.")
+        hidden, layers, heads, intermediate, predictor_layers, patch = IJEPA_SIZES[size]
+        encoder_config = IJepaConfig(
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=intermediate,
+            layer_norm_eps=1e-6,
+            image_size=image_size,
+            patch_size=patch_size or patch,
+            num_channels=num_channels,
+        )
+        return cls(encoder_config=encoder_config, **{"predictor_num_hidden_layers": predictor_layers, **kwargs})
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of the configured image, in patches."""
+        image, patch = pair(self.encoder_config.image_size), pair(self.encoder_config.patch_size)
+        return image[0] // patch[0], image[1] // patch[1]
+
+    @property
+    def predictor_config(self) -> IJepaConfig:
+        """The predictor's transformer layers as an in-tree config."""
+        config = IJepaConfig(
+            hidden_size=self.predictor_hidden_size,
+            num_hidden_layers=self.predictor_num_hidden_layers,
+            num_attention_heads=self.predictor_num_attention_heads or self.encoder_config.num_attention_heads,
+            intermediate_size=int(self.predictor_hidden_size * self.predictor_mlp_ratio),
+            layer_norm_eps=self.encoder_config.layer_norm_eps,
+            hidden_act=self.encoder_config.hidden_act,
+            qkv_bias=self.encoder_config.qkv_bias,
+            initializer_range=self.initializer_range,
+        )
+        config._attn_implementation = self._attn_implementation
+        return config
+
+    def validate_sizes(self) -> None:
+        """Refuses sizes that cannot be built; runs whenever a config is made."""
+        encoder = self.encoder_config
+        if not isinstance(encoder, PreTrainedConfig):
+            return
+        if encoder.model_type != "ijepa":
+            raise ValueError(f"`encoder_config` must be of model type 'ijepa', got {encoder.model_type!r}.")
+        predictor_heads = self.predictor_num_attention_heads or encoder.num_attention_heads
+        for name, width, heads in (
+            ("encoder_config.hidden_size", encoder.hidden_size, encoder.num_attention_heads),
+            ("predictor_hidden_size", self.predictor_hidden_size, predictor_heads),
+        ):
+            if heads < 1 or width % heads:
+                raise ValueError(f"`{name}` ({width}) must be divisible by its number of attention heads ({heads}).")
+            if width % 4:
+                raise ValueError(f"`{name}` ({width}) must be divisible by 4 for the 2-D sine-cosine positions.")
+        image, patch = pair(encoder.image_size), pair(encoder.patch_size)
+        if image[0] % patch[0] or image[1] % patch[1]:
+            raise ValueError(f"The image size {image} must be divisible by the patch size {patch}.")
+        if self.predictor_num_hidden_layers < 1:
+            raise ValueError(f"`predictor_num_hidden_layers` must be at least 1, got {self.predictor_num_hidden_layers}.")

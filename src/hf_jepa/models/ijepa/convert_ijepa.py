@@ -1,0 +1,312 @@
+"""Original I-JEPA training checkpoints to the two-floor folder of this package, and back. Nothing is left out silently.
+
+The files (arXiv 2301.08243, released code) are dictionaries of three state dicts, `encoder`, `predictor` and
+`target_encoder`, whose keys start with `module.`, beside optimizer and scaler state and a few numbers. They hold no
+config: sizes are read off the shapes, head counts come from the published sizes or from the caller.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import IJepaConfig
+from transformers.utils import logging
+
+from ...hub.original_files import (
+    describe_layout,
+    load_original_checkpoint,
+    sha256_of,
+    write_original_checkpoint,
+)
+from ...hub.release import load_pretraining, save_release
+from .configuration_ijepa import IJEPA_SIZES, IJepaPreTrainingConfig
+from .modeling_ijepa import IJepaForPreTraining
+
+
+logger = logging.get_logger(__name__)
+
+LAYOUT_FILE = "original_checkpoint.json"
+SOURCE_LICENCE = "cc-by-nc-4.0"
+
+_KNOWN_HEADS = {(hidden, layers): heads for hidden, layers, heads, *_ in IJEPA_SIZES.values()}
+
+# The original's groups; our modules have the same names.
+_GROUPS = ("encoder", "predictor", "target_encoder")
+_BLOCK = {
+    "norm1": ("layernorm_before",),
+    "attn.qkv": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+    "attn.proj": ("attention.o_proj",),
+    "norm2": ("layernorm_after",),
+    "mlp.fc1": ("mlp.fc1",),
+    "mlp.fc2": ("mlp.fc2",),
+}
+
+
+def _key_map(group: str, depth: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Original key -> the parameters of our module it holds, in the order of the original state dict."""
+    if group == "predictor":
+        before = [("mask_token", "mask_token"), ("predictor_pos_embed", "position_embeddings")]
+        before += [(f"predictor_embed.{kind}", f"embed.{kind}") for kind in ("weight", "bias")]
+        after = [("predictor_norm", "layernorm"), ("predictor_proj", "proj")]
+        blocks = "predictor_blocks"
+    else:
+        patches = "embeddings.patch_embeddings.projection"
+        before = [("pos_embed", "embeddings.position_embeddings")]
+        before += [(f"patch_embed.proj.{kind}", f"{patches}.{kind}") for kind in ("weight", "bias")]
+        after = [("norm", "layernorm")]
+        blocks = "blocks"
+    for source, name in before:
+        yield source, (name,)
+    for index in range(depth):
+        for source, names in _BLOCK.items():
+            for kind in ("weight", "bias"):
+                yield (
+                    f"{blocks}.{index}.{source}.{kind}",
+                    tuple(f"layers.{index}.{name}.{kind}" for name in names),
+                )
+    for source, name in after:
+        for kind in ("weight", "bias"):
+            yield f"{source}.{kind}", (f"{name}.{kind}",)
+
+
+def _strip_prefix(group: str, state_dict: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str]:
+    prefix = "module." if all(str(key).startswith("module.") for key in state_dict) else ""
+    tensors = {str(key).removeprefix(prefix): value for key, value in state_dict.items()}
+    wrong = [key for key, value in tensors.items() if not isinstance(value, torch.Tensor)]
+    if wrong or not tensors:
+        raise ValueError(f"`{group}` of the checkpoint must hold tensors only; these are none: {wrong or 'it is empty'}.")
+    return tensors, prefix
+
+
+def _shape(groups: dict[str, dict[str, torch.Tensor]], group: str, key: str, ndim: int) -> tuple[int, ...]:
+    tensor = groups[group].get(key)
+    if tensor is None or tensor.ndim != ndim:
+        found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
+        raise ValueError(f"`{group}`: {key!r} {found}; a tensor of {ndim} dimensions is needed to infer the model's size.")
+    return tuple(tensor.shape)
+
+
+def _depth(tensors: dict[str, torch.Tensor], blocks: str) -> int:
+    indices = [int(match[1]) for key in tensors if (match := re.match(rf"{blocks}\.(\d+)\.", key))]
+    return max(indices, default=-1) + 1
+
+
+def _heads(hidden_size: int, depth: int, num_attention_heads: int | None) -> int:
+    heads = num_attention_heads or _KNOWN_HEADS.get((hidden_size, depth))
+    if heads is None:
+        raise ValueError(
+            f"The checkpoint has width {hidden_size} and depth {depth}, which is no published size, and shapes do not "
+            "tell the number of attention heads: pass `num_attention_heads` (--num-attention-heads)."
+        )
+    return heads
+
+
+def _image_size(
+    num_tokens: int, patch_size: tuple[int, int], image_size: int | tuple[int, int] | None
+) -> int | tuple[int, int]:
+    """The image that `num_tokens` patches cover: square unless the caller says otherwise."""
+    if image_size is None:
+        side = math.isqrt(num_tokens)
+        if side * side != num_tokens:
+            raise ValueError(
+                f"The position table has {num_tokens} rows, which is no square grid: pass `image_size` as "
+                "(height, width) (--image-size HEIGHT WIDTH)."
+            )
+        image_size = (side * patch_size[0], side * patch_size[1])
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if (height // patch_size[0]) * (width // patch_size[1]) != num_tokens or height % patch_size[0]:
+        raise ValueError(
+            f"An image of {height}x{width} pixels has {height // patch_size[0]}x{width // patch_size[1]} patches of "
+            f"{patch_size}, but the position table has {num_tokens} rows; correct `image_size`."
+        )
+    return height if height == width else (height, width)
+
+
+def _infer_config(
+    groups: dict[str, dict[str, torch.Tensor]],
+    num_attention_heads: int | None,
+    predictor_num_attention_heads: int | None,
+    image_size: int | tuple[int, int] | None,
+) -> IJepaPreTrainingConfig:
+    hidden, channels, *patch = _shape(groups, "encoder", "patch_embed.proj.weight", 4)
+    num_tokens = _shape(groups, "encoder", "pos_embed", 3)[1]
+    intermediate = _shape(groups, "encoder", "blocks.0.mlp.fc1.weight", 2)[0]
+    predictor_hidden = _shape(groups, "predictor", "predictor_embed.weight", 2)[0]
+    predictor_intermediate = _shape(groups, "predictor", "predictor_blocks.0.mlp.fc1.weight", 2)[0]
+    depth = _depth(groups["encoder"], "blocks")
+    heads = _heads(hidden, depth, num_attention_heads)
+    ratio = predictor_intermediate / predictor_hidden
+    if int(predictor_hidden * ratio) != predictor_intermediate:
+        ratio = math.nextafter(ratio, math.inf)
+    encoder_config = IJepaConfig(
+        hidden_size=hidden,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        intermediate_size=intermediate,
+        layer_norm_eps=1e-6,  # the released code's; the in-tree default is 1e-12
+        image_size=_image_size(num_tokens, tuple(patch), image_size),
+        patch_size=patch[0] if patch[0] == patch[1] else tuple(patch),
+        num_channels=channels,
+    )
+    return IJepaPreTrainingConfig(
+        encoder_config=encoder_config,
+        predictor_hidden_size=predictor_hidden,
+        predictor_num_hidden_layers=_depth(groups["predictor"], "predictor_blocks"),
+        # The released code builds the predictor with as many heads as the encoder.
+        predictor_num_attention_heads=predictor_num_attention_heads or heads,
+        predictor_mlp_ratio=ratio,
+    )
+
+
+def _convert_weights(
+    groups: dict[str, dict[str, torch.Tensor]], model: IJepaForPreTraining
+) -> dict[str, torch.Tensor]:
+    """Original tensors under our names. Collects every fault before it raises, so that one run names them all."""
+    expected = model.state_dict()
+    depths = {"predictor": model.config.predictor_num_hidden_layers}
+    converted: dict[str, torch.Tensor] = {}
+    faults = []
+    for group in _GROUPS:
+        tensors = dict(groups[group])
+        for source, names in _key_map(group, depths.get(group, model.config.encoder_config.num_hidden_layers)):
+            tensor = tensors.pop(source, None)
+            if tensor is None:
+                faults.append(f"missing: {group}/{source}")
+                continue
+            shape = list(expected[f"{group}.{names[0]}"].shape)
+            shape[0] *= len(names)
+            if list(tensor.shape) != shape:
+                faults.append(f"mis-shaped: {group}/{source} is {tuple(tensor.shape)}, expected {tuple(shape)}")
+                continue
+            # Thirds of a fused tensor share its storage, which safetensors cannot write: those alone are copied.
+            parts = [part.clone() for part in tensor.chunk(len(names))] if len(names) > 1 else [tensor]
+            converted |= {f"{group}.{name}": part for name, part in zip(names, parts, strict=True)}
+        faults += [f"extra: {group}/{key}" for key in tensors]
+    dtypes = sorted({str(tensor.dtype) for tensor in converted.values()})
+    if len(dtypes) > 1 or (dtypes and not getattr(torch, dtypes[0].removeprefix("torch.")).is_floating_point):
+        faults.append(f"the tensors must share one floating-point type, found {', '.join(dtypes)}")
+    if faults:
+        raise ValueError("The checkpoint is not an I-JEPA of the inferred size; nothing was written:\n  " + "\n  ".join(faults))
+    return converted
+
+
+def convert_ijepa_checkpoint(
+    path: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    *,
+    which: Literal["target", "context"] = "target",
+    num_attention_heads: int | None = None,
+    predictor_num_attention_heads: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    licence: str = SOURCE_LICENCE,
+) -> Path:
+    """
+    Converts an original I-JEPA training checkpoint into a release: the encoder at the root in its in-tree format,
+    the whole composite under `pretraining/`. Position tables are copied, not recomputed: the target encoder's drifts
+    during training. Weights stay memory-mapped until they are written.
+
+    Args:
+        path (`str` or `PathLike`): the `.pth.tar` file.
+        output_dir (`str` or `PathLike`): the folder to write.
+        which (`str`): the encoder at the root; `"target"` is the one that the paper evaluates. (The `facebook/ijepa_*`
+            repositories hold the context encoder.)
+        num_attention_heads (`int`, *optional*): of the encoders; known for the published sizes.
+        predictor_num_attention_heads (`int`, *optional*): defaults to the encoders' number, as in the released code.
+        image_size (`int` or `(height, width)`, *optional*): in pixels; needed for non-square images only.
+        licence (`str`): of the checkpoint, for the card. The published files are CC BY-NC 4.0.
+
+    Returns:
+        `output_dir`.
+
+    Raises:
+        `UnsafeCheckpointError`: if the file holds anything but tensors and plain values.
+        `ValueError`: for a damaged file, missing, extra or mis-shaped keys (all are listed), or an unknown head count.
+        Nothing is written in either case.
+    """
+    path = Path(path)
+    checkpoint = load_original_checkpoint(path)
+    absent = [group for group in _GROUPS if not isinstance(checkpoint.get(group), dict)]
+    if absent:
+        raise ValueError(
+            f"{str(path)!r} has no {', '.join(map(repr, absent))}; it holds {', '.join(map(repr, checkpoint))}. Expected "
+            "an I-JEPA training checkpoint with 'encoder', 'predictor' and 'target_encoder'."
+        )
+    groups, prefixes = {}, {}
+    for group in _GROUPS:
+        groups[group], prefixes[group] = _strip_prefix(group, checkpoint[group])
+    config = _infer_config(groups, num_attention_heads, predictor_num_attention_heads, image_size)
+    with torch.device("meta"):
+        model = IJepaForPreTraining(config)
+    model.load_state_dict(_convert_weights(groups, model), strict=True, assign=True)
+    model.freeze_target()
+
+    results = {
+        "model": {"name": Path(output_dir).resolve().name, "family": "ijepa"},
+        "licence": licence,
+        "source_licence": licence,
+        "conversion": {"file": path.name, "sha256": sha256_of(path), "encoder": which},
+    }
+    layout = describe_layout(checkpoint, _GROUPS, path) | {"prefixes": prefixes}
+    folder = save_release(model, output_dir, results=results, which=which)
+    (folder / "pretraining" / LAYOUT_FILE).write_text(json.dumps(layout, indent=1) + "\n", encoding="utf-8")
+    if layout["dropped"]:
+        logger.warning(f"Not kept (the release holds weights only): {', '.join(layout['dropped'])}.")
+    return folder
+
+
+def _default_layout(tensors: dict[str, dict[str, torch.Tensor]]) -> dict[str, Any]:
+    """The layout of a file that the released code would write, for a model that did not come from one."""
+    entries = [
+        {"key": group, "kind": "OrderedDict", "names": [f"module.{key}" for key in tensors[group]], "metadata": None}
+        for group in _GROUPS
+    ]
+    prefixes = dict.fromkeys(_GROUPS, "module.")
+    return {"archive_name": None, "entries": entries, "dropped": [], "shared_names": [], "prefixes": prefixes}
+
+
+def export_original_checkpoint(folder: str | os.PathLike, path: str | os.PathLike) -> Path:
+    """
+    Writes a release (or its `pretraining/` folder) back in the original layout. A file that held state dicts and plain
+    values comes back byte for byte (under the same torch version); optimizer and scaler state, which a release does
+    not hold, cannot be restored and is named in a warning.
+
+    Args:
+        folder (`str` or `PathLike`): the release.
+        path (`str` or `PathLike`): the file to write.
+
+    Returns:
+        `path`.
+
+    Raises:
+        `ValueError`: if the folder holds no whole I-JEPA pretraining model.
+    """
+    folder = Path(folder)
+    composite = folder / "pretraining" if (folder / "pretraining").is_dir() else folder
+    model = load_pretraining(composite)
+    if not isinstance(model, IJepaForPreTraining):
+        raise ValueError(f"{str(composite)!r} holds a {type(model).__name__}; only IJepaForPreTraining has this layout.")
+    weights = model.state_dict()
+    tensors: dict[str, dict[str, torch.Tensor]] = {}
+    for group in _GROUPS:
+        layers = getattr(model, group).config.num_hidden_layers
+        tensors[group] = {
+            source: torch.cat([weights.pop(f"{group}.{name}") for name in names])
+            if len(names) > 1
+            else weights.pop(f"{group}.{names[0]}")
+            for source, names in _key_map(group, layers)
+        }
+    if weights:
+        raise ValueError(f"The original layout has no place for {', '.join(weights)}; nothing was written.")
+    layout_file = composite / LAYOUT_FILE
+    layout = json.loads(layout_file.read_text()) if layout_file.is_file() else _default_layout(tensors)
+    prefixed = {
+        group: {layout["prefixes"][group] + key: tensor for key, tensor in tensors[group].items()} for group in _GROUPS
+    }
+    if layout["dropped"]:
+        logger.warning(f"Not in the written file, because the release does not hold it: {', '.join(layout['dropped'])}.")
+    return write_original_checkpoint(path, layout, prefixed)

@@ -1,0 +1,197 @@
+"""I-JEPA pretraining: context encoder, EMA target encoder, narrow predictor (arXiv 2301.08243)."""
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils.generic import can_return_tuple
+
+from ...modeling_jepa import JepaOutput, JepaPreTrainedModel, check_masks
+from ...objectives.distances import distance, normalize_targets
+from ...positions import sincos_2d
+from ...predictor import MaskedTokenPredictor, gather_tokens
+from .configuration_ijepa import IJepaPreTrainingConfig, pair
+
+
+def embed_patches(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """
+    Patch tokens plus positions of an in-tree `IJepaModel`: its stored table at the configured size, the sine-cosine
+    table at any other.
+
+    Args:
+        encoder (`IJepaModel`).
+        pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`).
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch, tokens, width)`, tokens in row-major order.
+    """
+    embeddings = encoder.embeddings
+    tokens = embeddings.patch_embeddings(pixel_values)
+    size = tuple(pixel_values.shape[-2:])
+    if size == tuple(embeddings.image_size):
+        positions = embeddings.position_embeddings
+    else:
+        grid_size = grid_of(encoder.config.patch_size, size)
+        positions = sincos_2d(grid_size, tokens.shape[-1], device=tokens.device)[None]
+    return embeddings.dropout(tokens + positions.to(tokens.dtype))
+
+
+def grid_of(patch_size: int | list[int] | tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """
+    Rows and columns of an image, in patches.
+
+    Raises:
+        `ValueError`: if patches do not divide the image.
+    """
+    patch = pair(patch_size)
+    if size[0] % patch[0] or size[1] % patch[1] or not size[0] or not size[1]:
+        raise ValueError(f"Images of {size[0]}x{size[1]} pixels cannot be cut into patches of {patch[0]}x{patch[1]}.")
+    return size[0] // patch[0], size[1] // patch[1]
+
+
+def encode_tokens(
+    encoder: PreTrainedModel, pixel_values: torch.Tensor, masks: list[torch.Tensor] | None = None
+) -> torch.Tensor:
+    """
+    Runs an in-tree `IJepaModel` on the visible tokens only: the others are dropped before the first block.
+
+    Args:
+        encoder (`IJepaModel`).
+        pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`).
+        masks (`list` of int64 tensors of shape `(batch, kept)`, *optional*): token indices; all tokens when omitted.
+
+    Returns:
+        `torch.FloatTensor` of shape `(len(masks) * batch, kept, width)`, mask major, after the final norm.
+    """
+    hidden_states = embed_patches(encoder, pixel_values)
+    if masks is not None:
+        hidden_states = torch.cat([gather_tokens(hidden_states, mask) for mask in masks])
+    for layer in encoder.layers:
+        hidden_states = layer(hidden_states)
+    return encoder.layernorm(hidden_states)
+
+
+class IJepaForPreTraining(JepaPreTrainedModel):
+    """
+    I-JEPA (arXiv 2301.08243): from the visible tokens of an image, predict what an EMA copy of the encoder makes of
+    hidden blocks of it. Follows the released code where it differs from the paper: smooth-L1 instead of L2, and targets
+    layer-normed over features without affine.
+
+    Example:
+
+    ```python
+    >>> from hf_jepa import IJepaForPreTraining, IJepaPreTrainingConfig
+    >>> from hf_jepa.masking import MultiBlockMaskGenerator
+    >>> model = IJepaForPreTraining(IJepaPreTrainingConfig.from_size("tiny"))
+    >>> context_mask, target_mask = MultiBlockMaskGenerator(image_size=224, patch_size=16)(batch_size=2)
+    >>> loss = model(torch.randn(2, 3, 224, 224), context_mask, target_mask).loss
+    ```
+    """
+
+    config: IJepaPreTrainingConfig
+
+    def __init__(self, config: IJepaPreTrainingConfig):
+        super().__init__(config)
+        # The composite's own post_init draws the weights; drawing them in each part first would be work done twice.
+        with init.no_init_weights():
+            self.encoder = AutoModel.from_config(config.encoder_config)
+            self.target_encoder = AutoModel.from_config(config.encoder_config)
+            self.predictor = MaskedTokenPredictor(
+                config.predictor_config, config.encoder_config.hidden_size, config.grid_size
+            )
+        self.freeze_target()
+        self.post_init()
+        # post_init draws the two encoders independently (they are equal only from here on).
+        if self.device.type != "meta":
+            self.sync_target()
+
+    def freeze_target(self) -> None:
+        super().freeze_target()
+        self.encoder.embeddings.position_embeddings.requires_grad_(False)
+        self.predictor.position_embeddings.requires_grad_(False)
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        # In-tree parts draw their own weights; a composite without parameters of its own gets no `_init_weights` call.
+        super().initialize_weights()
+        table = sincos_2d(self.config.grid_size, self.config.encoder_config.hidden_size)[None]
+        for encoder in (self.encoder, self.target_encoder):
+            init.copy_(encoder.embeddings.position_embeddings, table)
+        for part in (self.encoder, self.target_encoder, self.predictor):
+            for child in part.modules():
+                if isinstance(child, nn.Linear | nn.Conv2d):
+                    std = self.config.initializer_range
+                    if self.config.initialization == "fan_in":
+                        std = child.weight[0].numel() ** -0.5
+                    init.normal_(child.weight, std=std)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor,
+        context_mask: list[torch.LongTensor],
+        target_mask: list[torch.LongTensor],
+    ) -> JepaOutput:
+        """
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`): any size that patches divide.
+            context_mask (`list` of int64 tensors of shape `(batch, kept)`): visible tokens, row-major indices.
+            target_mask (`list` of int64 tensors of shape `(batch, kept)`): one per block to predict.
+
+        Returns:
+            [`JepaOutput`]: `predictions` and `targets` hold one tensor of shape
+            `(len(context_mask) * batch, kept, width)` per target mask, context mask major.
+
+        Raises:
+            `ValueError`: for masks or image sizes that do not fit.
+        """
+        context, predictions, targets = self.predict(pixel_values, context_mask, target_mask)
+        loss = distance(predictions, targets, self.config.loss_type).mean()
+        return JepaOutput(
+            loss=loss,
+            loss_components={"prediction_loss": loss.detach()},
+            predictions=predictions.chunk(len(target_mask)),
+            targets=targets.chunk(len(target_mask)),
+            context_features=context,
+        )
+
+    def predict(
+        self, pixel_values: torch.Tensor, context_mask: list[torch.Tensor], target_mask: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        The method without its loss.
+
+        Returns:
+            The context features of shape `(contexts * batch, kept, width)`, and predictions and targets of shape
+            `(blocks * contexts * batch, kept, width)`, block major, then context mask, then image.
+        """
+        grid_size = grid_of(self.config.encoder_config.patch_size, tuple(pixel_values.shape[-2:]))
+        batch_size, num_tokens = pixel_values.shape[0], grid_size[0] * grid_size[1]
+        check_masks("context_mask", context_mask, batch_size, num_tokens)
+        check_masks("target_mask", target_mask, batch_size, num_tokens)
+
+        context = encode_tokens(self.encoder, pixel_values, context_mask)
+        predictions = self.predictor(context, context_mask, target_mask, grid_size)
+        with torch.no_grad():
+            features = normalize_targets(encode_tokens(self.target_encoder, pixel_values))
+            rows = [gather_tokens(features, mask).repeat(len(context_mask), 1, 1) for mask in target_mask]
+        return context, predictions, torch.cat(rows)
+
+    @torch.no_grad()
+    def energy(
+        self, pixel_values: torch.FloatTensor, context_mask: list[torch.LongTensor], target_mask: list[torch.LongTensor]
+    ) -> torch.FloatTensor:
+        """
+        How badly each image's hidden blocks are predicted: the loss before its mean over the batch, averaged over
+        blocks, context masks, tokens and features. Arguments as in `forward`.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch,)`.
+        """
+        _, predictions, targets = self.predict(pixel_values, context_mask, target_mask)
+        unreduced = distance(predictions, targets, self.config.loss_type).mean(dim=(1, 2))
+        return unreduced.view(-1, pixel_values.shape[0]).mean(dim=0)
+
+    @torch.no_grad()
+    def get_features(self, pixel_values: torch.FloatTensor, which: str = "target") -> torch.FloatTensor:
+        return encode_tokens(self._encoder(which), pixel_values)

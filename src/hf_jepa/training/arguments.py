@@ -1,0 +1,200 @@
+"""Training arguments of the JEPA trainers."""
+
+from dataclasses import dataclass, field, fields
+
+from transformers import TrainingArguments
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+# What the trainer cannot work without; an ordinary `TrainingArguments` is switched to these, and says so.
+_REQUIRED_VALUES = {"remove_unused_columns": False, "logging_nan_inf_filter": False}
+
+
+@dataclass
+class JepaTrainingArguments(TrainingArguments):
+    r"""
+    Arguments of [`JepaTrainer`]: those of [`~transformers.TrainingArguments`] plus the schedules of the originals,
+    probes and guards. The defaults are the published I-JEPA recipe (facebookresearch/ijepa `in1k_vith14_ep300`).
+
+    Args:
+        ema_momentum (`float`, *optional*, defaults to 0.996):
+            Momentum of the first target update; in [0, 1].
+        ema_momentum_end (`float`, *optional*, defaults to 1.0):
+            Momentum that a straight line over the schedule reaches; in [0, 1].
+        learning_rate_start (`float`, *optional*):
+            Where the warmup starts. Defaults to a fifth of `learning_rate`, the ratio of the published recipe.
+        learning_rate_end (`float`, *optional*, defaults to 1e-6):
+            Where the cosine ends, and its floor.
+        weight_decay_end (`float`, *optional*, defaults to 0.4):
+            Where the cosine of the weight decay ends; it starts at `weight_decay`.
+        schedule_horizon (`float`, *optional*, defaults to 1.0):
+            The schedules reach their ends after `schedule_horizon * max_steps` updates (`ipe_scale` in the originals);
+            at least 1. Warmup is not stretched, as in the original.
+        probe_every_steps (`int`, *optional*):
+            Run the k-NN and linear probes on target features every so many updates; short for
+            `eval_strategy="steps", eval_steps=...`.
+        probe_num_neighbors (`int`, *optional*, defaults to 20):
+            Neighbours of the k-NN probe.
+        collapse_std_threshold (`float`, *optional*, defaults to 0.01):
+            A log whose target feature std (across images, per position and dimension) is below this counts as a
+            collapse. 0 switches the check off.
+        collapse_rank_threshold (`float`, *optional*, defaults to 1.5):
+            The same for RankMe of the target features, whose least value is 1. 0 switches the check off.
+        collapse_patience (`int`, *optional*, defaults to 3):
+            Number of such logs in a row after which `collapse_action` is taken.
+        collapse_action (`str`, *optional*, defaults to `"warn"`):
+            `"warn"` or `"stop"`. The first such log is always warned about.
+        allow_changed_settings (`bool`, *optional*, defaults to `False`):
+            Resume although settings that shape the trajectory differ from those of the checkpoint.
+
+    Overridden defaults:
+
+    - `learning_rate` 1e-3, `weight_decay` 0.04, `warmup_steps` 40/300 of the run, `lr_scheduler_type` `"cosine"`: the
+      published recipe. With another `lr_scheduler_type` the learning rate is transformers' own schedule.
+    - `max_grad_norm` 0: the originals do not clip.
+    - `remove_unused_columns` `False`: masks and draws are not arguments that a dataset could be checked against.
+    - `logging_nan_inf_filter` `False`: the stock default logs a NaN loss as 0.
+    - `report_to` `"none"`: no network traffic that nobody asked for.
+    - `ddp_find_unused_parameters` `False`: every trainable parameter is used in every step.
+    - `accelerator_config` `{"dispatch_batches": False}`: each rank decodes its own images.
+    - `logging_steps` 50.
+    """
+
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
+    weight_decay: float = field(default=0.04, metadata={"help": "Weight decay at the start of its cosine."})
+    warmup_steps: float = field(
+        default=40 / 300, metadata={"help": "Warmup updates, or below 1 a share of the run (published: 40/300)."}
+    )
+    lr_scheduler_type: str = field(
+        default="cosine", metadata={"help": "`cosine` is the originals' warmup-cosine; others are transformers' own."}
+    )
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 is none, as in the originals."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: masks would be dropped."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must stay False: True hides a NaN loss."})
+    report_to: None | str | list[str] = field(default="none", metadata={"help": "Trackers; none unless asked for."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Every trainable parameter is used in every step."}
+    )
+    accelerator_config: dict | str | None = field(
+        default_factory=lambda: {"dispatch_batches": False},
+        metadata={"help": "Accelerator settings; each rank reads its own data."},
+    )
+    logging_steps: float = field(default=50, metadata={"help": "Log every so many updates."})
+
+    ema_momentum: float = field(default=0.996, metadata={"help": "Target momentum of the first update, in [0, 1]."})
+    ema_momentum_end: float = field(default=1.0, metadata={"help": "Target momentum at the end, in [0, 1]."})
+    learning_rate_start: float | None = field(
+        default=None, metadata={"help": "Learning rate that the warmup starts from; default: learning_rate / 5."}
+    )
+    learning_rate_end: float = field(default=1e-6, metadata={"help": "Learning rate at the end of the cosine."})
+    weight_decay_end: float = field(default=0.4, metadata={"help": "Weight decay at the end of its cosine."})
+    schedule_horizon: float = field(
+        default=1.0, metadata={"help": "Stretches every schedule beyond the run (`ipe_scale` in the originals)."}
+    )
+    probe_every_steps: int | None = field(
+        default=None, metadata={"help": "Probe the target features every so many updates."}
+    )
+    probe_num_neighbors: int = field(default=20, metadata={"help": "Neighbours of the k-NN probe."})
+    collapse_std_threshold: float = field(
+        default=0.01, metadata={"help": "Target feature std below which a log counts as collapse; 0 is off."}
+    )
+    collapse_rank_threshold: float = field(
+        default=1.5, metadata={"help": "RankMe of the targets below which a log counts as collapse; 0 is off."}
+    )
+    collapse_patience: int = field(default=3, metadata={"help": "Collapsed logs in a row before the action."})
+    collapse_action: str = field(default="warn", metadata={"help": "What a collapse does: `warn` or `stop`."})
+    allow_changed_settings: bool = field(
+        default=False, metadata={"help": "Resume although settings differ from those of the checkpoint."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.probe_every_steps is not None:
+            if self.probe_every_steps < 1:
+                raise ValueError(
+                    f"`probe_every_steps` is {self.probe_every_steps}; give a positive number of updates, or None."
+                )
+            self.eval_strategy = "steps"
+            self.eval_steps = self.probe_every_steps
+        if self.learning_rate_start is None:
+            self.learning_rate_start = self.learning_rate / 5
+        # The stock default is "loss", which the probes do not measure.
+        if self.metric_for_best_model is None and (self.load_best_model_at_end or self.save_strategy == "best"):
+            self.metric_for_best_model = "eval_knn_accuracy"
+        self._check_jepa_fields()
+        super().__post_init__()
+
+    def _check_jepa_fields(self) -> None:
+        for name in ("ema_momentum", "ema_momentum_end"):
+            value = getattr(self, name)
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"`{name}` is {value}; an EMA momentum lies in [0, 1] (published: 0.996 to 1.0).")
+        for name in (
+            "learning_rate",
+            "learning_rate_start",
+            "learning_rate_end",
+            "weight_decay",
+            "weight_decay_end",
+            "collapse_std_threshold",
+            "collapse_rank_threshold",
+        ):
+            if not getattr(self, name) >= 0.0:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; give a number that is not negative.")
+        if not self.schedule_horizon >= 1.0:
+            raise ValueError(
+                f"`schedule_horizon` is {self.schedule_horizon}; it stretches the schedules: 1.0 or more."
+            )
+        for name in ("collapse_patience", "probe_num_neighbors"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+        if self.collapse_action not in ("warn", "stop"):
+            raise ValueError(f"`collapse_action` is {self.collapse_action!r}; choose 'warn' or 'stop'.")
+        for name, value in _REQUIRED_VALUES.items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)}, which JEPA training cannot use; leave it {value}."
+                )
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """
+        Number of warmup updates.
+
+        A share is rounded to the nearest update rather than up as in the base class: 40/300 of 187,500 updates is
+        25,000, not 25,001.
+
+        Args:
+            num_training_steps (`int`): updates of the whole run.
+
+        Returns:
+            `int`: updates of the warmup.
+        """
+        if self.warmup_steps >= 1:
+            return int(self.warmup_steps)
+        return round(num_training_steps * self.warmup_steps)
+
+
+def as_jepa_arguments(args: TrainingArguments) -> JepaTrainingArguments:
+    """
+    Reads an ordinary [`~transformers.TrainingArguments`] as [`JepaTrainingArguments`]: every field keeps its value,
+    the weight decay stays constant, and what JEPA training cannot use is switched with a warning.
+
+    Args:
+        args (`TrainingArguments`): the arguments that the user gave.
+
+    Returns:
+        `JepaTrainingArguments`: the same object if it already is one, else a converted copy.
+    """
+    if isinstance(args, JepaTrainingArguments):
+        return args
+    values = {f.name: getattr(args, f.name) for f in fields(args) if f.init}
+    changed = {name: value for name, value in _REQUIRED_VALUES.items() if values[name] != value}
+    values["report_to"] = values["report_to"] or "none"
+    values["accelerator_config"] = {**values["accelerator_config"].to_dict(), "dispatch_batches": False}
+    if values["ddp_find_unused_parameters"] is None:
+        values["ddp_find_unused_parameters"] = False
+    values.update(changed, weight_decay_end=args.weight_decay)
+    values["learning_rate_end"] = min(1e-6, args.learning_rate)
+    if changed:
+        settings = ", ".join(f"{name}={value}" for name, value in changed.items())
+        logger.warning(f"JEPA training needs {settings}: set so. Use `JepaTrainingArguments` to avoid this message.")
+    return JepaTrainingArguments(**values)

@@ -1,0 +1,118 @@
+"""Datasets that know which draw of the run they serve, so that a sample depends on `(seed, index, draw)` alone."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from ..data import SeededImageStream
+from ..data.seeding import forked_rng, mix_seed
+
+
+class DrawSeededDataset(Dataset):
+    """
+    Gives an ordinary map-style dataset what [`~hf_jepa.data.SeededImageDataset`] has built in: it is indexed with
+    `(index, draw)`, its random transforms are seeded from `(seed, draw)`, and its samples carry `"draw"`.
+
+    Args:
+        dataset (`Dataset`): yields dicts such as `{"pixel_values": (C, H, W) float32}`.
+        seed (`int`): seed of the transforms.
+    """
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        index, draw = key
+        with forked_rng(mix_seed(self.seed, draw)):
+            sample = self.dataset[index]
+        return {**sample, "draw": draw}
+
+
+class DrawCountedStream(IterableDataset):
+    """
+    An endless stream for one rank, whose draws are numbered as a map-style run numbers them: worker `w` of `W` makes
+    batches `w`, `w + W`, ... of its rank, and batch `c` of rank `r` holds the draws from `(c * world_size + r) *
+    batch_size` on. All samples of an optimizer step hence share that step's mask sizes, for any number of workers.
+
+    A [`~hf_jepa.data.SeededImageStream`] is split over ranks and workers by its shards. Any other stream is expected
+    to give the same samples everywhere and is read in full by each worker, which keeps its own batches.
+
+    Args:
+        stream (`IterableDataset`): yields dicts such as `{"pixel_values": (C, H, W) float32}`.
+        batch_size (`int`): samples per batch of one rank.
+        seed (`int`): seed of the transforms of an ordinary stream.
+        rank (`int`): this process.
+        world_size (`int`): number of processes.
+        num_workers (`int`): workers of this rank's loader.
+
+    Raises:
+        ValueError: if the stream has fewer shards than ranks or workers that are to share it.
+    """
+
+    def __init__(
+        self, stream: IterableDataset, batch_size: int, seed: int, rank: int, world_size: int, num_workers: int
+    ) -> None:
+        self.is_sharded = isinstance(stream, SeededImageStream)
+        if self.is_sharded:
+            stream = _split_stream(stream, rank, world_size, num_workers)
+        self.stream = stream
+        self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        worker_id, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        samples = self._sharded_samples() if self.is_sharded else self._own_samples(worker_id, num_workers)
+        for count, sample in enumerate(samples):
+            batch = count // self.batch_size * num_workers + worker_id
+            draw = (batch * self.world_size + self.rank) * self.batch_size + count % self.batch_size
+            yield {**sample, "draw": draw}
+
+    def _sharded_samples(self) -> Iterator[dict[str, Any]]:
+        epoch = 0
+        while True:
+            self.stream.set_epoch(epoch)
+            empty = True
+            for sample in self.stream:
+                empty = False
+                yield sample
+            if empty:
+                raise ValueError("A worker's share of the training stream is empty; lower `dataloader_num_workers`.")
+            epoch += 1
+
+    def _own_samples(self, worker_id: int, num_workers: int) -> Iterator[dict[str, Any]]:
+        count = 0
+        while True:
+            before, samples = count, iter(self.stream)
+            while True:
+                with forked_rng(mix_seed(self.seed, count)):
+                    sample = next(samples, None)
+                if sample is None:
+                    break
+                batch = count // self.batch_size
+                count += 1
+                if batch % self.world_size == self.rank and batch // self.world_size % num_workers == worker_id:
+                    yield sample
+            if count == before:
+                raise ValueError("The training stream yields nothing.")
+
+
+def _split_stream(stream: SeededImageStream, rank: int, world_size: int, num_workers: int) -> SeededImageStream:
+    from copy import copy
+
+    from datasets.distributed import split_dataset_by_node
+
+    num_shards = stream.dataset.num_shards
+    if num_workers > 1 and (num_shards % world_size or num_shards // world_size < num_workers):
+        raise ValueError(
+            f"The stream has {num_shards} shards, too few for {world_size} processes of {num_workers} workers each "
+            f"(or no multiple of {world_size}); lower `dataloader_num_workers` to 1 or split the data into more files."
+        )
+    stream = copy(stream)
+    if world_size > 1:
+        stream.dataset = split_dataset_by_node(stream.dataset, rank=rank, world_size=world_size)
+    return stream

@@ -1,0 +1,141 @@
+"""What a run logs about its steps, gathered on the device and read only when something is logged."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+# Singular values of this many rows say as much, and cost milliseconds.
+_MAX_RANK_ROWS = 2048
+_MAX_IMAGES = 64
+
+
+class StepMetrics:
+    """
+    Sums of what the training steps return, kept as detached tensors on the device: no update waits for the device.
+    """
+
+    def __init__(self) -> None:
+        self.last_pixels: torch.Tensor | None = None
+        self._first_bad: torch.Tensor | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._micro_batches = 0
+        self._images = 0
+        self._paused = 0.0
+        self._since = time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time of the block (probes, saving) out of the throughput."""
+        start = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - start
+
+    @torch.no_grad()
+    def update(self, outputs: Any, pixel_values: torch.Tensor, step: int) -> None:
+        """
+        Adds one micro-batch.
+
+        Args:
+            outputs ([`~hf_jepa.modeling_jepa.JepaOutput`]): what the model returned.
+            pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`): what it was given.
+            step (`int`): 0-based index of the optimizer update.
+        """
+        values = dict(outputs.loss_components or {})
+        for name, tensors in (("prediction_token_std", outputs.predictions), ("target_token_std", outputs.targets)):
+            if tensors:
+                values[name] = torch.stack([_token_std(tensor) for tensor in tensors]).mean()
+        for name, value in values.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        loss = outputs.loss.detach()
+        if self._first_bad is None:
+            self._first_bad = torch.full((), torch.inf, device=loss.device)
+        position = torch.full((), float(step), device=loss.device)
+        self._first_bad = torch.where(torch.isfinite(loss), self._first_bad, torch.minimum(self._first_bad, position))
+        self._micro_batches += 1
+        self._images += len(pixel_values)
+        self.last_pixels = pixel_values[:_MAX_IMAGES].detach()
+
+    def first_non_finite_step(self, accelerator: Accelerator) -> int | None:
+        """0-based index of the first update whose loss was NaN or infinite in any process, or None. Synchronises."""
+        if self._first_bad is None:
+            return None
+        first = accelerator.gather(self._first_bad[None]).min().item()
+        return None if first == float("inf") else int(first)
+
+    def drain(self, accelerator: Accelerator, features: torch.Tensor | None) -> dict[str, float]:
+        """
+        Means since the last call over micro-batches and processes, and a fresh start.
+
+        Args:
+            accelerator (`Accelerator`): gathers across processes; every process has to call this.
+            features (`torch.FloatTensor` of shape `(batch, tokens, width)`, *optional*): of some images.
+
+        Returns:
+            `dict[str, float]`: the terms of the loss, stds, `target_rankme`, `images_per_second` and, if there was
+            one, `non_finite_step`.
+        """
+        if not self._micro_batches:
+            return {}
+        names = sorted(self._sums)
+        values = [self._sums[name] / self._micro_batches for name in names]
+        if features is not None:
+            names += ["target_std", "target_rankme"]
+            values += [feature_std(features), feature_rankme(features)]
+        seconds = max(time.perf_counter() - self._since - self._paused, 1e-9)
+        row = torch.stack([*values, self._first_bad]).float()[None]
+        # One gather and one transfer for everything.
+        table = accelerator.gather(row).cpu()
+        result = dict(zip(names, table[:, :-1].mean(0).tolist(), strict=True))
+        first_bad = table[:, -1].min().item()
+        if first_bad != float("inf"):
+            result["non_finite_step"] = int(first_bad)
+        result["images_per_second"] = round(self._images * accelerator.num_processes / seconds, 3)
+        self._reset()
+        return result
+
+
+def _token_std(tokens: torch.Tensor) -> torch.Tensor:
+    tokens = tokens.detach().float().flatten(0, -2)
+    return tokens.std(dim=0, correction=0).mean()
+
+
+def feature_std(features: torch.Tensor) -> torch.Tensor:
+    """
+    Standard deviation across images, at each position and dimension, averaged.
+
+    An encoder that has collapsed to positions has varied tokens and a healthy-looking loss, but this is near zero.
+
+    Args:
+        features (`torch.FloatTensor` of shape `(batch, tokens, width)`): target features, at least two images.
+
+    Returns:
+        `torch.FloatTensor` of shape `()`.
+    """
+    return features.float().std(dim=0, correction=0).mean()
+
+
+def feature_rankme(features: torch.Tensor) -> torch.Tensor:
+    """
+    RankMe of the tokens: the exponential of the entropy of their normalised singular values (Garrido et al., 2023).
+
+    Args:
+        features (`torch.FloatTensor` of shape `(batch, tokens, width)`): target features.
+
+    Returns:
+        `torch.FloatTensor` of shape `()`: between 1 and the width; NaN if a feature is.
+    """
+    tokens = features.float().flatten(0, 1)
+    tokens = tokens[:: max(1, len(tokens) // _MAX_RANK_ROWS)][:_MAX_RANK_ROWS]
+    if not torch.isfinite(tokens).all():
+        return tokens.new_full((), torch.nan)
+    singular = torch.linalg.svdvals(tokens)
+    shares = singular / singular.sum().clamp_min(1e-12) + 1e-7
+    return torch.exp(-(shares * shares.log()).sum())

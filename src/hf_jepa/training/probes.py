@@ -1,0 +1,91 @@
+"""The probes that a run is evaluated with."""
+
+import time
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch.utils.data import Subset
+from transformers import PreTrainedModel
+
+from .arguments import JepaTrainingArguments
+
+
+def gathered_features(
+    model: PreTrainedModel, dataset: Any, batch_size: int, accelerator: Accelerator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Mean-pooled target features of a labelled dataset, each process computing its share.
+
+    Args:
+        model ([`~hf_jepa.modeling_jepa.JepaPreTrainedModel`]): the model being trained.
+        dataset (`Dataset`): samples with `pixel_values` and `label`.
+        batch_size (`int`): images at a time.
+        accelerator (`Accelerator`): the processes that share the work.
+
+    Returns:
+        `tuple` of features `(num_examples, width)` float32 and labels `(num_examples,)` int64, in every process.
+    """
+    from ..evaluation import extract_features
+
+    count, world, rank = len(dataset), accelerator.num_processes, accelerator.process_index
+    # Wrapped around so that every process makes the same number of forward passes, as sharded models need.
+    per_process = -(-count // world)
+    share = Subset(dataset, [(position * world + rank) % count for position in range(per_process)])
+    with accelerator.autocast():
+        features, labels = extract_features(
+            model, share, batch_size=batch_size, pool="mean", device=accelerator.device
+        )
+    if world == 1:
+        return features, labels
+    parts = [
+        accelerator.gather(tensor.to(accelerator.device)[None].contiguous())
+        .transpose(0, 1)
+        .flatten(0, 1)[:count]
+        .cpu()
+        for tensor in (features, labels)
+    ]
+    return parts[0], parts[1]
+
+
+def probe_metrics(
+    model: PreTrainedModel,
+    train_dataset: Any,
+    eval_dataset: Any,
+    args: JepaTrainingArguments,
+    accelerator: Accelerator,
+    prefix: str,
+) -> dict[str, float]:
+    """
+    Weighted k-NN and ridge-regression probe on mean-pooled target features.
+
+    Args:
+        model ([`~hf_jepa.modeling_jepa.JepaPreTrainedModel`]): the model being trained.
+        train_dataset (`Dataset`): labelled images that the probes are fitted on.
+        eval_dataset (`Dataset`): labelled images that they are scored on.
+        args ([`JepaTrainingArguments`]): batch size and neighbours.
+        accelerator (`Accelerator`): the processes that share the work.
+        prefix (`str`): of the metrics' names.
+
+    Returns:
+        `dict[str, float]`: the same in every process.
+    """
+    from ..evaluation import knn_accuracy, ridge_probe
+
+    start = time.perf_counter()
+    batch_size = args.per_device_eval_batch_size
+    train_features, train_labels = gathered_features(model, train_dataset, batch_size, accelerator)
+    eval_features, eval_labels = gathered_features(model, eval_dataset, batch_size, accelerator)
+    values = [0.0, 0.0]
+    if accelerator.is_main_process:
+        arguments = (train_features, train_labels, eval_features, eval_labels)
+        neighbors = min(args.probe_num_neighbors, len(train_labels))
+        values = [float(knn_accuracy(*arguments, k=neighbors)), float(ridge_probe(*arguments))]
+    # Every process decides alike about the best checkpoint.
+    values = broadcast_object_list(values)
+    return {
+        f"{prefix}_knn_accuracy": values[0],
+        f"{prefix}_linear_accuracy": values[1],
+        f"{prefix}_runtime": round(time.perf_counter() - start, 4),
+    }
