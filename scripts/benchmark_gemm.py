@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ import torch
 
 @dataclass(frozen=True)
 class StepSizes:
-    """What fixes the products of one step; the defaults are ViT-S/16 at 224 px with the original's usual mask sizes."""
+    """What fixes the products of a step; by default ViT-S/16 at 224 px with the original's usual mask sizes."""
 
     batch_size: int = 16
     image_size: int = 224
@@ -86,7 +87,8 @@ def flops(products: Products) -> int:
 class GemmSuite:
     """The distinct products of a step, ready to be timed: `seconds()` is the time all of them take together."""
 
-    def __init__(self, products: Products, dtype: torch.dtype) -> None:
+    def __init__(self, products: Products, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter):
+        self.clock = clock
         self.calls = []
         for (batch, m, k, n), times in products.items():
             lead = (batch,) if batch else ()
@@ -97,8 +99,8 @@ class GemmSuite:
         total = 0.0
         for function, a, b, out, times in self.calls:
             repeats = max(1, times // 6)
-            start = time.perf_counter()
+            start = self.clock()
             for _ in range(repeats):
                 function(a, b, out=out)
-            total += (time.perf_counter() - start) / repeats * times
+            total += (self.clock() - start) / repeats * times
         return total

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 
-
 CLASS_NAMES = [
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 ]  # fmt: skip

@@ -7,16 +7,17 @@ Renders model_cards/*.md from the results beside them; with --check, fails where
 import argparse
 import difflib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from hf_jepa.hub.card import render_card_file
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a card is out of date")
     parser.add_argument("--folder", type=Path, default=Path(__file__).resolve().parents[1] / "model_cards")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     stale = 0
     for source in sorted(args.folder.glob("*.json")):
@@ -27,7 +28,9 @@ def main() -> int:
             continue
         stale += 1
         if args.check:
-            diff = difflib.unified_diff(current.splitlines(), rendered.splitlines(), str(card), "rendered", lineterm="")
+            diff = difflib.unified_diff(
+                current.splitlines(), rendered.splitlines(), str(card), "rendered", lineterm=""
+            )
             print("\n".join(diff))
         else:
             card.write_text(rendered, encoding="utf-8")

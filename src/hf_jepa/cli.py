@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,14 +34,81 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
+    from transformers import AutoImageProcessor
+
     from .hub.release import default_image_processor, load_pretraining
 
     model = load_pretraining(args.checkpoint, **({"subfolder": args.subfolder} if args.subfolder else {}))
     encoder = model.export_encoder(args.which)
     encoder.config.jepa_encoder = args.which
     encoder.save_pretrained(args.output)
-    default_image_processor(encoder.config, args.image_mean, args.image_std).save_pretrained(args.output)
+    source = Path(args.checkpoint, args.subfolder or "")
+    processor_folder = next((f for f in (source, source.parent) if (f / "preprocessor_config.json").is_file()), None)
+    if processor_folder is not None:
+        processor = AutoImageProcessor.from_pretrained(processor_folder)
+    else:
+        processor = default_image_processor(encoder.config, args.image_mean, args.image_std)
+    processor.save_pretrained(args.output)
     print(f"wrote {args.output} ({type(encoder).__name__}, {args.which} encoder)")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from .evaluation import evaluate_model
+
+    names = (
+        "dataset", "task", "train_split", "test_split", "image_column", "label_column", "batch_size", "max_train",
+        "max_test", "device", "bf16", "num_workers", "seed", "k", "revision", "subfolder", "imagenet_statistics",
+    )  # fmt: skip
+    if args.output is not None:  # before the work whose result it would lose
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+    results = evaluate_model(args.repo, command=args.command_line, **{name: getattr(args, name) for name in names})
+    for entry in results["evaluations"]:
+        value = "no number" if entry["value"] is None else f"{entry['value']:.4f}"
+        print(f"{entry['task']}  {entry['metric']} ({entry['features']}): {value}")
+    if verdict := results["evaluations"][0].get("verdict"):
+        print(verdict)
+    if args.output is not None:
+        args.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        print(f"wrote {args.output}")
+
+
+def _visualize(args: argparse.Namespace) -> None:
+    import torch
+    from PIL import Image
+
+    from .evaluation import load_encoder, pooled_features, processor_transform
+    from .masking import MultiBlockMaskGenerator
+    from .modeling_jepa import JepaPreTrainedModel
+    from .objectives.distances import normalize_targets
+    from .visualization import plot_feature_pca, plot_masks, plot_prediction_similarity
+
+    model = load_encoder(args.repo, args.revision, args.subfolder)
+    transform = processor_transform(args.repo, model, args.revision, args.imagenet_statistics)
+    pixels = torch.stack([transform(Image.open(path)) for path in args.images])
+    patch_size = getattr(model.config, "encoder_config", model.config).patch_size
+    patch = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+    size = tuple(pixels.shape[-2:])
+    grid = (size[0] // patch[0], size[1] // patch[1])
+    output = args.output or Path(f"{args.kind}.png")
+    if args.kind == "pca":
+        print(f"wrote {plot_feature_pca(pixels, pooled_features(model, pixels, 'none'), grid, output)}")
+        return
+    if not isinstance(model, JepaPreTrainedModel):
+        raise ValueError(
+            f"--kind {args.kind} needs the whole model, and {args.repo} holds a {type(model).__name__}: "
+            "pass --subfolder pretraining, or the folder of a training checkpoint."
+        )
+    # A picture wants blocks on any grid; the default of 10 tokens at least is for training.
+    min_keep = min(10, grid[0] * grid[1] // 16)
+    generator = MultiBlockMaskGenerator(size, patch, min_keep=min_keep, mode="balanced", seed=args.seed)
+    context_mask, target_mask = generator(len(pixels))
+    if args.kind == "masks":
+        print(f"wrote {plot_masks(pixels, context_mask, target_mask, grid, output)}")
+        return
+    with torch.no_grad():
+        predicted = model(pixels, context_mask, target_mask).predictions[0]
+        targets = normalize_targets(model.get_features(pixels))
+    print(f"wrote {plot_prediction_similarity(pixels, predicted, targets, target_mask[0], grid, output)}")
 
 
 def _push(args: argparse.Namespace) -> None:
@@ -130,7 +198,10 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument("--predictor-num-attention-heads", type=int, help="default: as the encoders")
     convert.add_argument("--image-size", type=int, nargs="+", help="pixels, or HEIGHT WIDTH; needed if not square")
     convert.add_argument(
-        "--license", dest="licence", default="cc-by-nc-4.0", help="of the checkpoint, for the card (default: %(default)s)"
+        "--license",
+        dest="licence",
+        default="cc-by-nc-4.0",
+        help="of the checkpoint, for the card (default: %(default)s)",
     )
 
     export = _add_command(
@@ -144,8 +215,58 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("output", type=Path, help="the folder to write")
     export.add_argument("--which", choices=["target", "context"], default="target")
     export.add_argument("--subfolder", help="where in the repository the composite is, e.g. pretraining")
-    export.add_argument("--image-mean", type=float, nargs="+", default=[0.485, 0.456, 0.406], metavar="M")
-    export.add_argument("--image-std", type=float, nargs="+", default=[0.229, 0.224, 0.225], metavar="S")
+    statistics = "for a checkpoint without an image processor (default: ImageNet's)"
+    export.add_argument(
+        "--image-mean", type=float, nargs="+", default=[0.485, 0.456, 0.406], metavar="M", help=statistics
+    )
+    export.add_argument(
+        "--image-std", type=float, nargs="+", default=[0.229, 0.224, 0.225], metavar="S", help=statistics
+    )
+
+    evaluate = _add_command(
+        commands,
+        "evaluate",
+        _evaluate,
+        "evaluate the frozen features of any vision checkpoint",
+        "hf-jepa evaluate facebook/ijepa_vith14_1k --dataset my_images/ --task knn --imagenet-statistics",
+    )
+    evaluate.add_argument("repo", help="repository or folder of the model")
+    evaluate.add_argument("--dataset", required=True, help="a data set's name on the Hub, a folder, or a parquet file")
+    evaluate.add_argument("--task", choices=["knn", "linear", "lowshot", "collapse"], default="knn")
+    evaluate.add_argument("--train-split", default="train", help="slices such as train[:1000] included")
+    evaluate.add_argument("--test-split", default="test")
+    evaluate.add_argument("--image-column", default="image")
+    evaluate.add_argument("--label-column", default="label")
+    evaluate.add_argument("--batch-size", type=int, default=64)
+    evaluate.add_argument("--max-train", type=int, help="use this many images, drawn with the seed")
+    evaluate.add_argument("--max-test", type=int)
+    evaluate.add_argument("--device", help="default: the GPU if there is one")
+    evaluate.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
+    evaluate.add_argument("--num-workers", type=int, default=0)
+    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--k", type=int, default=20, help="neighbours of --task knn")
+    evaluate.add_argument("--output", type=Path, help="JSON file for the results")
+
+    visualize = _add_command(
+        commands,
+        "visualize",
+        _visualize,
+        "draw features, masks or predictions on images",
+        "hf-jepa visualize my-release cat.jpg dog.jpg --output pca.png\n"
+        "  hf-jepa visualize my-release cat.jpg --kind similarity --subfolder pretraining",
+    )
+    visualize.add_argument("repo", help="repository or folder of the model")
+    visualize.add_argument("images", type=Path, nargs="+")
+    visualize.add_argument("--kind", choices=["pca", "masks", "similarity"], default="pca")
+    visualize.add_argument("--seed", type=int, default=0, help="of the masks")
+    visualize.add_argument("--output", type=Path, help="default: KIND.png")
+
+    for command in (evaluate, visualize):
+        command.add_argument("--revision", help="of the model's repository")
+        command.add_argument("--subfolder", default="", help="of the model in its repository, e.g. pretraining")
+        command.add_argument(
+            "--imagenet-statistics", action="store_true", help="instead of the processor's (Meta's I-JEPA needs it)"
+        )
 
     push = _add_command(
         commands, "push", _push, "check a release and upload it to the Hub", "hf-jepa push my-release my-name/my-model"
@@ -156,7 +277,11 @@ def build_parser() -> argparse.ArgumentParser:
     push.add_argument("--revision", help="branch to upload to")
 
     card = _add_command(
-        commands, "card", _card, "render a model card from results.json", "hf-jepa card results.json --output README.md"
+        commands,
+        "card",
+        _card,
+        "render a model card from results.json",
+        "hf-jepa card results.json --output README.md",
     )
     card.add_argument("results", type=Path)
     card.add_argument("--output", type=Path, help="default: print it")
@@ -169,7 +294,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else list(argv)
     args = build_parser().parse_args(argv)
+    args.command_line = shlex.join(["hf-jepa", *argv])
     try:
         args.function(args)
     except KeyboardInterrupt:

@@ -1,6 +1,5 @@
 """Six steps of the original's training program, repeated by `JepaTrainer`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +62,8 @@ class Recorder(TrainerCallback):
         self.decays.append({group["weight_decay"] for group in optimizer.param_groups})
 
 
-@pytest.fixture
-def golden(golden_dir: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    description = json.loads((golden_dir / "ijepa_train.json").read_text())
-    return load_file(golden_dir / "ijepa_train.safetensors"), description
-
-
-def test_six_steps_follow_the_original(golden: Any, tmp_path: Path) -> None:
-    tensors, description = golden
+def test_six_steps_follow_the_original(golden_dir: Path, tmp_path: Path) -> None:
+    tensors = load_file(golden_dir / "ijepa_train.safetensors")
     encoder = IJepaConfig(
         hidden_size=32,
         num_hidden_layers=2,
@@ -136,17 +129,15 @@ def test_six_steps_follow_the_original(golden: Any, tmp_path: Path) -> None:
     final = our_tensors(tensors, "final")
     trained = model.state_dict()
     assert final.keys() == trained.keys()
-    # Rounding of the original itself, per original tensor; the largest bounds every one of ours.
-    own_error = max(description["update_fp32_vs_fp64_relative_l2_excluding_key_bias"].values())
     checked = 0
     for key, expected in final.items():
         if key.endswith("k_proj.bias"):
             continue  # its true gradient is zero: Adam turns rounding noise into full steps
-        update = expected - initial[key]
-        error = (trained[key] - expected).norm()
-        if update.norm() < 1e-6:
-            assert error < 1e-6, key
+        if key.endswith("position_embeddings"):
+            # Fixed; the original's EMA of it drifts by rounding, which lerp does not.
+            assert (trained[key] - expected).abs().max() < 5e-7, key
             continue
+        update = expected - initial[key]
         checked += 1
-        assert error <= max(1e-3, 10 * own_error) * update.norm(), key
+        assert (trained[key] - expected).norm() <= 1e-3 * update.norm(), key
     assert checked > 70

@@ -6,7 +6,6 @@ from .sampler import CountedSampler
 from .seeding import forked_rng, mix_seed
 from .transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform, train_transform
 
-
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",

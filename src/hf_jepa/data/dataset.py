@@ -10,7 +10,6 @@ from .decoding import decode_image
 from .seeding import forked_rng, mix_seed
 from .transforms import ImageTransform, draws_from_torch_only
 
-
 logger = logging.get_logger(__name__)
 
 
@@ -49,7 +48,7 @@ def check_columns(dataset: Any, image_column: str, label_column: str | None) -> 
         if column is not None and column not in names:
             raise ValueError(f"{argument}={column!r} is not a column of this dataset, which has {sorted(names)}.")
     feature = (dataset.features or {}).get(label_column)
-    if getattr(feature, "dtype", "int64") not in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "bool"):
+    if not getattr(feature, "dtype", "int64").startswith(("int", "uint", "bool")):
         raise ValueError(
             f"label_column={label_column!r} holds {feature.dtype}, not integers: "
             f"apply dataset.class_encode_column({label_column!r}) first."
@@ -154,7 +153,7 @@ class SeededImageDataset(Dataset):
             return None
         try:
             return decode_image(value)
-        except Exception as error:  # decoders meet hostile bytes: zlib, struct, PIL and others all have their own errors
+        except Exception as error:  # PIL, zlib, struct, ...: each decoder has errors of its own for hostile bytes
             self._is_bad[index] = True
             path = value.get("path") if isinstance(value, dict) else None
             name = f"row {index}" + (f" ({path})" if path else "")

@@ -4,7 +4,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-
 # A 1-pixel image is a tracking pixel or the placeholder of a dead link; there is nothing to predict in it.
 MIN_SIDE = 2
 

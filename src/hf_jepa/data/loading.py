@@ -62,7 +62,9 @@ def _load_local(path: Path, split: str, streaming: bool) -> Any:
             if path.suffix != ".parquet":
                 raise ValueError(f"{str(path)!r} is not a .parquet file; give a folder for images.")
             # A single file is one split, whatever the caller's name for it.
-            return datasets.load_dataset("parquet", data_files={_bare(split): str(path)}, split=split, streaming=streaming)
+            return datasets.load_dataset(
+                "parquet", data_files={_bare(split): str(path)}, split=split, streaming=streaming
+            )
         return datasets.load_dataset(str(path), split=split, streaming=streaming)
     except (ValueError, FileNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
         raise ValueError(f"Cannot load split {split!r} of {str(path)!r}: {error}") from error

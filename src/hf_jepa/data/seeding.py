@@ -5,7 +5,6 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-
 _MASK_64 = (1 << 64) - 1
 
 

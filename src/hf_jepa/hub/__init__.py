@@ -4,7 +4,6 @@ from .card import render_card
 from .environment import environment_info
 from .release import PushError, check_release, load_pretraining, push_release, save_release
 
-
 __all__ = [
     "PushError",
     "check_release",

@@ -9,7 +9,6 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-
 _TEMPLATE = Path(__file__).with_name("card_template.md")
 NOT_EVALUATED = "not evaluated"
 NOT_MEASURED = "not measured"
@@ -82,7 +81,10 @@ def _results_table(results: dict[str, Any]) -> list[list[str]]:
     table = [["task", "dataset", "examples", "features", "metric", "this model", *baselines]]
     for row in dict.fromkeys(rows):
         task, dataset, split, features, metric = row
-        everyone = [*evaluations.get(row, []), *(entry for group in baselines.values() for entry in group.get(row, []))]
+        everyone = [
+            *evaluations.get(row, []),
+            *(entry for group in baselines.values() for entry in group.get(row, [])),
+        ]
         count = next((entry["num_examples"] for entry in everyone if entry.get("num_examples") is not None), None)
         values = [_summary(_values(group.get(row, []))) for group in (evaluations, *baselines.values())]
         named = f"{dataset} ({split})" if split else str(dataset)
@@ -97,12 +99,13 @@ def _eval_results(results: dict[str, Any]) -> list[EvalResult]:
             entries.append(
                 EvalResult(
                     task_type="image-feature-extraction",
-                    task_name=f"{task} ({features})" if features else task,
+                    task_name="Image feature extraction",
                     dataset_type=dataset,
                     dataset_name=dataset,
                     dataset_split=split,
                     metric_type=metric,
-                    metric_name=metric,
+                    # The Hub groups entries by task and data set, so the protocol goes into the metric's name.
+                    metric_name=f"{task} {metric} ({features})" if features else f"{task} {metric}",
                     metric_value=round(statistics.fmean(values), 6),
                 )
             )

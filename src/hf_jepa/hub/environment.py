@@ -12,7 +12,6 @@ import torch
 
 from ..version import __version__
 
-
 _LIBRARIES = ("torchvision", "accelerate", "datasets", "huggingface_hub", "safetensors", "peft", "timm", "numpy")
 
 

@@ -21,7 +21,6 @@ from transformers.utils import logging
 
 from .card import render_card
 
-
 logger = logging.get_logger(__name__)
 
 PRETRAINING_FOLDER = "pretraining"
@@ -147,6 +146,21 @@ def save_release(
     return folder
 
 
+def _check_weights(folder: Path) -> list[str]:
+    """Faults of the safetensors files in one folder: absent shards and truncated files included."""
+    files = sorted(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    named = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    faults = [f"{folder.name}/{name} is missing" for name in sorted(named - {file.name for file in files})]
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as weights:
+                weights.keys()
+        except (SafetensorError, OSError) as error:
+            faults.append(f"{folder.name}/{file.name} is damaged ({error})")
+    return faults
+
+
 def load_pretraining(repo: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
     """
     Loads a composite, every key of it.
@@ -165,28 +179,16 @@ def load_pretraining(repo: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
     import hf_jepa  # noqa: F401  (registers the model types)
 
     repo = str(repo)
-    if Path(repo).is_dir() and not (Path(repo) / kwargs.get("subfolder", "") / "config.json").is_file():
-        raise ValueError(f"{repo!r} has no config.json: it is no saved model, or was not written to the end.")
+    if Path(repo).is_dir():
+        folder = Path(repo, kwargs.get("subfolder", ""))
+        faults = [] if (folder / "config.json").is_file() else ["config.json is missing"]
+        if faults := faults + _check_weights(folder):
+            raise ValueError(f"{str(folder)!r} is no saved model, or was not written to the end: {'; '.join(faults)}.")
     model, info = AutoModelForPreTraining.from_pretrained(repo, output_loading_info=True, **kwargs)
     faults = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
     if faults:
         raise ValueError(f"{repo!r} does not hold a whole {type(model).__name__}: {faults}")
     return model
-
-
-def _check_weights(folder: Path) -> list[str]:
-    """Faults of the safetensors files in one folder: absent shards and truncated files included."""
-    files = sorted(folder.glob("*.safetensors"))
-    index = folder / "model.safetensors.index.json"
-    named = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
-    faults = [f"{folder.name}/{name} is missing" for name in sorted(named - {file.name for file in files})]
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as weights:
-                weights.keys()
-        except (SafetensorError, OSError) as error:
-            faults.append(f"{folder.name}/{file.name} is damaged ({error})")
-    return faults
 
 
 def check_release(folder: str | os.PathLike) -> Path:

@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# Draws before the reference mode gives up one target's exclusion, and before the balanced mode falls back.
+# Draws before the reference mode gives up one target's exclusion.
 MAX_ATTEMPTS = 20
 CALIBRATION_DRAWS = 512
 CONTEXT_QUANTILE = 0.1
@@ -239,14 +239,11 @@ class MultiBlockMaskGenerator:
         targets, visible = self._place(self.seed, draws, size, attempt=0)
         short = np.count_nonzero(visible, axis=-1).min(axis=1) < length
         attempt = 0
-        while short.any() and attempt < MAX_ATTEMPTS:
+        # Nine placements in ten are long enough, by the choice of `length`.
+        while short.any():
             attempt += 1
             targets[short], visible[short] = self._place(self.seed, draws[short], size, attempt)
             short = np.count_nonzero(visible, axis=-1).min(axis=1) < length
-        if short.any():
-            # Stacked blocks under a full context leave grid - block tokens, which no length exceeds.
-            targets[short] = targets[short, :1]
-            visible[short] = ~self._covered(targets[short])[:, None]
 
         # The first tokens in the order of random keys; the low bits carry the token, so that one partition finds them.
         tokens = visible.shape[-1]
@@ -290,9 +287,7 @@ class MultiBlockMaskGenerator:
 
     def _calibrated_context_length(self, size: tuple[int, int]) -> int:
         _, visible = self._place(0, np.arange(CALIBRATION_DRAWS), size, attempt=0)
-        rows, columns = self.grid_size
-        # Never more than the fall-back of `_balanced` can give.
-        return min(int(np.quantile(visible.sum(-1), CONTEXT_QUANTILE)), rows * columns - size[0] * size[1])
+        return int(np.quantile(visible.sum(-1).min(axis=1), CONTEXT_QUANTILE))
 
     # --- checks --------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,11 @@ class VICRegTerms(NamedTuple):
     cov: torch.FloatTensor
 
 
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Half precision raised to float32; float64 stays."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def gather_batch(embeddings: torch.Tensor, dim: int = 0) -> torch.Tensor:
     """
     Joins the ranks' equal-sized batches along `dim`, with gradient: under DDP's gradient averaging a loss of the result
@@ -45,10 +50,12 @@ def variance_covariance(embeddings: torch.Tensor, eps: float = 1e-4) -> tuple[to
     n, width = embeddings.shape[1:]
     if n < 2:
         raise ValueError(f"VICReg needs at least 2 embeddings for its variance, got {n}; raise the batch size.")
-    centred = embeddings.float() - embeddings.float().mean(dim=1, keepdim=True)
+    embeddings = at_least_float32(embeddings)
+    centred = embeddings - embeddings.mean(dim=1, keepdim=True)
     std = torch.sqrt(centred.square().sum(dim=1) / (n - 1) + eps)
-    # The smaller of covariance (width x width) and Gram matrix (n x n) has the same squared norm.
-    product = centred @ centred.mT if n < width else centred.mT @ centred
+    with torch.autocast(centred.device.type, enabled=False):
+        # The smaller of covariance (width x width) and Gram matrix (n x n) has the same squared norm.
+        product = centred @ centred.mT if n < width else centred.mT @ centred
     squared_norm = (product / (n - 1)).square().sum(dim=(1, 2))
     diagonal = (centred.square().sum(dim=1) / (n - 1)).square().sum(dim=1)
     return F.relu(1 - std).mean(dim=1), (squared_norm - diagonal) / width
@@ -75,7 +82,7 @@ def multi_view_vicreg(
     views = embeddings.shape[0]
     if views < 2:
         raise ValueError(f"VICReg compares views with each other and needs at least 2, got {views}.")
-    embeddings = embeddings.float()
+    embeddings = at_least_float32(embeddings)
     # mean over i != j of |z_i - z_j|^2 = 2 / (views - 1) * sum_i |z_i - mean|^2
     sim = (embeddings - embeddings.mean(dim=0)).square().mean(dim=(1, 2)).sum() * 2 / (views - 1)
     std, cov = variance_covariance(gather_batch(embeddings, dim=1))

@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 logger = logging.get_logger(__name__)
@@ -261,7 +262,7 @@ def _as_tuple(value: Any, key: str) -> Any:
     return tuple(value) if isinstance(value, list) and key != "params" else value
 
 
-def changed_settings(folder: Path, args: dict[str, Any], run: dict[str, Any], config: dict[str, Any]) -> list[str]:
+def changed_settings(folder: Path, args: dict[str, Any], run: dict[str, Any], config: PreTrainedConfig) -> list[str]:
     """
     Lists what differs between a checkpoint's run and this one and would change the trajectory.
 
@@ -269,7 +270,7 @@ def changed_settings(folder: Path, args: dict[str, Any], run: dict[str, Any], co
         folder (`Path`): the checkpoint.
         args (`dict`): this run's training arguments.
         run (`dict`): as given to [`mark_complete`].
-        config (`dict`): this run's model configuration.
+        config (`PreTrainedConfig`): this run's model configuration.
 
     Returns:
         `list[str]`: such as `"learning_rate: 0.001 in the checkpoint, 0.002 now"`.
@@ -284,7 +285,7 @@ def changed_settings(folder: Path, args: dict[str, Any], run: dict[str, Any], co
     return [
         *_differences({name: saved_args.get(name) for name in settings}, {name: args.get(name) for name in settings}),
         *_differences(saved_run, run),
-        *_differences(saved_config, json.loads(json.dumps(config)), ignored=bookkeeping, prefix="config."),
+        *_differences(saved_config, json.loads(config.to_json_string()), ignored=bookkeeping, prefix="config."),
     ]
 
 

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 # Singular values of this many rows say as much, and cost milliseconds.
-_MAX_RANK_ROWS = 2048
+_MAX_RANK_ROWS = 1024
 _MAX_IMAGES = 64
 
 
@@ -124,7 +124,7 @@ def feature_std(features: torch.Tensor) -> torch.Tensor:
 
 def feature_rankme(features: torch.Tensor) -> torch.Tensor:
     """
-    RankMe of the tokens: the exponential of the entropy of their normalised singular values (Garrido et al., 2023).
+    RankMe of the tokens, evenly spaced ones where there are many.
 
     Args:
         features (`torch.FloatTensor` of shape `(batch, tokens, width)`): target features.
@@ -132,10 +132,9 @@ def feature_rankme(features: torch.Tensor) -> torch.Tensor:
     Returns:
         `torch.FloatTensor` of shape `()`: between 1 and the width; NaN if a feature is.
     """
+    from ..evaluation.diagnostics import rankme
+
     tokens = features.float().flatten(0, 1)
     tokens = tokens[:: max(1, len(tokens) // _MAX_RANK_ROWS)][:_MAX_RANK_ROWS]
-    if not torch.isfinite(tokens).all():
-        return tokens.new_full((), torch.nan)
-    singular = torch.linalg.svdvals(tokens)
-    shares = singular / singular.sum().clamp_min(1e-12) + 1e-7
-    return torch.exp(-(shares * shares.log()).sum())
+    value = rankme(tokens) if torch.isfinite(tokens).all() else float("nan")
+    return tokens.new_tensor(value)

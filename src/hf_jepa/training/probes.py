@@ -26,6 +26,9 @@ def gathered_features(
 
     Returns:
         `tuple` of features `(num_examples, width)` float32 and labels `(num_examples,)` int64, in every process.
+
+    Raises:
+        ValueError: if the samples have no labels.
     """
     from ..evaluation import extract_features
 
@@ -37,6 +40,8 @@ def gathered_features(
         features, labels = extract_features(
             model, share, batch_size=batch_size, pool="mean", device=accelerator.device
         )
+    if labels is None:
+        raise ValueError("The probe datasets need labels: give SeededImageDataset a `label_column`.")
     if world == 1:
         return features, labels
     parts = [
@@ -81,7 +86,7 @@ def probe_metrics(
     if accelerator.is_main_process:
         arguments = (train_features, train_labels, eval_features, eval_labels)
         neighbors = min(args.probe_num_neighbors, len(train_labels))
-        values = [float(knn_accuracy(*arguments, k=neighbors)), float(ridge_probe(*arguments))]
+        values = [float(knn_accuracy(*arguments, k=neighbors)), float(ridge_probe(*arguments).accuracy)]
     # Every process decides alike about the best checkpoint.
     values = broadcast_object_list(values)
     return {

@@ -42,6 +42,14 @@ class SafeCheckpointTrainer(Trainer):
             resume_from_checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
         return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            # The stock loop would make one update too many when a finished run is resumed.
+            logger.info(f"All {self.state.max_steps} updates are done; nothing is left to train.")
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _checkpoint_to_resume(self, wanted: str | bool) -> str:
         if wanted is True:
             folder = checkpoints.newest_complete_checkpoint(Path(self.args.output_dir))
@@ -53,9 +61,7 @@ class SafeCheckpointTrainer(Trainer):
                     f"Cannot resume from {folder}: {reason}. Pass `resume_from_checkpoint=True` to take the newest "
                     "complete checkpoint of `output_dir`."
                 )
-        changes = checkpoints.changed_settings(
-            folder, self.args.to_dict(), self._run_description(), self.model.config.to_dict()
-        )
+        changes = checkpoints.changed_settings(folder, self.args.to_dict(), self._run_description(), self.model.config)
         if changes and not self.args.allow_changed_settings:
             raise ValueError(
                 f"{folder} is from a run with other settings: {'; '.join(changes)}. Set them back, or pass "

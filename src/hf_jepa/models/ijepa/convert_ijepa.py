@@ -27,7 +27,6 @@ from ...hub.release import load_pretraining, save_release
 from .configuration_ijepa import IJEPA_SIZES, IJepaPreTrainingConfig
 from .modeling_ijepa import IJepaForPreTraining
 
-
 logger = logging.get_logger(__name__)
 
 LAYOUT_FILE = "original_checkpoint.json"
@@ -79,7 +78,9 @@ def _strip_prefix(group: str, state_dict: dict[str, torch.Tensor]) -> tuple[dict
     tensors = {str(key).removeprefix(prefix): value for key, value in state_dict.items()}
     wrong = [key for key, value in tensors.items() if not isinstance(value, torch.Tensor)]
     if wrong or not tensors:
-        raise ValueError(f"`{group}` of the checkpoint must hold tensors only; these are none: {wrong or 'it is empty'}.")
+        raise ValueError(
+            f"`{group}` of the checkpoint must hold tensors only; these are none: {wrong or 'it is empty'}."
+        )
     return tensors, prefix
 
 
@@ -87,7 +88,9 @@ def _shape(groups: dict[str, dict[str, torch.Tensor]], group: str, key: str, ndi
     tensor = groups[group].get(key)
     if tensor is None or tensor.ndim != ndim:
         found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
-        raise ValueError(f"`{group}`: {key!r} {found}; a tensor of {ndim} dimensions is needed to infer the model's size.")
+        raise ValueError(
+            f"`{group}`: {key!r} {found}; a tensor of {ndim} dimensions is needed to infer the model's size."
+        )
     return tuple(tensor.shape)
 
 
@@ -103,6 +106,8 @@ def _heads(hidden_size: int, depth: int, num_attention_heads: int | None) -> int
             f"The checkpoint has width {hidden_size} and depth {depth}, which is no published size, and shapes do not "
             "tell the number of attention heads: pass `num_attention_heads` (--num-attention-heads)."
         )
+    if heads < 1 or hidden_size % heads:
+        raise ValueError(f"The width ({hidden_size}) is not divisible by the number of attention heads ({heads}).")
     return heads
 
 
@@ -140,6 +145,9 @@ def _infer_config(
     predictor_intermediate = _shape(groups, "predictor", "predictor_blocks.0.mlp.fc1.weight", 2)[0]
     depth = _depth(groups["encoder"], "blocks")
     heads = _heads(hidden, depth, num_attention_heads)
+    predictor_depth = _depth(groups["predictor"], "predictor_blocks")
+    # The released code builds the predictor with as many heads as the encoder.
+    predictor_heads = _heads(predictor_hidden, predictor_depth, predictor_num_attention_heads or heads)
     ratio = predictor_intermediate / predictor_hidden
     if int(predictor_hidden * ratio) != predictor_intermediate:
         ratio = math.nextafter(ratio, math.inf)
@@ -156,9 +164,8 @@ def _infer_config(
     return IJepaPreTrainingConfig(
         encoder_config=encoder_config,
         predictor_hidden_size=predictor_hidden,
-        predictor_num_hidden_layers=_depth(groups["predictor"], "predictor_blocks"),
-        # The released code builds the predictor with as many heads as the encoder.
-        predictor_num_attention_heads=predictor_num_attention_heads or heads,
+        predictor_num_hidden_layers=predictor_depth,
+        predictor_num_attention_heads=predictor_heads,
         predictor_mlp_ratio=ratio,
     )
 
@@ -191,7 +198,9 @@ def _convert_weights(
     if len(dtypes) > 1 or (dtypes and not getattr(torch, dtypes[0].removeprefix("torch.")).is_floating_point):
         faults.append(f"the tensors must share one floating-point type, found {', '.join(dtypes)}")
     if faults:
-        raise ValueError("The checkpoint is not an I-JEPA of the inferred size; nothing was written:\n  " + "\n  ".join(faults))
+        raise ValueError(
+            "The checkpoint is not an I-JEPA of the inferred size; nothing was written:\n  " + "\n  ".join(faults)
+        )
     return converted
 
 
@@ -286,10 +295,14 @@ def export_original_checkpoint(folder: str | os.PathLike, path: str | os.PathLik
         `ValueError`: if the folder holds no whole I-JEPA pretraining model.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{str(folder)!r} is no folder; pass a converted or trained release.")
     composite = folder / "pretraining" if (folder / "pretraining").is_dir() else folder
     model = load_pretraining(composite)
     if not isinstance(model, IJepaForPreTraining):
-        raise ValueError(f"{str(composite)!r} holds a {type(model).__name__}; only IJepaForPreTraining has this layout.")
+        raise ValueError(
+            f"{str(composite)!r} holds a {type(model).__name__}; only IJepaForPreTraining has this layout."
+        )
     weights = model.state_dict()
     tensors: dict[str, dict[str, torch.Tensor]] = {}
     for group in _GROUPS:
@@ -308,5 +321,7 @@ def export_original_checkpoint(folder: str | os.PathLike, path: str | os.PathLik
         group: {layout["prefixes"][group] + key: tensor for key, tensor in tensors[group].items()} for group in _GROUPS
     }
     if layout["dropped"]:
-        logger.warning(f"Not in the written file, because the release does not hold it: {', '.join(layout['dropped'])}.")
+        logger.warning(
+            f"Not in the written file, because the release does not hold it: {', '.join(layout['dropped'])}."
+        )
     return write_original_checkpoint(path, layout, prefixed)

@@ -1,0 +1,190 @@
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..modeling_jepa import JepaPreTrainedModel
+
+Pool = Literal["mean", "none", "last4"]
+
+# CLS, distillation and register tokens stand before the patches; no in-tree ViT has more than this.
+_MAX_PREFIX_TOKENS = 16
+
+
+def extract_features(
+    model: PreTrainedModel,
+    dataset: Any,
+    batch_size: int = 64,
+    pool: Pool = "mean",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    num_workers: int = 0,
+    progress: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    Frozen features of a dataset, in its order. The model's mode and the global random state are left as they were.
+
+    Args:
+        model (`PreTrainedModel`): Any vision model: a plain encoder, a model with a head (its backbone is used), a
+            timm wrapper, or a [`~hf_jepa.modeling_jepa.JepaPreTrainedModel`] (its target encoder is used). A model
+            already on `device` is not moved; otherwise it is moved there and stays.
+        dataset (`Dataset`): Map-style samples `{"pixel_values": (C, H, W) float32, "label": int (optional)}`.
+        batch_size (`int`): Images at a time.
+        pool (`str`): `"mean"`: average of the patch tokens of the last layer. `"none"`: all patch tokens. `"last4"`:
+            averages of the patch tokens of the last four layers, concatenated, the last layer's last (I-JEPA's
+            evaluation); the three inner layers are layer-normed without affine, to which a linear probe is equal up to
+            a fixed scaling. CLS, distillation and register tokens are left out in each.
+        device (`torch.device` or `str`, *optional*): Where to compute; the model's device by default.
+        dtype (`torch.dtype`, *optional*): `torch.bfloat16` or `torch.float16` computes under autocast.
+        num_workers (`int`): Processes that load images.
+        progress (`bool`): Show a progress bar.
+
+    Returns:
+        `tuple`: features on the CPU in float32, `(n, D)`, `(n, tokens, D)` or `(n, 4 * D)`, and labels `(n,)` int64 or
+        `None` if the samples have none.
+
+    Raises:
+        ValueError: If the dataset is empty or has no length, the model gives no tokens or too few layers, or the
+            features would not fit into memory (before any is computed).
+    """
+    if pool not in ("mean", "none", "last4"):
+        raise ValueError(f'pool must be "mean", "none" or "last4", got {pool!r}.')
+    if not hasattr(dataset, "__len__") or len(dataset) == 0:
+        raise ValueError("extract_features needs a dataset of known, non-zero length; take a part of a streaming one.")
+    device = model.device if device is None else torch.device(device)
+    if model.device != device:
+        model.to(device)
+    # A generator of its own: DataLoader otherwise draws its base seed from the global one, which would change
+    # training.
+    loader = DataLoader(
+        dataset, batch_size, num_workers=num_workers, collate_fn=_collate, generator=torch.Generator().manual_seed(0)
+    )
+    features = labels = None
+    autocast = nullcontext() if dtype in (None, torch.float32) else torch.autocast(device.type, dtype)
+    start = 0
+    with _eval_mode(model), torch.no_grad(), autocast:
+        for pixel_values, batch_labels in tqdm(loader, desc="features", disable=not progress):
+            batch = pooled_features(model, pixel_values.to(device, non_blocking=True), pool)
+            if features is None:
+                features = _allocate((len(dataset), *batch.shape[1:]))
+                labels = None if batch_labels is None else torch.empty(len(dataset), dtype=torch.int64)
+            stop = start + len(batch)
+            features[start:stop] = batch
+            if labels is not None:
+                labels[start:stop] = batch_labels
+            start = stop
+    return features, labels
+
+
+def pooled_features(model: PreTrainedModel, pixel_values: torch.Tensor, pool: Pool = "mean") -> torch.Tensor:
+    """
+    Features of one batch, see [`extract_features`].
+
+    Args:
+        model (`PreTrainedModel`): Any vision model.
+        pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`): Images, on the model's device.
+        pool (`str`): `"mean"`, `"none"` or `"last4"`.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch, D)`, `(batch, tokens, D)` or `(batch, 4 * D)`.
+
+    Raises:
+        ValueError: If the model gives no tokens, or fewer than four layers for `"last4"`.
+    """
+    if isinstance(model, JepaPreTrainedModel):
+        if pool != "last4":
+            tokens = model.get_features(pixel_values)
+            return tokens.mean(dim=1) if pool == "mean" else tokens
+        model = model.target_encoder
+    # A timm wrapper's base_model is the bare timm module, which knows nothing of hidden states.
+    is_timm = hasattr(model, "timm_model")
+    backbone = model if is_timm else model.base_model
+    kwargs = _whole_image_kwargs(backbone, pixel_values)
+    outputs = backbone(pixel_values, output_hidden_states=pool == "last4", **kwargs)
+    if getattr(outputs, "last_hidden_state", None) is None:
+        raise ValueError(f"{type(model).__name__} gives no last_hidden_state: load the vision encoder with AutoModel.")
+    tokens = _patch_tokens(backbone, outputs.last_hidden_state, pixel_values)
+    if pool == "none":
+        return tokens
+    if pool == "mean":
+        return tokens.mean(dim=1)
+    layers = outputs.hidden_states or ()
+    # In-tree models give the embeddings first; a timm wrapper gives its blocks only.
+    num_layers = len(layers) if is_timm else len(layers) - 1
+    if num_layers < 4:
+        raise ValueError(f'pool="last4" needs four layers, {type(model).__name__} has {max(num_layers, 0)}.')
+    inner = [_patch_tokens(backbone, layer, pixel_values) for layer in layers[-4:-1]]
+    inner = [F.layer_norm(layer, layer.shape[-1:]) for layer in inner]
+    return torch.cat([layer.mean(dim=1) for layer in (*inner, tokens)], dim=-1)
+
+
+def _whole_image_kwargs(backbone: nn.Module, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+    if backbone.config.model_type != "vit_mae":
+        return {}
+    if backbone.config.mask_ratio > 0:
+        raise ValueError(
+            f"ViT-MAE drops {backbone.config.mask_ratio:.0%} of the patches at random, in eval mode too: "
+            "set model.config.mask_ratio = 0.0."
+        )
+    # It also shuffles the patches, by the order of this noise.
+    num_patches = backbone.embeddings.patch_embeddings.num_patches
+    return {"noise": torch.arange(num_patches, device=pixel_values.device).expand(len(pixel_values), -1)}
+
+
+def _patch_tokens(backbone: nn.Module, states: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+    if states.ndim == 4:  # feature maps of convolutional and hierarchical models
+        return states.flatten(2).transpose(1, 2)
+    if states.ndim != 3:
+        raise ValueError(f"{type(backbone).__name__} gives states of shape {tuple(states.shape)}, not tokens.")
+    return states[:, _num_prefix_tokens(backbone, states.shape[1], pixel_values) :]
+
+
+def _num_prefix_tokens(backbone: nn.Module, num_tokens: int, pixel_values: torch.Tensor) -> int:
+    timm_model = getattr(backbone, "timm_model", None)
+    if timm_model is not None:
+        return getattr(timm_model, "num_prefix_tokens", 0)
+    patch_size = getattr(backbone.config, "patch_size", None)
+    if patch_size is None:
+        return 0
+    patch_height, patch_width = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)[-2:]
+    height, width = pixel_values.shape[-2:]
+    prefix = num_tokens - (height // patch_height) * (width // patch_width)
+    return prefix if 0 <= prefix <= _MAX_PREFIX_TOKENS else 0
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _collate(samples: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    pixel_values = torch.stack([sample["pixel_values"] for sample in samples])
+    labels = torch.tensor([int(sample["label"]) for sample in samples]) if "label" in samples[0] else None
+    return pixel_values, labels
+
+
+def _allocate(shape: tuple[int, ...]) -> torch.Tensor:
+    needed = 4 * torch.Size(shape).numel()
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        available = 1024 * int(lines["MemAvailable"].split()[0])
+        # Linux would grant the memory and kill the process an hour later.
+        if needed > available:
+            raise ValueError(
+                f"Features of shape {shape} need {needed / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free: "
+                'use fewer images or pool="mean".'
+            )
+    return torch.empty(shape, dtype=torch.float32)

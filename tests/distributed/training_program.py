@@ -1,0 +1,95 @@
+"""One process of a tiny training run; `test_ddp.py` starts it alone or as one of two. Writes weights and logs."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import IJepaConfig
+
+from hf_jepa import IJepaForPreTraining, IJepaPreTrainingConfig, JepaTrainer, JepaTrainingArguments
+from hf_jepa.data import MaskCollator
+from hf_jepa.masking import MultiBlockMaskGenerator
+
+
+class Pictures:
+    """Labelled noise; with a random shift for training, so that augmentation depends on the draw."""
+
+    def __init__(self, shift: float) -> None:
+        self.shift = shift
+
+    def __len__(self) -> int:
+        return 26
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        image = torch.randn(3, 48, 48, generator=torch.Generator().manual_seed(index)) + index % 2
+        return {"pixel_values": image + self.shift * torch.rand(()), "label": index % 2}
+
+
+class Counted(JepaTrainer):
+    """Keeps the gradients of the first update."""
+
+    gradients: dict[str, torch.Tensor] | None = None
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: object = None) -> object:
+        if self.gradients is None:
+            named = self.model.named_parameters()
+            self.gradients = {name: p.grad.clone() for name, p in named if p.grad is not None}
+        return super()._get_grad_norm(model, grad_norm)
+
+
+def main(output: Path, batch_size: int, accumulation: int, resume: bool) -> None:
+    torch.manual_seed(0)
+    encoder = IJepaConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=48,
+        patch_size=8,
+        layer_norm_eps=1e-6,
+    )
+    model = IJepaForPreTraining(
+        IJepaPreTrainingConfig(
+            encoder_config=encoder,
+            predictor_hidden_size=16,
+            predictor_num_hidden_layers=1,
+            initialization="fan_in",
+        )
+    )
+    args = JepaTrainingArguments(
+        output_dir=str(output),
+        max_steps=5,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+        warmup_steps=1,
+        logging_steps=1,
+        probe_every_steps=5,
+        probe_num_neighbors=3,
+        # Inside the second epoch of three updates.
+        save_strategy="steps",
+        save_steps=4,
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    pictures = Pictures(shift=0.0)
+    trainer = Counted(
+        model=model,
+        args=args,
+        data_collator=MaskCollator(MultiBlockMaskGenerator(48, 8, min_keep=2, mode="balanced")),
+        train_dataset=Pictures(shift=1.0),
+        # An odd number, which two processes cannot share evenly.
+        eval_dataset=torch.utils.data.Subset(pictures, range(9)),
+        probe_train_dataset=pictures,
+    )
+    trainer.train(resume_from_checkpoint=str(output / "checkpoint-4") if resume else None)
+    name = f"resumed-{args.process_index}" if resume else f"whole-{args.process_index}"
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, output / f"{name}.safetensors")
+    save_file(trainer.gradients, output / f"{name}-gradients.safetensors")
+    (output / f"{name}.json").write_text(json.dumps(trainer.state.log_history))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), resume=sys.argv[4] == "resume")

@@ -1,0 +1,99 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader, IterableDataset
+
+from hf_jepa import JepaTrainer
+from hf_jepa.data import SeededImageStream, train_transform
+from hf_jepa.training.draws import DrawCountedStream, DrawSeededDataset
+
+
+class Numbers(IterableDataset):
+    """24 samples with some randomness each."""
+
+    def __iter__(self) -> Any:
+        for number in range(24):
+            yield {"pixel_values": torch.tensor([float(number), torch.rand(()).item()])}
+
+
+def read(
+    stream: IterableDataset, batches: int, num_workers: int = 0, rank: int = 0, world_size: int = 1
+) -> tuple[list[int], list[list[float]]]:
+    counted = DrawCountedStream(stream, 2, seed=3, rank=rank, world_size=world_size, num_workers=num_workers)
+    loader = iter(DataLoader(counted, batch_size=2, num_workers=num_workers, collate_fn=list))
+    samples = [sample for _ in range(batches) for sample in next(loader)]
+    return [sample["draw"] for sample in samples], [
+        sample["pixel_values"].flatten()[:2].tolist() for sample in samples
+    ]
+
+
+def test_a_stream_is_the_same_for_any_number_of_workers_and_ranks() -> None:
+    draws, values = read(Numbers(), 20)
+    assert draws == list(range(40))
+    # Endless: a second pass has new augmentations of the same samples.
+    assert [value[0] for value in values] == [float(number % 24) for number in range(40)]
+    assert values[0][1] != values[24][1]
+    assert read(Numbers(), 20, num_workers=2) == (draws, values)
+    ranks = [read(Numbers(), 10, rank=rank, world_size=2, num_workers=2 * rank) for rank in range(2)]
+    merged = sorted(zip([*ranks[0][0], *ranks[1][0]], [*ranks[0][1], *ranks[1][1]], strict=True))
+    assert merged == list(zip(draws, values, strict=True))
+
+
+def test_image_streams_are_split_by_shards(pictures: Dataset) -> None:
+    stream = SeededImageStream(pictures.to_iterable_dataset(num_shards=4), train_transform(48), label_column="label")
+    seen = [read(stream, 6, rank=rank, world_size=2, num_workers=workers) for rank, workers in ((0, 0), (1, 2))]
+    assert sorted(seen[0][0] + seen[1][0]) == list(range(24))
+    with pytest.raises(ValueError, match="4 shards"):
+        DrawCountedStream(stream, 2, seed=0, rank=0, world_size=2, num_workers=3)
+
+
+def test_an_empty_stream_is_an_error() -> None:
+    class Nothing(IterableDataset):
+        def __iter__(self) -> Any:
+            return iter(())
+
+    with pytest.raises(ValueError, match="yields nothing"):
+        read(Nothing(), 1)
+
+
+def test_an_ordinary_dataset_is_seeded_by_its_draws() -> None:
+    class Noisy:
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            return {"pixel_values": torch.rand(3) + index}
+
+    dataset = DrawSeededDataset(Noisy(), seed=1)
+    before = torch.get_rng_state()
+    first = dataset[2, 17]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first["draw"] == 17
+    assert torch.equal(first["pixel_values"], dataset[2, 17]["pixel_values"])
+    assert not torch.equal(first["pixel_values"], dataset[2, 18]["pixel_values"])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_resumed_stream_equals_an_uninterrupted_one(
+    make_trainer: Callable[..., JepaTrainer], tiny_model: Any, pictures: Dataset, tmp_path: Any, num_workers: int
+) -> None:
+    stream = SeededImageStream(
+        pictures.to_iterable_dataset(num_shards=2).shuffle(seed=0, buffer_size=8), train_transform(48)
+    )
+    settings = {
+        "trainer": {"train_dataset": stream},
+        "max_steps": 5,
+        "gradient_accumulation_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 4,
+        "dataloader_num_workers": num_workers,
+    }
+    whole = make_trainer(**settings)
+    whole.train()
+    resumed = make_trainer(tiny_model(seed=9), **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
+    expected = whole.model.state_dict()
+    assert all(torch.equal(expected[name], value) for name, value in resumed.model.state_dict().items())
