@@ -36,20 +36,32 @@ def _convert(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     from transformers import AutoImageProcessor
 
-    from .hub.release import default_image_processor, load_pretraining
+    from .hub.release import default_image_processor, load_pretraining, save_release
 
     model = load_pretraining(args.checkpoint, **({"subfolder": args.subfolder} if args.subfolder else {}))
-    encoder = model.export_encoder(args.which)
-    encoder.config.jepa_encoder = args.which
-    encoder.save_pretrained(args.output)
-    source = Path(args.checkpoint, args.subfolder or "")
-    processor_folder = next((f for f in (source, source.parent) if (f / "preprocessor_config.json").is_file()), None)
-    if processor_folder is not None:
-        processor = AutoImageProcessor.from_pretrained(processor_folder)
+    source = Path(args.checkpoint, args.subfolder)
+    # A checkpoint keeps these beside its weights, a release one floor up.
+    folders = {
+        name: next((folder for folder in (source, source.parent) if (folder / name).is_file()), None)
+        for name in ("preprocessor_config.json", "results.json")
+    }
+    if folders["preprocessor_config.json"] is not None:
+        processor = AutoImageProcessor.from_pretrained(folders["preprocessor_config.json"])
     else:
-        processor = default_image_processor(encoder.config, args.image_mean, args.image_std)
-    processor.save_pretrained(args.output)
-    print(f"wrote {args.output} ({type(encoder).__name__}, {args.which} encoder)")
+        encoder_config = getattr(model.config, "encoder_config", model.config)
+        processor = default_image_processor(encoder_config, args.image_mean, args.image_std)
+    results = {"licence": args.licence, "source_licence": None}
+    if args.results is not None:
+        results |= json.loads(args.results.read_text(encoding="utf-8"))
+    elif folders["results.json"] is not None:
+        # What was measured there was measured on another encoder perhaps; whose work it is stays the same.
+        known = json.loads((folders["results.json"] / "results.json").read_text(encoding="utf-8"))
+        results |= {name: known[name] for name in results if name in known}
+    if not results["licence"]:
+        raise ValueError("The licence of the weights is not known: pass --license, e.g. --license apache-2.0.")
+    results["model"] = {"name": args.output.resolve().name} | results.get("model", {})
+    folder = save_release(model, args.output, results=results, processor=processor, which=args.which)
+    print(f"wrote {folder} ({args.which} encoder at the root, composite in pretraining/)")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -208,13 +220,15 @@ def build_parser() -> argparse.ArgumentParser:
         commands,
         "export",
         _export,
-        "write one encoder of a pretraining checkpoint for plain transformers",
-        "hf-jepa export outputs/run/checkpoint-1000 my-encoder",
+        "write a release from a training checkpoint: the encoder for plain transformers, the composite, a card",
+        "hf-jepa export outputs/run/checkpoint-1000 my-release --license apache-2.0",
     )
     export.add_argument("checkpoint", help="folder or repository of the composite")
     export.add_argument("output", type=Path, help="the folder to write")
     export.add_argument("--which", choices=["target", "context"], default="target")
-    export.add_argument("--subfolder", help="where in the repository the composite is, e.g. pretraining")
+    export.add_argument("--subfolder", default="", help="where in the repository the composite is, e.g. pretraining")
+    export.add_argument("--results", type=Path, help="results.json of the run, for the card")
+    export.add_argument("--license", dest="licence", help="of the weights; known where the source has a results.json")
     statistics = "for a checkpoint without an image processor (default: ImageNet's)"
     export.add_argument(
         "--image-mean", type=float, nargs="+", default=[0.485, 0.456, 0.406], metavar="M", help=statistics

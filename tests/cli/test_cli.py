@@ -16,7 +16,7 @@ import hf_jepa
 from hf_jepa import IJepaForPreTraining, IJepaPreTrainingConfig
 from hf_jepa.cli import build_parser, main
 from hf_jepa.evaluation import TASKS
-from hf_jepa.hub import PushError, save_release
+from hf_jepa.hub import PushError, check_release, save_release
 
 RESULTS = {"model": {"name": "tiny"}, "licence": "apache-2.0"}
 
@@ -136,23 +136,54 @@ def test_convert_there_and_back(golden_dir, tmp_path, capsys):
     assert (tmp_path / "back.pth.tar").read_bytes() == source.read_bytes()
 
 
-def test_export_writes_the_encoder_and_its_processor(model, release, tmp_path):
-    assert main(["export", str(release), str(tmp_path / "a"), "--subfolder", "pretraining"]) == 0
-    exported = AutoModel.from_pretrained(tmp_path / "a").state_dict()
+def test_export_makes_a_release_of_a_checkpoint(model, tmp_path, capsys):
+    checkpoint, out = tmp_path / "checkpoint-7", tmp_path / "out"
+    model.save_pretrained(checkpoint, save_original_format=False)
+    arguments = [
+        "export",
+        str(checkpoint),
+        str(out),
+        "--image-mean",
+        "0.1",
+        "0.2",
+        "0.3",
+        "--image-std",
+        "1",
+        "1",
+        "1",
+    ]
+    assert "--license" in fails(arguments, capsys)
+    assert not out.exists()
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps({"training": {"steps": 7}}))
+    assert main([*arguments, "--license", "mit", "--results", str(results)]) == 0
+    check_release(out)
+    exported = AutoModel.from_pretrained(out).state_dict()
     assert all(torch.equal(exported[key], value) for key, value in model.target_encoder.state_dict().items())
+    assert list(AutoImageProcessor.from_pretrained(out).image_mean) == [0.1, 0.2, 0.3]
+    card = (out / "README.md").read_text()
+    assert "license: mit" in card
+    assert "| 7 x not recorded |" in card
 
-    model.save_pretrained(tmp_path / "checkpoint")
-    statistics = ["--image-mean", "0.1", "0.2", "0.3", "--image-std", "1", "1", "1"]
-    assert main(["export", str(tmp_path / "checkpoint"), str(tmp_path / "b"), *statistics]) == 0
-    assert list(AutoImageProcessor.from_pretrained(tmp_path / "b").image_mean) == [0.1, 0.2, 0.3]
 
-
-def test_export_keeps_the_processor_of_the_release(model, release, tmp_path):
+def test_export_from_a_release_keeps_its_processor_and_licence(model, tmp_path):
+    release = save_release(
+        model, tmp_path / "release", results=RESULTS | {"licence": "cc-by-nc-4.0", "training": {"steps": 7}}
+    )
     processor = AutoImageProcessor.from_pretrained(release)
     processor.image_mean = [0.25, 0.25, 0.25]
     processor.save_pretrained(release)
-    assert main(["export", str(release / "pretraining"), str(tmp_path / "out")]) == 0
+    with torch.no_grad():
+        model.encoder.layernorm.bias.add_(1)
+    model.save_pretrained(release / "pretraining")
+    options = ["--subfolder", "pretraining", "--which", "context"]
+    assert main(["export", str(release), str(tmp_path / "out"), *options]) == 0
     assert list(AutoImageProcessor.from_pretrained(tmp_path / "out").image_mean) == [0.25, 0.25, 0.25]
+    assert torch.equal(AutoModel.from_pretrained(tmp_path / "out").layernorm.bias, model.encoder.layernorm.bias)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["licence"] == "cc-by-nc-4.0"
+    assert results["model"]["encoder"] == "context"
+    assert "training" not in results
 
 
 def test_evaluate_prints_and_records_its_command(release, pictures, tmp_path, capsys):

@@ -1,4 +1,7 @@
-"""One process of a tiny training run; `test_ddp.py` starts it alone or as one of two. Writes weights and logs."""
+"""One process of a tiny training run; `test_ddp.py` starts it alone or as one of two. Writes weights and logs.
+
+Once the run is over it is made again from its second-last checkpoint.
+"""
 
 import json
 import sys
@@ -40,7 +43,8 @@ class Counted(JepaTrainer):
 
 
 def main(output: Path, batch_size: int, accumulation: int, resume: bool) -> None:
-    torch.manual_seed(0)
+    # Another start, which the checkpoint has to replace.
+    torch.manual_seed(int(resume))
     encoder = IJepaConfig(
         hidden_size=32,
         num_hidden_layers=2,
@@ -70,6 +74,7 @@ def main(output: Path, batch_size: int, accumulation: int, resume: bool) -> None
         # Inside the second epoch of three updates.
         save_strategy="steps",
         save_steps=4,
+        save_total_limit=2,
         use_cpu=True,
         disable_tqdm=True,
         dataloader_pin_memory=False,
@@ -85,11 +90,12 @@ def main(output: Path, batch_size: int, accumulation: int, resume: bool) -> None
         probe_train_dataset=pictures,
     )
     trainer.train(resume_from_checkpoint=str(output / "checkpoint-4") if resume else None)
-    name = f"resumed-{args.process_index}" if resume else f"whole-{args.process_index}"
+    name = f"{'resumed' if resume else 'whole'}-{args.process_index}"
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, output / f"{name}.safetensors")
     save_file(trainer.gradients, output / f"{name}-gradients.safetensors")
     (output / f"{name}.json").write_text(json.dumps(trainer.state.log_history))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), resume=sys.argv[4] == "resume")
+    for again in (False, True):
+        main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), resume=again)

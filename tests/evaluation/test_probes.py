@@ -14,6 +14,7 @@ from hf_jepa.evaluation import (
     ridge_probe,
 )
 from hf_jepa.evaluation.closed_form import _fit_ridge
+from hf_jepa.evaluation.linear_probe import _Heads
 from hf_jepa.evaluation.low_shot import draw_labelled_rows
 
 
@@ -131,7 +132,7 @@ def test_batch_norm_rescues_badly_scaled_features():
 
 
 def pointer_task(num_rows: int, seed: int):
-    """One token, marked by its first channel, holds the class in its sign; the rest is noise that the mean drowns in."""
+    """One token, marked by its first channel, holds the class in a sign; the rest is noise that drowns the mean."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randn(num_rows, 16, 16, generator=generator)
     tokens[..., 0] = 0
@@ -149,7 +150,7 @@ def test_attentive_probe_solves_what_mean_pooling_cannot():
     result = attentive_probe(train, train_labels, test, test_labels, num_heads=4, epochs=15, batch_size=64)
     assert result.accuracy > 0.9
     assert ridge_probe(train.mean(dim=1), train_labels, test.mean(dim=1), test_labels).accuracy < 0.7
-    assert len(result.candidates) == 3
+    assert len(result.candidates) == 4
     assert result.chosen in result.candidates
 
 
@@ -222,3 +223,29 @@ def test_more_bad_input():
         attentive_probe(*data)
     with pytest.raises(ValueError, match="num_heads=5"):
         attentive_probe(data[0][:, None], data[1], data[2][:, None], data[3], num_heads=5)
+
+
+def test_ridge_survives_wide_redundant_features_in_float32():
+    train, labels, test, test_labels = blobs(2100, 12)
+    wide, wide_test = (torch.cat([features] * 180, dim=1) for features in (train, test))
+    result = ridge_probe(wide, labels, wide_test, test_labels, penalties=[1e-9])
+    assert result.accuracy > ridge_probe(train, labels, test, test_labels).accuracy - 0.02
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_head_takes_the_steps_of_torch_sgd(batch_norm):
+    train, labels, *_ = blobs(32)
+    heads = _Heads("x", 12, 4, batch_norm, [(0.3, 0.0), (0.1, 0.01)])
+    linear = torch.nn.Linear(12, 4)
+    torch.nn.init.zeros_(linear.weight)
+    torch.nn.init.zeros_(linear.bias)
+    groups = [{"params": [linear.weight], "weight_decay": 0.01}, {"params": [linear.bias]}]
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+    norm = torch.nn.BatchNorm1d(12, affine=False) if batch_norm else torch.nn.Identity()
+    for _ in range(5):
+        heads.step(train, labels, 1.0, lars=False)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(linear(norm(train)), labels).backward()
+        optimizer.step()
+    torch.testing.assert_close(heads.weight[1].T, linear.weight.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(heads.bias[1, 0], linear.bias.detach(), rtol=1e-5, atol=1e-6)

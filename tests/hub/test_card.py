@@ -40,7 +40,9 @@ def results() -> dict:
             "num_parameters": 123456,
             "encoder_config": {"hidden_size": 16, "image_size": 28},
         },
-        "data": {"name": "someone/pictures", "revision": "abc", "split": "train", "num_examples": 54000, "licence": "mit"},
+        "data": {
+            "name": "someone/pictures", "revision": "abc", "split": "train", "num_examples": 54000, "licence": "mit",
+        },
         "training": {
             "steps": 1000, "batch_size": 64, "seconds": 300.5, "images_per_second": 213.0, "recipe": "demo.yaml",
         },

@@ -5,6 +5,7 @@ from .features import extract_features, pooled_features
 from .knn import knn_accuracy
 from .linear_probe import linear_probe
 from .low_shot import LowShotResult, low_shot_accuracy
+from .retrieval import hidden_part_retrieval, pixel_retrieval, rank_of_truth
 from .run import TASKS, evaluate_model, load_encoder, processor_transform
 
 __all__ = [
@@ -18,14 +19,17 @@ __all__ = [
     "evaluate_model",
     "extract_features",
     "feature_std",
+    "hidden_part_retrieval",
     "knn_accuracy",
     "lidar",
     "linear_probe",
     "load_encoder",
     "logistic_probe",
     "low_shot_accuracy",
+    "pixel_retrieval",
     "pooled_features",
     "processor_transform",
+    "rank_of_truth",
     "rankme",
     "ridge_probe",
 ]

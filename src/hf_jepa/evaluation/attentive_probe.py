@@ -50,7 +50,7 @@ def attentive_probe(
     test_tokens: torch.Tensor,
     test_labels: torch.Tensor,
     num_heads: int | None = None,
-    learning_rates: Sequence[float] = (1e-3, 3e-3, 1e-2),
+    learning_rates: Sequence[float] = (1e-3, 3e-3, 1e-2, 3e-2),
     weight_decay: float = 0.01,
     epochs: int = 20,
     batch_size: int = 256,

@@ -78,7 +78,7 @@ def ridge_probe(
     train_labels: torch.Tensor,
     test_features: torch.Tensor,
     test_labels: torch.Tensor,
-    penalties: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+    penalties: Sequence[float] = (1e-6, 1e-4, 1e-2, 1e-1, 1.0, 10.0),
     held_out_fraction: float = 0.2,
     seed: int = 0,
 ) -> ProbeResult:
@@ -127,9 +127,11 @@ def _fit_ridge(
         rows = ((features - mean) / std).to(dtype)
         gram, right_side = rows @ rows.T, targets
     predictors = []
+    # A smaller penalty could not be told from rounding, and the factorisation would break down.
+    floor = torch.finfo(dtype).eps * gram.trace().item()
     for penalty in penalties:
         shifted = gram.clone()
-        shifted.diagonal().add_(num_rows * penalty)
+        shifted.diagonal().add_(max(num_rows * penalty, floor))
         solution = torch.cholesky_solve(right_side, torch.linalg.cholesky(shifted))
         weight = solution if primal else rows.T @ solution
         predictors.append(_affine(weight.float(), target_mean.float(), mean, std))

@@ -15,7 +15,7 @@ def _matrix(features: torch.Tensor) -> torch.Tensor:
 
 def rankme(features: torch.Tensor, epsilon: float = 1e-7) -> float:
     """
-    RankMe (Garrido et al. 2023, eq. 1): `exp(-sum p log p)` with `p = s / sum(s) + epsilon` over the singular values
+    RankMe (Garrido et al. 2023): `exp(-sum p log p)` with `p = s / sum(s) + epsilon` over the singular values
     of the uncentred feature matrix.
 
     It does not see the scale: features that have shrunk to almost nothing can score high. Read it beside
@@ -101,7 +101,7 @@ def feature_std(features: torch.Tensor, normalize: bool = False) -> torch.Tensor
 
     Args:
         features (`torch.FloatTensor` of shape `(n, d)`): One row per image, at least 2.
-        normalize (`bool`): L2-normalise the rows first; then `1 / sqrt(d)` is isotropic (SimSiam, section 4.1).
+        normalize (`bool`): L2-normalise the rows first; then `1 / sqrt(d)` is isotropic.
 
     Returns:
         `torch.FloatTensor` of shape `(d,)`, float64.

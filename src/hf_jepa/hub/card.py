@@ -19,8 +19,8 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _METHODS = {
     "ijepa": (
         "I-JEPA",
-        "I-JEPA learns image features without labels: from the visible patches of an image, a predictor must tell what "
-        "an exponential moving average of the encoder makes of hidden blocks of the same image.",
+        "I-JEPA learns image features without labels: from the visible patches of an image, a predictor must tell "
+        "what an exponential moving average of the encoder makes of hidden blocks of the same image.",
         """@inproceedings{assran2023ijepa,
   title     = {Self-Supervised Learning from Images with a Joint-Embedding Predictive Architecture},
   author    = {Assran, Mahmoud and Duval, Quentin and Misra, Ishan and Bojanowski, Piotr and Vincent, Pascal and
@@ -32,8 +32,8 @@ _METHODS = {
     ),
     "cjepa": (
         "C-JEPA",
-        "C-JEPA is I-JEPA with VICReg's variance, covariance and invariance terms on the predicted blocks. No official "
-        "code exists; this is a reading of the paper, not a port.",
+        "C-JEPA is I-JEPA with VICReg's variance, covariance and invariance terms on the predicted blocks. No "
+        "official code exists; this is a reading of the paper, not a port.",
         """@inproceedings{mo2024cjepa,
   title     = {Connecting Joint-Embedding Predictive Architecture with Contrastive Self-supervised Learning},
   author    = {Mo, Shentong and Tong, Shengbang},
@@ -144,8 +144,8 @@ def render_card(results: dict[str, Any]) -> str:
 
     Args:
         results (`dict`): `model` (`name`, `family`, and what `save_release` fills in), `data`, `training`,
-            `environment`, `compute`, `evaluations`, `baselines`, `licence`, `source_licence`, `pictures`; for converted
-            checkpoints `conversion`. Sections may be missing.
+            `environment`, `compute`, `evaluations`, `baselines`, `licence`, `source_licence`, `pictures`; for
+            converted checkpoints `conversion`. Sections may be missing.
 
     Returns:
         Markdown with YAML front matter.

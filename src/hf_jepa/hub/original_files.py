@@ -1,4 +1,4 @@
-"""Reading and writing the original training checkpoints (files of `torch.save`), without running anything they hold."""
+"""Reading and writing original training checkpoints (files of `torch.save`) without running anything they hold."""
 
 import hashlib
 import json

@@ -25,6 +25,7 @@ logger = logging.get_logger(__name__)
 
 PRETRAINING_FOLDER = "pretraining"
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".tar", ".npy", ".npz"}
+_TEXTS = {".json", ".yaml", ".yml", ".md", ".txt"}
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}\b")
 _TRANSIENT = {408, 429, 500, 502, 503, 504}
 
@@ -103,7 +104,7 @@ def save_release(
     Args:
         model (`JepaPreTrainedModel`): the trained composite.
         folder (`str` or `PathLike`): where to write; files of an earlier release are replaced.
-        results (`dict`): what was measured (see [`~hf_jepa.hub.card.render_card`]); facts about the model are filled in.
+        results (`dict`): what was measured (see [`~hf_jepa.hub.card.render_card`]); the model's own facts are added.
         processor (*optional*): the image processor to save; by default the encoder's size with ImageNet statistics.
         recipe (`dict`, *optional*): the resolved recipe.
         pictures (`Sequence` of paths): copied to the root. Captions come from `results["pictures"]`.
@@ -122,7 +123,7 @@ def save_release(
     encoder = model.export_encoder(which)
     encoder.config.jepa_encoder = which
     results = dict(results)
-    results["model"] = {**describe_model(model, encoder, which), **results.get("model", {})}
+    results["model"] = {**results.get("model", {}), **describe_model(model, encoder, which)}
     captions = {entry["file"]: entry["caption"] for entry in results.get("pictures") or []}
     names = [Path(picture).name for picture in pictures]
     results["pictures"] = [
@@ -220,9 +221,8 @@ def check_release(folder: str | os.PathLike) -> Path:
         name = file.relative_to(folder)
         if file.suffix.lower() in _PICKLES:
             faults.append(f"{name} is a pickle or an archive, which nobody should load")
-        elif file.suffix.lower() in {".json", ".yaml", ".yml", ".md", ".txt"}:
-            if _TOKEN.search(file.read_text(encoding="utf-8", errors="replace")):
-                faults.append(f"{name} holds a Hugging Face access token")
+        elif file.suffix.lower() in _TEXTS and _TOKEN.search(file.read_text(encoding="utf-8", errors="replace")):
+            faults.append(f"{name} holds a Hugging Face access token")
     if faults:
         raise ValueError(f"{str(folder)!r} is not ready to be published:\n  " + "\n  ".join(faults))
     return folder
@@ -281,7 +281,7 @@ def push_release(
     Args:
         folder (`str` or `PathLike`): the release, on disk.
         repo_id (`str`): `organisation/name`.
-        private (`bool`, *optional*): for a repository that does not exist yet; `None` follows the organisation's default.
+        private (`bool`, *optional*): for a repository that is created; `None` follows the organisation's default.
         revision (`str`, *optional*): the branch to upload to.
         commit_message (`str`): first line of the commit.
         attempts (`int`): tries in all, at least 1.

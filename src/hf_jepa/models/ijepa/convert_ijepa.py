@@ -1,4 +1,4 @@
-"""Original I-JEPA training checkpoints to the two-floor folder of this package, and back. Nothing is left out silently.
+"""Original I-JEPA training checkpoints to the two-floor folder of this package, and back; nothing is dropped silently.
 
 The files (arXiv 2301.08243, released code) are dictionaries of three state dicts, `encoder`, `predictor` and
 `target_encoder`, whose keys start with `module.`, beside optimizer and scaler state and a few numbers. They hold no
@@ -242,8 +242,8 @@ def convert_ijepa_checkpoint(
     absent = [group for group in _GROUPS if not isinstance(checkpoint.get(group), dict)]
     if absent:
         raise ValueError(
-            f"{str(path)!r} has no {', '.join(map(repr, absent))}; it holds {', '.join(map(repr, checkpoint))}. Expected "
-            "an I-JEPA training checkpoint with 'encoder', 'predictor' and 'target_encoder'."
+            f"{str(path)!r} has no {', '.join(map(repr, absent))}; it holds {', '.join(map(repr, checkpoint))}. "
+            "Expected an I-JEPA training checkpoint with 'encoder', 'predictor' and 'target_encoder'."
         )
     groups, prefixes = {}, {}
     for group in _GROUPS:

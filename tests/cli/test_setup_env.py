@@ -1,0 +1,75 @@
+"""What `make` does first on a machine that lacks something: a clear message, and nothing half-made left behind."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "setup_env.sh"
+PYTHONS = ("python3", "python3.11", "python3.12", "python3.13", "python3.14")
+FAILS = "#!/bin/sh\nexit 1\n"
+# As Debian's python3 without python3-venv: the folder is made, then ensurepip is missed.
+NO_VENV = '#!/bin/sh\ncase "$*" in *"-m venv"*) mkdir -p .venv/bin; exit 1;; *print*) echo 3.11;; *) exit 0;; esac\n'
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """A copy of the script in an empty project, and a PATH on which nothing can be installed."""
+    (tmp_path / "project" / "scripts").mkdir(parents=True)
+    shutil.copy(SCRIPT, tmp_path / "project" / "scripts" / SCRIPT.name)
+    (tmp_path / "bin").mkdir()
+    for name in ("apt-get", "sudo", *PYTHONS):
+        write_command(tmp_path, name, FAILS)
+    return tmp_path
+
+
+def write_command(machine: Path, name: str, text: str) -> None:
+    path = machine / "bin" / name
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def setup(machine: Path) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PATH": f"{machine / 'bin'}:{os.environ['PATH']}"}
+    command = ["bash", str(machine / "project" / "scripts" / SCRIPT.name)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_python_that_is_too_old(machine):
+    done = setup(machine)
+    assert done.returncode != 0
+    assert "needs Python 3.11 or newer" in done.stderr
+
+
+def test_missing_venv_module_that_cannot_be_installed(machine):
+    write_command(machine, "python3.11", NO_VENV)
+    done = setup(machine)
+    assert done.returncode != 0
+    assert "sudo apt-get install python3.11-venv" in done.stderr
+    assert not (machine / "project" / ".venv").exists()
+
+
+def test_missing_venv_module_is_installed_where_possible(machine):
+    """After apt-get the module works, and the package is installed into the new environment."""
+    log = machine / "log"
+    working = f'#!/bin/sh\necho "pip $*" >> {log}\nexit 0\n'
+    # apt-get puts a python3.11 in place whose venv makes an environment with a python that records its calls.
+    makes_venv = (
+        '#!/bin/sh\ncase "$*" in *"-m venv"*) mkdir -p .venv/bin; '
+        f"cp {machine / 'bin' / 'working'} .venv/bin/python;; *print*) echo 3.11;; esac\n"
+    )
+    write_command(machine, "working", working)
+    write_command(machine, "fixed", makes_venv)
+    write_command(machine, "python3.11", NO_VENV)
+    write_command(
+        machine, "apt-get", f'#!/bin/sh\necho "apt $*" >> {log}\ncp {machine}/bin/fixed {machine}/bin/python3.11\n'
+    )
+    write_command(machine, "sudo", '#!/bin/sh\nshift\nexec "$@"\n')
+    done = setup(machine)
+    assert done.returncode == 0, done.stderr
+    apt, pip = log.read_text().splitlines()
+    assert apt.endswith("python3.11-venv")
+    assert pip.startswith("pip -m pip install")
+    assert pip.endswith(".[dev]")
