@@ -2,7 +2,8 @@
 
 A product of (batch x) M x K with K x N costs 2 M K N floating-point operations. Counted is what one I-JEPA step must
 compute, no more: linear layers and attention, forward and backward, the target encoder forward only, the patch
-embedding of the context encoder for kept patches only. Normalisation, softmax, GELU and the optimizer count nothing:
+embedding of the context encoder for kept patches only, the predictor's last block for masked tokens only (the others
+are keys and values there). Normalisation, softmax, GELU and the optimizer count nothing:
 their time is what keeps a step below the matmul rate.
 """
 
@@ -53,14 +54,28 @@ def _linear(products: Products, rows: int, inputs: int, outputs: int, times: int
             products[0, rows, outputs, inputs] += times
 
 
-def _blocks(products: Products, num_sequences, length, width, heads, depth, backward) -> None:
-    rows, head_dim, batch = num_sequences * length, width // heads, num_sequences * heads
-    _linear(products, rows, width, width, 4 * depth, backward)
-    _linear(products, rows, width, 4 * width, depth, backward)
-    _linear(products, rows, 4 * width, width, depth, backward)
-    # Forward: Q K^T and P V. Backward: dP is shaped like the first; dV, dQ and dK like the second.
-    products[batch, length, head_dim, length] += depth * (2 if backward else 1)
-    products[batch, length, length, head_dim] += depth * (4 if backward else 1)
+def _blocks(
+    products: Products,
+    num_sequences: int,
+    length: int,
+    width: int,
+    heads: int,
+    depth: int,
+    backward: bool,
+    num_read: int | None = None,
+) -> None:
+    """`depth` transformer blocks of which `num_read` tokens per sequence are read (all by default)."""
+    read = num_read or length
+    rows, read_rows = num_sequences * length, num_sequences * read
+    _linear(products, rows, width, width, 2 * depth, backward)  # keys, values
+    _linear(products, read_rows, width, width, 2 * depth, backward)  # queries, output
+    _linear(products, read_rows, width, 4 * width, depth, backward)
+    _linear(products, read_rows, 4 * width, width, depth, backward)
+    head_dim, batch = width // heads, num_sequences * heads
+    products[batch, read, head_dim, length] += depth * (2 if backward else 1)  # Q K^T; dP
+    products[batch, read, length, head_dim] += depth * (2 if backward else 1)  # P V; dQ
+    if backward:
+        products[batch, length, read, head_dim] += 2 * depth  # dV, dK
 
 
 def step_products(sizes: StepSizes) -> Products:
@@ -75,7 +90,8 @@ def step_products(sizes: StepSizes) -> Products:
     sequences = s.batch_size * s.num_target_masks
     length, width = s.num_context + s.num_target, s.predictor_hidden_size
     _linear(products, context_rows, s.hidden_size, width, 1, backward=True)
-    _blocks(products, sequences, length, width, s.num_heads, s.predictor_num_layers, backward=True)
+    _blocks(products, sequences, length, width, s.num_heads, s.predictor_num_layers - 1, backward=True)
+    _blocks(products, sequences, length, width, s.num_heads, 1, backward=True, num_read=s.num_target)
     _linear(products, sequences * s.num_target, width, s.hidden_size, 1, backward=True)
     return products
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 
 def augment(images: Tensor, crop_scale: float, flip: bool, generator: torch.Generator) -> Tensor:
-    """Random resized crop (area from `crop_scale` to 1, aspect 3/4 to 4/3) and flip of a batch, bilinear; none at scale 1."""
+    """Random resized crop (area from `crop_scale` to 1, aspect 3/4 to 4/3) and flip; nothing at scale 1."""
     n = len(images)
     if crop_scale >= 1.0 and not flip:
         return images

@@ -207,7 +207,9 @@ def main() -> None:
     started, cpu = time.monotonic(), time.process_time()
     trainer.train()
     seconds, cpu = time.monotonic() - started, time.process_time() - cpu
-    print(f"\nTrained {trainer.state.global_step} steps in {seconds:.0f} s. Now measuring on the {options.split} split.")
+    print(
+        f"\nTrained {trainer.state.global_step} steps in {seconds:.0f} s. Now measuring on the {options.split} split."
+    )
 
     splits = {
         "train": load_probe_split(data_args, "train", PROBE_IMAGES, model_args.image_size),
@@ -254,7 +256,9 @@ def main() -> None:
     results["evaluations"] = entries(options.split, count, options.seed, columns["I-JEPA"], retrieval["I-JEPA"], None)
     results["baselines"] = [
         *entries(options.split, count, options.seed, columns["raw pixels"], retrieval["ridge"], "raw pixels"),
-        *entries(options.split, count, options.seed, columns["untrained"], retrieval["untrained"], "untrained encoder"),
+        *entries(
+            options.split, count, options.seed, columns["untrained"], retrieval["untrained"], "untrained encoder"
+        ),
     ]
     nearest = results["baselines"][0] | {"name": "nearest training image", "value": retrieval["nearest_neighbour"]}
     results["baselines"].append(nearest)

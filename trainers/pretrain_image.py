@@ -2,7 +2,7 @@
 Pretrains I-JEPA or C-JEPA on images, from a recipe:
 
     python trainers/pretrain_image.py trainers/recipes/ijepa_fashion_mnist.yaml --output_dir outputs/run
-    accelerate launch --config_file trainers/accelerate/ddp.yaml trainers/pretrain_image.py recipe.yaml --max_steps 1000
+    accelerate launch --config_file trainers/accelerate/ddp.yaml trainers/pretrain_image.py recipe.yaml
 
 Flags override the recipe. `--dry_run` prints the resolved recipe, parameter counts, steps and a memory estimate.
 """
@@ -23,6 +23,7 @@ from hf_jepa.data import train_transform as make_train_transform
 from hf_jepa.hub.release import default_image_processor
 from hf_jepa.masking import MultiBlockMaskGenerator
 from hf_jepa.models.ijepa.configuration_ijepa import IJEPA_SIZES
+from hf_jepa.objectives import normalize_targets
 from hf_jepa.training import JepaTrainer, JepaTrainingArguments
 from hf_jepa.training.publishing import measured_results, push_folder, write_release
 from hf_jepa.training.recipes import parse_recipe, resolved
@@ -207,9 +208,7 @@ def build_processor(model: IJepaForPreTraining, args: DataArguments) -> Any:
 
 def estimate(model: IJepaForPreTraining, trainer: JepaTrainer) -> dict[str, Any]:
     """Counts that need no training: parameters, steps, and the least memory that weights and optimizer take."""
-    counts = {
-        name: sum(p.numel() for p in module.parameters()) for name, module in model.named_children()
-    }
+    counts = {name: sum(p.numel() for p in module.parameters()) for name, module in model.named_children()}
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     # float32 weights, and gradient plus two Adam moments for what is trained.
     fixed = 4 * (sum(counts.values()) + 3 * trainable)
@@ -259,8 +258,10 @@ def draw_pictures(trainer: JepaTrainer, folder: Path) -> list[Path]:
     with torch.no_grad():
         output = model(**batch)
         features = model.get_features(batch["pixel_values"]).cpu()
-    # Removing the mean token of each position shows content; positions alone would colour every image alike.
-    centred = features - features.mean(dim=0, keepdim=True)
+    # Predictions live in the space of normalised targets; without each position's mean, content alone is compared.
+    targets = normalize_targets(features)
+    mean = targets.mean(dim=0)
+    block = batch["target_mask"][0].cpu()
     return [
         plot_training_curves(trainer.state.log_history, folder / "curves.png"),
         plot_masks(
@@ -273,9 +274,9 @@ def draw_pictures(trainer: JepaTrainer, folder: Path) -> list[Path]:
         plot_feature_pca(images, features, grid_size, folder / "feature_pca.png"),
         plot_prediction_similarity(
             images,
-            output.predictions[0].float().cpu() - features.mean(dim=0)[batch["target_mask"][0].cpu()],
-            centred,
-            batch["target_mask"][0].cpu(),
+            output.predictions[0].float().cpu() - mean[block],
+            targets - mean,
+            block,
             grid_size,
             folder / "prediction_similarity.png",
         ),

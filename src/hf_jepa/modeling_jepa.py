@@ -47,7 +47,8 @@ def check_masks(name: str, masks: Sequence[torch.Tensor], batch_size: int, num_t
         num_tokens (`int`): tokens of one image.
 
     Raises:
-        `ValueError`: for no mask, a wrong type or shape, lengths that differ, an empty mask, an index outside the grid.
+        `ValueError`: for no mask, a wrong type or shape, lengths that differ, an empty mask, an index outside the
+        grid.
     """
     if isinstance(masks, torch.Tensor) or not len(masks):
         raise ValueError(f"`{name}` must be a non-empty list of index tensors, got {type(masks).__name__}.")
@@ -71,8 +72,8 @@ def check_masks(name: str, masks: Sequence[torch.Tensor], batch_size: int, num_t
 
 class JepaPreTrainedModel(PreTrainedModel):
     """
-    Base of the pretraining models: an in-tree `encoder` (the context encoder), an in-tree `target_encoder` that follows
-    it by exponential moving average and never receives gradients, and a `predictor`, held side by side.
+    Base of the pretraining models: an in-tree `encoder` (the context encoder), an in-tree `target_encoder` that
+    follows it by exponential moving average and never receives gradients, and a `predictor`, held side by side.
     """
 
     base_model_prefix = ""
@@ -149,13 +150,15 @@ class JepaPreTrainedModel(PreTrainedModel):
     def update_target(self, momentum: float) -> None:
         """
         Moves the target encoder towards the context encoder: `target = momentum * target + (1 - momentum) * context`.
-        Call it once per optimizer step, after the step. Sharded parameters (FSDP2) are updated in place, shard by shard.
+        Call it once per optimizer step, after the step. Sharded parameters (FSDP2) are updated in place, shard by
+        shard.
 
         Args:
             momentum (`float`): between 0 (copy) and 1 (stand still).
 
         Raises:
-            `ValueError`: for a momentum outside [0, 1], or weights below float32, where small updates round to nothing.
+            `ValueError`: for a momentum outside [0, 1], or weights below float32, where small updates round to
+            nothing.
         """
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f"The EMA momentum must lie in [0, 1], got {momentum}.")

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,6 +47,7 @@ class FakeApi:
     def create_repo(self, repo_id, private=None, exist_ok=False):
         assert exist_ok
         self.created.append((repo_id, private))
+        return SimpleNamespace(repo_id=repo_id if "/" in repo_id else f"me/{repo_id}")
 
     def upload_folder(self, **kwargs):
         self.uploads.append(kwargs)

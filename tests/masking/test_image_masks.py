@@ -142,7 +142,9 @@ def test_exact_replay_by_draw(mode):
         again_context, again_targets = other.at(torch.arange(8), 4)
         assert torch.equal(context[0], again_context[0])
         assert all(torch.equal(a, b) for a, b in zip(targets, again_targets, strict=True))
-    assert not torch.equal(targets[0], MultiBlockMaskGenerator(224, 16, mode=mode, seed=2).at(torch.arange(8), 4)[1][0])
+    assert not torch.equal(
+        targets[0], MultiBlockMaskGenerator(224, 16, mode=mode, seed=2).at(torch.arange(8), 4)[1][0]
+    )
 
 
 def test_balanced_does_not_depend_on_how_a_step_is_split(balanced):

@@ -9,8 +9,8 @@ from ..masking import MultiBlockMaskGenerator
 
 class MaskCollator:
     """
-    Stacks images and adds their masks. Masks depend on the samples' draw numbers only, so batches are the same with any
-    number of workers, ranks and accumulation steps.
+    Stacks images and adds their masks. Masks depend on the samples' draw numbers only, so batches are the same with
+    any number of workers, ranks and accumulation steps.
 
     Args:
         mask_generator ([`MultiBlockMaskGenerator`]): makes the masks; its grid must be that of the images.
@@ -18,8 +18,8 @@ class MaskCollator:
             share their block sizes. [`JepaTrainer`] sets it; without it every batch is a step of its own.
 
     Returns, when called with a list of samples `{"pixel_values": (C, H, W) float32, "draw": int}`:
-        `dict` with `pixel_values` `(batch, C, H, W)` and the lists `context_mask` and `target_mask` of int64 tensors of
-        shape `(batch, kept)`.
+        `dict` with `pixel_values` `(batch, C, H, W)` and the lists `context_mask` and `target_mask` of int64 tensors
+        of shape `(batch, kept)`.
 
     Raises:
         `ValueError`: for samples whose images differ in shape.

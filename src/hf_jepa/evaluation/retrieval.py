@@ -39,7 +39,8 @@ def hidden_part_retrieval(
     """
     From the visible context of each image, predicts the target features of a hidden block and ranks the same block of
     `num_candidates` images (its own among them) by cosine similarity, after removing the candidates' mean. Images are
-    taken in groups of `num_candidates`; an incomplete last group is left out. Chance for rank 0 is `1 / num_candidates`.
+    taken in groups of `num_candidates`; an incomplete last group is left out. Chance for rank 0
+    is `1 / num_candidates`.
 
     Args:
         model ([`JepaPreTrainedModel`]): its predictor and target encoder are used.
@@ -116,8 +117,6 @@ def pixel_retrieval(
     }
     groups = range(0, len(images), num_candidates)
     return {
-        name: torch.cat(
-            [_order(block[i : i + num_candidates], truth[i : i + num_candidates]) + i for i in groups]
-        )
+        name: torch.cat([_order(block[i : i + num_candidates], truth[i : i + num_candidates]) + i for i in groups])
         for name, block in predictions.items()
     }

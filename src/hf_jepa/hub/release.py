@@ -304,9 +304,10 @@ def push_release(
     while True:
         attempt += 1
         try:
-            api.create_repo(repo_id, private=private, exist_ok=True)
+            # The answer holds the full name where only a repository's own was given.
+            full_name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             commit = api.upload_folder(
-                repo_id=repo_id,
+                repo_id=full_name,
                 folder_path=folder,
                 commit_message=commit_message,
                 revision=revision,

@@ -62,10 +62,10 @@ class MultiBlockMaskGenerator:
 
     Two modes:
 
-    - `"reference"` reproduces the released code draw for draw, flaws included: block sizes come from a generator seeded
-      with the batch counter, positions from the global torch generator; the last row and column are never used; scale
-      and aspect ratio share one draw; at 224 px the context block never moves; contexts are truncated to the shortest
-      of the batch by dropping the bottom rows.
+    - `"reference"` reproduces the released code draw for draw, flaws included: block sizes come from a generator
+      seeded with the batch counter, positions from the global torch generator; the last row and column are never used;
+      scale and aspect ratio share one draw; at 224 px the context block never moves; contexts are truncated to the
+      shortest of the batch by dropping the bottom rows.
     - `"balanced"` repairs that: every position can be drawn, scale and aspect are independent, the context block has a
       size and place of its own in every image, and a context that is too long loses a random subset. The number of
       context tokens depends on the block size alone (the 10 % quantile of what placements leave; the few placements
@@ -305,9 +305,9 @@ class MultiBlockMaskGenerator:
                 lengths = [self._context_length(size) for size in set(targets)]
             if min(map(math.prod, targets)) <= self.min_keep or min(min(targets, default=(0, 0))) < 1:
                 raise ValueError(
-                    f"A target block of {min(targets, key=math.prod)} tokens on a grid of {self.grid_size} does not keep "
-                    f"more than min_keep={self.min_keep}; lower `min_keep`, raise `target_scale`, or use larger images "
-                    "or smaller patches."
+                    f"A target block of {min(targets, key=math.prod)} tokens on a grid of {self.grid_size} does not "
+                    f"keep more than min_keep={self.min_keep}; lower `min_keep`, raise `target_scale`, or use larger "
+                    "images or smaller patches."
                 )
             if min(lengths) <= self.min_keep:
                 raise ValueError(

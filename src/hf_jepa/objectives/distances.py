@@ -12,8 +12,8 @@ _DISTANCES = {"smooth_l1": F.smooth_l1_loss, "l2": F.mse_loss, "l1": F.l1_loss}
 
 def normalize_targets(features: torch.Tensor) -> torch.Tensor:
     """
-    Layer-norm over the feature dimension without affine, eps 1e-5, in float32: what the released I-JEPA and V-JEPA code
-    does to the target encoder's output before it becomes a target.
+    Layer-norm over the feature dimension without affine, eps 1e-5, in float32: what the released I-JEPA and V-JEPA
+    code does to the target encoder's output before it becomes a target.
 
     Args:
         features (`torch.Tensor` of shape `(..., width)`).

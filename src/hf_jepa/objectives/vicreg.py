@@ -24,8 +24,8 @@ def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
 
 def gather_batch(embeddings: torch.Tensor, dim: int = 0) -> torch.Tensor:
     """
-    Joins the ranks' equal-sized batches along `dim`, with gradient: under DDP's gradient averaging a loss of the result
-    has exactly the gradient of one process on the joint batch. Without a process group, the input itself.
+    Joins the ranks' equal-sized batches along `dim`, with gradient: under DDP's gradient averaging a loss of the
+    result has exactly the gradient of one process on the joint batch. Without a process group, the input itself.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return embeddings

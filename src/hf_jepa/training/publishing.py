@@ -85,8 +85,8 @@ def write_release(
 
     if trainer.is_fsdp_enabled:
         raise ValueError(
-            "Under FSDP no process holds the whole model; load the last checkpoint with `from_pretrained` in one "
-            "process and publish it from there with `hf-jepa push`."
+            "Under FSDP no process holds the whole model; write the release from the last checkpoint in one "
+            "process with `hf-jepa export`, and publish that with `hf-jepa push`."
         )
     folder = Path(trainer.args.output_dir) / RELEASE_FOLDER
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)

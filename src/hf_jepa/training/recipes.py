@@ -29,7 +29,9 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} must hold keys and values, got {type(content).__name__}.")
     values: dict[str, Any] = {}
     for name, value in content.items():
-        for key, item in value.items() if isinstance(value, dict) and name != "accelerator_config" else [(name, value)]:
+        for key, item in (
+            value.items() if isinstance(value, dict) and name != "accelerator_config" else [(name, value)]
+        ):
             if key in values:
                 raise ValueError(f"{path} gives {key!r} twice; keep one.")
             values[key] = item
@@ -53,7 +55,9 @@ def parse_recipe(dataclass_types: Sequence[type], argv: Sequence[str]) -> tuple[
     arguments = list(argv)
     recipe = read_recipe(arguments.pop(0)) if arguments and not arguments[0].startswith("-") else {}
     known = [field.name for cls in dataclass_types for field in dataclasses.fields(cls) if field.init]
-    flags = [argument.split("=")[0].removeprefix("--").replace("-", "_") for argument in arguments if _is_flag(argument)]
+    flags = [
+        argument.split("=")[0].removeprefix("--").replace("-", "_") for argument in arguments if _is_flag(argument)
+    ]
     for key in [*recipe, *flags]:
         if key not in known and key.removeprefix("no_") not in known and key not in ("h", "help"):
             near = difflib.get_close_matches(key, known, n=1)

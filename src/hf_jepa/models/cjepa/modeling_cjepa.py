@@ -65,10 +65,13 @@ class CJepaForPreTraining(IJepaForPreTraining):
         Arguments and output as in [`IJepaForPreTraining.forward`]; `loss_components` adds the three VICReg terms.
 
         Raises:
-            `ValueError`: also for a batch of fewer than two images, or a single target block where blocks are compared.
+            `ValueError`: also for a batch of fewer than two images, or a single target block where blocks are
+            compared.
         """
         if pixel_values.shape[0] < 2:
-            raise ValueError(f"C-JEPA's variance term needs a batch of at least 2 images, got {pixel_values.shape[0]}.")
+            raise ValueError(
+                f"C-JEPA's variance term needs a batch of at least 2 images, got {pixel_values.shape[0]}."
+            )
         context, predictions, targets = self.predict(pixel_values, context_mask, target_mask)
         prediction_loss = distance(predictions, targets, self.config.loss_type).mean()
         if self.config.regularized == "predicted_blocks":

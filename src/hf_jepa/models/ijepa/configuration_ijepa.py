@@ -6,8 +6,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, IJepaConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-# name: (hidden size, layers, heads, intermediate size, predictor layers, patch size). Sizes of the released code; tiny and small were
-# never published, their predictor depth is the code's default.
+# name: (hidden size, layers, heads, intermediate size, predictor layers, patch size). Sizes of the released code;
+# tiny and small were never published, their predictor depth is the code's default.
 IJEPA_SIZES = {
     "tiny": (192, 12, 3, 768, 6, 16),
     "small": (384, 12, 6, 1536, 6, 16),
@@ -147,4 +147,6 @@ class IJepaPreTrainingConfig(PreTrainedConfig):
         if image[0] % patch[0] or image[1] % patch[1]:
             raise ValueError(f"The image size {image} must be divisible by the patch size {patch}.")
         if self.predictor_num_hidden_layers < 1:
-            raise ValueError(f"`predictor_num_hidden_layers` must be at least 1, got {self.predictor_num_hidden_layers}.")
+            raise ValueError(
+                f"`predictor_num_hidden_layers` must be at least 1, got {self.predictor_num_hidden_layers}."
+            )

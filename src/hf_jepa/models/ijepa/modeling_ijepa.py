@@ -74,8 +74,8 @@ def encode_tokens(
 class IJepaForPreTraining(JepaPreTrainedModel):
     """
     I-JEPA (arXiv 2301.08243): from the visible tokens of an image, predict what an EMA copy of the encoder makes of
-    hidden blocks of it. Follows the released code where it differs from the paper: smooth-L1 instead of L2, and targets
-    layer-normed over features without affine.
+    hidden blocks of it. Follows the released code where it differs from the paper: smooth-L1 instead of L2, and
+    targets layer-normed over features without affine.
 
     Example:
 
@@ -134,7 +134,8 @@ class IJepaForPreTraining(JepaPreTrainedModel):
     ) -> JepaOutput:
         """
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`): any size that patches divide.
+            pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`): any size that patches
+            divide.
             context_mask (`list` of int64 tensors of shape `(batch, kept)`): visible tokens, row-major indices.
             target_mask (`list` of int64 tensors of shape `(batch, kept)`): one per block to predict.
 
@@ -179,7 +180,10 @@ class IJepaForPreTraining(JepaPreTrainedModel):
 
     @torch.no_grad()
     def energy(
-        self, pixel_values: torch.FloatTensor, context_mask: list[torch.LongTensor], target_mask: list[torch.LongTensor]
+        self,
+        pixel_values: torch.FloatTensor,
+        context_mask: list[torch.LongTensor],
+        target_mask: list[torch.LongTensor],
     ) -> torch.FloatTensor:
         """
         How badly each image's hidden blocks are predicted: the loss before its mean over the batch, averaged over
