@@ -155,7 +155,7 @@ def main() -> None:
     sizes.add_argument("--predictor-width", type=int, default=64)
     sizes.add_argument("--predictor-depth", type=int, default=2)
     sizes.add_argument("--predictor-heads", type=int, default=2)
-    sizes.add_argument("--batch-size", type=int, default=128)
+    sizes.add_argument("--batch-size", type=int, default=32)
     ours = parser.add_argument_group("the recipe of hf_jepa")
     ours.add_argument("--learning-rate", type=float, default=1e-3)
     ours.add_argument("--warmup", type=float, default=0.1, help="share of the budget")

@@ -71,7 +71,7 @@ class Contestant(nn.Module):
 
 
 class HfJepa(Contestant):
-    """Ours: balanced masks, fan-in initialisation, the original's schedules."""
+    """Ours, as trainers/recipes/ijepa_fashion_mnist.yaml has it."""
 
     def __init__(self, args: argparse.Namespace):
         super().__init__()
@@ -122,7 +122,7 @@ class HfJepa(Contestant):
 
     def learning_rate(self, progress: float) -> float:
         peak = self.args.learning_rate
-        return _cosine(progress, self.args.warmup, 0.2 * peak, peak, 1e-3 * peak)
+        return _cosine(progress, self.args.warmup, 0.01 * peak, peak, 0.01 * peak)
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         named = [(n, p) for n, p in self.named_parameters() if p.requires_grad]

@@ -49,7 +49,7 @@ from hf_jepa.visualization import plot_retrieval
 
 HERE = Path(__file__).parent
 RECIPE = HERE / "recipes" / "ijepa_fashion_mnist.yaml"
-LONG = {"max_steps": 30000, "warmup_steps": 1500, "logging_steps": 500}
+LONG = {"max_steps": 24000, "warmup_steps": 1500, "logging_steps": 500}
 PROBE_IMAGES = 10_000
 CANDIDATES = 100
 COMMAND = "make demo"
@@ -99,7 +99,7 @@ def probe(tokens: dict[str, torch.Tensor], labels: dict[str, torch.Tensor], seed
     answers = (labels["train"], test, labels["test"])
     pooled = (train.mean(dim=1), labels["train"], test.mean(dim=1), labels["test"])
     return {
-        "attentive": attentive_probe(train, *answers, epochs=12, seed=seed).accuracy,
+        "attentive": attentive_probe(train, *answers, learning_rates=(1e-2, 3e-2, 1e-1), seed=seed).accuracy,
         "linear, all tokens": ridge_probe(train, *answers).accuracy,
         "k-NN, all tokens": knn_accuracy(train, *answers),
         "linear, mean-pooled": ridge_probe(*pooled).accuracy,

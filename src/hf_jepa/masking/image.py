@@ -25,6 +25,17 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
+@lru_cache(maxsize=64)
+def _stream_key(seed: int, stream: int) -> np.ndarray:
+    base = _mix(np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64) + _GOLDEN)
+    return _mix(base + np.array([stream], dtype=np.uint64) * _GOLDEN)
+
+
+@lru_cache(maxsize=64)
+def _multiples(count: int) -> np.ndarray:
+    return np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
+
+
 def hashed_bits(seed: int, stream: int, keys: np.ndarray, count: int) -> np.ndarray:
     """
     Random bits that are a pure function of `(seed, stream, key)`: the same for a key whatever batch, worker or rank
@@ -38,11 +49,8 @@ def hashed_bits(seed: int, stream: int, keys: np.ndarray, count: int) -> np.ndar
     Returns:
         `np.ndarray` of shape `(n, count)`, uint64.
     """
-    with np.errstate(over="ignore"):
-        base = _mix(np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64) + _GOLDEN)
-        base = _mix(base + np.uint64(stream) * _GOLDEN)
-        base = _mix(base + keys.astype(np.uint64) * _GOLDEN)
-        return _mix(base[:, None] + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN)
+    base = _mix(_stream_key(seed, stream) + keys.astype(np.uint64) * _GOLDEN)
+    return _mix(base[:, None] + _multiples(count))
 
 
 def hashed_uniform(seed: int, stream: int, keys: np.ndarray, count: int) -> np.ndarray:
@@ -281,8 +289,10 @@ class MultiBlockMaskGenerator:
 
     def _covered(self, target_tokens: np.ndarray) -> np.ndarray:
         """Booleans `(n, tokens)`: the tokens inside any target block."""
-        covered = np.zeros((len(target_tokens), math.prod(self.grid_size)), dtype=bool)
-        np.put_along_axis(covered, target_tokens.reshape(len(target_tokens), -1), True, axis=1)
+        tokens = math.prod(self.grid_size)
+        covered = np.zeros((len(target_tokens), tokens), dtype=bool)
+        # Flat indices: several times as fast as a scatter along the rows.
+        covered.ravel()[(target_tokens + tokens * np.arange(len(target_tokens))[:, None, None]).ravel()] = True
         return covered
 
     def _calibrated_context_length(self, size: tuple[int, int]) -> int:
