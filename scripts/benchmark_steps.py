@@ -43,7 +43,7 @@ def _step(model: nn.Module, loss_of: Callable[[], Tensor], update: Callable[[], 
 
 
 def hf_jepa_step(sizes: StepSizes, dtype: torch.dtype, attention: str | None = None) -> Step:
-    """Ours, with the given attention; by default what is fastest on this dtype, as the README recommends."""
+    """Ours, with the given attention, or the one the library chooses."""
     from transformers import IJepaConfig
 
     from hf_jepa.models.ijepa import IJepaForPreTraining, IJepaPreTrainingConfig
@@ -62,8 +62,6 @@ def hf_jepa_step(sizes: StepSizes, dtype: torch.dtype, attention: str | None = N
         predictor_hidden_size=sizes.predictor_hidden_size,
         predictor_num_hidden_layers=sizes.predictor_num_layers,
     )
-    # On CPUs, torch's fused attention is the faster one in float32 and the slower one in bfloat16.
-    attention = attention or ("eager" if dtype == torch.bfloat16 else "sdpa")
     model = IJepaForPreTraining._from_config(config, attn_implementation=attention).train()
     images, context_mask, target_mask = make_batch(sizes)
     return _step(

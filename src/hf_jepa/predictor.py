@@ -4,8 +4,10 @@ import torch
 from torch import nn
 from transformers import IJepaConfig
 from transformers import initialization as init
-from transformers.models.ijepa.modeling_ijepa import IJepaLayer, IJepaPreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.ijepa.modeling_ijepa import IJepaLayer, IJepaPreTrainedModel, eager_attention_forward
 
+from .attention import cast_once
 from .positions import sincos_2d
 
 
@@ -24,6 +26,41 @@ def gather_tokens(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.gather(tokens.expand(mask.shape[0], -1, -1), 1, index)
 
 
+class TailLayer(IJepaLayer):
+    """
+    An in-tree layer, the predictor's last, that computes only what is read: the tokens from `start` on. Those before
+    still serve as keys and values. Same parameters, same result.
+    """
+
+    def forward(self, hidden_states: torch.Tensor, start: int) -> torch.Tensor:
+        """
+        Args:
+            hidden_states (`torch.Tensor` of shape `(batch, tokens, width)`).
+            start (`int`): the first token that is read.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, tokens - start, width)`.
+        """
+        attention, tail = self.attention, hidden_states[:, start:]
+        (normed,) = cast_once(attention, (self.layernorm_before(hidden_states),))
+
+        def heads(tokens: torch.Tensor) -> torch.Tensor:
+            return tokens.view(*tokens.shape[:-1], -1, attention.head_dim).transpose(1, 2)
+
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
+        output, _ = attend(
+            attention,
+            heads(attention.q_proj(normed[:, start:])),
+            heads(attention.k_proj(normed)),
+            heads(attention.v_proj(normed)),
+            None,
+            dropout=attention.attention_dropout if self.training else 0.0,
+            scaling=attention.scaling,
+        )
+        tail = tail + self.dropout(attention.o_proj(output.reshape(*tail.shape[:-1], -1)))
+        return tail + self.dropout(self.mlp(self.layernorm_after(tail)))
+
+
 class MaskedTokenPredictor(IJepaPreTrainedModel):
     """
     Predicts the target encoder's tokens at masked positions from the context encoder's visible tokens
@@ -37,7 +74,7 @@ class MaskedTokenPredictor(IJepaPreTrainedModel):
     """
 
     config: IJepaConfig
-    _no_split_modules = ["IJepaLayer"]
+    _no_split_modules = ["IJepaLayer", "TailLayer"]
 
     def __init__(self, config: IJepaConfig, encoder_hidden_size: int, grid_size: tuple[int, int]):
         super().__init__(config)
@@ -47,7 +84,8 @@ class MaskedTokenPredictor(IJepaPreTrainedModel):
         self.position_embeddings = nn.Parameter(
             torch.zeros(1, grid_size[0] * grid_size[1], config.hidden_size), requires_grad=False
         )
-        self.layers = nn.ModuleList([IJepaLayer(config) for _ in range(config.num_hidden_layers)])
+        layers = [IJepaLayer(config) for _ in range(config.num_hidden_layers - 1)]
+        self.layers = nn.ModuleList([*layers, TailLayer(config)])
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.proj = nn.Linear(config.hidden_size, encoder_hidden_size)
         self.post_init()
@@ -94,7 +132,6 @@ class MaskedTokenPredictor(IJepaPreTrainedModel):
         masked = self.mask_token + gather_tokens(positions, queries)
 
         hidden_states = torch.cat([visible.repeat(num_target, 1, 1), masked.to(visible.dtype)], dim=1)
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states)
-        hidden_states = self.layernorm(hidden_states[:, visible.shape[1] :])
-        return self.proj(hidden_states)
+        return self.proj(self.layernorm(self.layers[-1](hidden_states, visible.shape[1])))

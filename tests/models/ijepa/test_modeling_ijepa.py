@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForPreTraining, IJepaConfig, IJepaModel
+from transformers.models.ijepa.modeling_ijepa import IJepaLayer
 
 from hf_jepa import IJepaForPreTraining, IJepaPreTrainingConfig
+from hf_jepa.attention import measured_attention_forward
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -75,7 +77,7 @@ def test_official_step(official_model, official, official_inputs, attention):
     close(torch.cat(output.predictions), official["expected/predictor"])
     close(torch.cat(output.targets), official["expected/target_rows"])
     close(output.context_features, official["expected/encoder_masked"])
-    assert float(output.loss) == pytest.approx(float(official["expected/loss"]), abs=2e-6)
+    assert float(output.loss.detach()) == pytest.approx(float(official["expected/loss"]), abs=2e-6)
 
     output.loss.backward()
     gradients = [key for key in official if key.startswith("grad/")]
@@ -88,6 +90,40 @@ def test_official_step(official_model, official, official_inputs, attention):
 def test_official_features(official_model, official, which):
     group = {"target": "target_encoder", "context": "encoder"}[which]
     close(official_model.get_features(official["input/images"], which), official[f"expected/{group}_full"])
+
+
+def test_default_attention_is_the_measured_one_and_stays_out_of_files(model, inputs, tmp_path):
+    assert model.encoder.config._attn_implementation == "jepa_measured"
+    assert model.predictor.config._attn_implementation == "jepa_measured"
+    model.save_pretrained(tmp_path)
+    model.export_encoder().save_pretrained(tmp_path / "encoder")
+    for config in (tmp_path / "config.json", tmp_path / "encoder" / "config.json"):
+        assert "jepa_measured" not in config.read_text()
+    # The exported encoder's own forward pass understands it too, key masks included.
+    exported, pixels = model.export_encoder(), inputs["pixel_values"]
+    mask = torch.ones(3, 16, dtype=torch.int64)
+    mask[:, 8:] = 0
+    with torch.no_grad():
+        expected = AutoModel.from_pretrained(tmp_path / "encoder")(pixels, attention_mask=mask).last_hidden_state
+        torch.testing.assert_close(exported(pixels, attention_mask=mask).last_hidden_state, expected)
+
+
+def test_bf16_attention_on_cpu_agrees_with_float32(model):
+    attention = model.encoder.layers[0].attention
+    inputs = [torch.randn(2, 2, 9, 16, dtype=torch.bfloat16) for _ in range(3)]
+    ours, _ = measured_attention_forward(attention, *inputs, None)
+    reference = F.scaled_dot_product_attention(*(tensor.float() for tensor in inputs)).transpose(1, 2)
+    torch.testing.assert_close(ours.float(), reference, atol=0.03, rtol=0.03)
+    in_fp32, _ = measured_attention_forward(attention, *(tensor.float() for tensor in inputs), None)
+    torch.testing.assert_close(in_fp32, reference)
+
+
+def test_last_predictor_layer_computes_only_what_is_read(model):
+    hidden = torch.randn(2, 9, 16)
+    tail = model.predictor.layers[-1]
+    whole = IJepaLayer(model.predictor.config)
+    whole.load_state_dict(tail.state_dict())
+    torch.testing.assert_close(tail(hidden, 4), whole(hidden)[:, 4:])
 
 
 def test_flex_attention_agrees(official_model, official, official_inputs):

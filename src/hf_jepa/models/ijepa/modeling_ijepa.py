@@ -6,6 +6,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
+from ...attention import MEASURED_ATTENTION, cast_attention_inputs_once
 from ...modeling_jepa import JepaOutput, JepaPreTrainedModel, check_masks
 from ...objectives.distances import distance, normalize_targets
 from ...positions import sincos_2d
@@ -91,6 +92,8 @@ class IJepaForPreTraining(JepaPreTrainedModel):
     config: IJepaPreTrainingConfig
 
     def __init__(self, config: IJepaPreTrainingConfig):
+        if config._attn_implementation is None:
+            config._attn_implementation = MEASURED_ATTENTION
         super().__init__(config)
         # The composite's own post_init draws the weights; drawing them in each part first would be work done twice.
         with init.no_init_weights():
@@ -99,6 +102,7 @@ class IJepaForPreTraining(JepaPreTrainedModel):
             self.predictor = MaskedTokenPredictor(
                 config.predictor_config, config.encoder_config.hidden_size, config.grid_size
             )
+        cast_attention_inputs_once(self)
         self.freeze_target()
         self.post_init()
         # post_init draws the two encoders independently (they are equal only from here on).
