@@ -33,6 +33,16 @@ FAMILIES = {
     "cjepa": (CJepaPreTrainingConfig, CJepaForPreTraining),
 }
 
+CAPTIONS = [
+    {"file": "curves.png", "caption": "The run: loss, schedules, feature statistics, speed."},
+    {"file": "masks.png", "caption": "What the context encoder sees, and the blocks the predictor is asked for."},
+    {"file": "feature_pca.png", "caption": "First three principal components of the patch features as colours."},
+    {
+        "file": "prediction_similarity.png",
+        "caption": "Similarity of the block predicted for the outlined place with every patch of the image.",
+    },
+]
+
 
 @dataclass
 class ModelArguments:
@@ -311,7 +321,8 @@ def main(argv: list[str]) -> None:
         return
     results = measured_results(trainer)
     results["data"] |= {"name": data_args.dataset, "split": data_args.train_split}
-    results["training"]["recipe"] = recipe
+    results["training"]["recipe"] = "`recipe.yaml`"
+    results["pictures"] = CAPTIONS
     pictures = [] if data_args.streaming else draw_pictures(trainer, Path(training_args.output_dir) / "pictures")
     folder = write_release(trainer, results=results, recipe=recipe, pictures=pictures)
     print(f"The release is in {folder}; its card is {folder / 'README.md'}.")
