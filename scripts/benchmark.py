@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -130,15 +129,23 @@ def bench_memory(names: list[str], dtypes: list[str], arguments: argparse.Namesp
     return rows
 
 
+def peak_mib() -> float:
+    """Peak resident memory of this process; getrusage would report the parent's, which a child inherits on Linux."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    raise SystemExit("The memory part reads /proc/self/status, which this system lacks; leave it out with --parts.")
+
+
 def peak_memory(name: str, dtype: str, sizes: StepSizes) -> float:
     """MiB by which three steps raise the peak resident memory of this process above torch and transformers alone."""
     import transformers.models.ijepa.modeling_ijepa  # noqa: F401
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mib()
     step = CONTESTANTS[name](sizes, DTYPES[dtype])
     for _ in range(3):
         step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return peak_mib() - before
 
 
 def table(title: str, header: list[str], rows: list[list[str]]) -> str:

@@ -165,7 +165,8 @@ def test_balanced_redraws_placements_that_leave_too_little():
     generator = MultiBlockMaskGenerator(
         40, 8, mode="balanced", target_scale=(0.3, 0.4), target_aspect_ratio=(1, 1), min_keep=1
     )
-    _, visible = generator._place(0, torch.arange(200).numpy(), (3, 3), attempt=0)
+    numbers = hashed_uniform(0, 2, torch.arange(200).numpy(), generator._numbers)
+    _, visible = generator._place(numbers, (3, 3))
     assert visible.sum(-1).min() < generator._context_length((3, 3))
     for step in range(20):
         context, targets = generator.at(torch.arange(200) + step * 200, step)
@@ -200,6 +201,7 @@ def test_hash_is_uniform_and_uncorrelated():
     [
         ({"image_size": 225}, "divisible"),
         ({"mode": "fixed"}, "'fixed'"),
+        ({"image_size": 4096}, "65,535"),
         ({"target_scale": (0.2, 0.1)}, "target_scale"),
         ({"context_scale": (0.5, 1.5)}, "context_scale"),
         ({"num_target_masks": 0}, "at least one mask"),

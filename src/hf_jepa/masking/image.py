@@ -14,6 +14,7 @@ logger = logging.get_logger(__name__)
 MAX_ATTEMPTS = 20
 CALIBRATION_DRAWS = 512
 CONTEXT_QUANTILE = 0.1
+RETRIES = 4
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -128,6 +129,8 @@ class MultiBlockMaskGenerator:
                 f"{num_target_masks} target masks, min_keep {min_keep}."
             )
         self.grid_size = (image[0] // patch[0], image[1] // patch[1])
+        if math.prod(self.grid_size) >= 2**16:
+            raise ValueError(f"A grid of {self.grid_size} has more than 65,535 tokens; use larger patches.")
         self.context_scale = tuple(context_scale)
         self.target_scale = tuple(target_scale)
         self.target_aspect_ratio = tuple(target_aspect_ratio)
@@ -244,31 +247,46 @@ class MultiBlockMaskGenerator:
         size = self._balanced_size(u_scale, u_aspect)
         length = self._context_length(size)
 
-        targets, visible = self._place(self.seed, draws, size, attempt=0)
-        short = np.count_nonzero(visible, axis=-1).min(axis=1) < length
-        attempt = 0
-        # Nine placements in ten are long enough, by the choice of `length`.
+        targets, visible = self._place(hashed_uniform(self.seed, 2, draws, self._numbers), size)
+        short = self._shortest(visible) < length
+        stream = 2
+        # Nine placements in ten are long enough, by the choice of `length`; a few are tried at once.
         while short.any():
-            attempt += 1
-            targets[short], visible[short] = self._place(self.seed, draws[short], size, attempt)
-            short = np.count_nonzero(visible, axis=-1).min(axis=1) < length
+            stream += 1
+            numbers = hashed_uniform(self.seed, stream, draws[short], RETRIES * self._numbers)
+            tried_targets, tried_visible = self._place(numbers.reshape(-1, self._numbers), size)
+            enough = (self._shortest(tried_visible) >= length).reshape(-1, RETRIES)
+            chosen = enough.argmax(axis=1) + RETRIES * np.arange(len(enough))
+            targets[short], visible[short] = tried_targets[chosen], tried_visible[chosen]
+            short[short] = ~enough.any(axis=1)
 
-        # The first tokens in the order of random keys; the low bits carry the token, so that one partition finds them.
+        # The first tokens in the order of 16-bit random keys; the low half carries the token, so that one partition of
+        # small integers finds them.
         tokens = visible.shape[-1]
-        keys = hashed_bits(self.seed, 1, draws, self.num_context_masks * tokens).reshape(visible.shape)
-        keys = np.where(visible, keys >> np.uint64(1), np.uint64(2**63))
-        keys = (keys & ~np.uint64(2**20 - 1)) | np.arange(tokens, dtype=np.uint64)
-        chosen = np.partition(keys, length - 1, axis=-1)[..., :length] & np.uint64(2**20 - 1)
-        contexts = torch.from_numpy(np.sort(chosen.astype(np.int64), axis=-1))
+        keys = hashed_bits(self.seed, 1, draws, self.num_context_masks * tokens) >> np.uint64(48)
+        keys = (keys.astype(np.uint32) << np.uint32(16)).reshape(visible.shape) | np.arange(tokens, dtype=np.uint32)
+        keys[~visible] = np.uint32(2**32 - 1)
+        chosen = np.partition(keys, length - 1, axis=-1)[..., :length].astype(np.uint16)
+        contexts = torch.from_numpy(np.sort(chosen, axis=-1).astype(np.int64))
         return list(contexts.unbind(1)), list(torch.from_numpy(targets).unbind(1))
 
-    def _place(
-        self, seed: int, draws: np.ndarray, size: tuple[int, int], attempt: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Target tokens `(n, targets, kept)`, and the visible tokens `(n, contexts, tokens)` as booleans."""
+    @property
+    def _numbers(self) -> int:
+        """Uniform numbers that place one image's blocks."""
+        return 2 * self.num_target_masks + 3 * self.num_context_masks
+
+    @staticmethod
+    def _shortest(visible: np.ndarray) -> np.ndarray:
+        """Tokens in the shortest context of each image, `(n,)`."""
+        return np.count_nonzero(visible, axis=-1).min(axis=1)
+
+    def _place(self, u: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """
+        From uniform numbers `(n, _numbers)`: target tokens `(n, targets, kept)`, and the visible tokens
+        `(n, contexts, tokens)` as booleans.
+        """
         rows, columns = self.grid_size
-        n, targets, contexts = len(draws), self.num_target_masks, self.num_context_masks
-        u = hashed_uniform(seed, 2 + attempt, draws, 2 * targets + 3 * contexts)
+        n, targets, contexts = len(u), self.num_target_masks, self.num_context_masks
         places = np.array([rows - size[0] + 1, columns - size[1] + 1])
         corners = (u[:, : 2 * targets].reshape(n, targets, 2) * places).astype(np.int64)
         block = (np.arange(size[0])[:, None] * columns + np.arange(size[1])).ravel()
@@ -296,8 +314,8 @@ class MultiBlockMaskGenerator:
         return covered
 
     def _calibrated_context_length(self, size: tuple[int, int]) -> int:
-        _, visible = self._place(0, np.arange(CALIBRATION_DRAWS), size, attempt=0)
-        return int(np.quantile(visible.sum(-1).min(axis=1), CONTEXT_QUANTILE))
+        _, visible = self._place(hashed_uniform(0, 2, np.arange(CALIBRATION_DRAWS), self._numbers), size)
+        return int(np.quantile(self._shortest(visible), CONTEXT_QUANTILE))
 
     # --- checks --------------------------------------------------------------------------------------------------
 
