@@ -23,10 +23,7 @@ from pretrain_image import (
     DataArguments,
     MaskArguments,
     ModelArguments,
-    build_collator,
-    build_datasets,
-    build_model,
-    build_processor,
+    build_trainer,
     draw_pictures,
 )
 
@@ -43,7 +40,7 @@ from hf_jepa.evaluation import (
 )
 from hf_jepa.masking import MultiBlockMaskGenerator
 from hf_jepa.positions import sincos_2d
-from hf_jepa.training import JepaTrainer, JepaTrainingArguments
+from hf_jepa.training import JepaTrainingArguments
 from hf_jepa.training.publishing import measured_results, write_release
 from hf_jepa.training.recipes import parse_recipe, resolved
 from hf_jepa.visualization import plot_retrieval
@@ -191,19 +188,9 @@ def main() -> None:
     model_args, data_args, mask_args, training_args = parse_recipe(types, argv)
 
     recipe = resolved(model_args, data_args, mask_args, training_args)
-    torch.manual_seed(options.seed)
-    model = build_model(model_args)
+    trainer = build_trainer(model_args, data_args, mask_args, training_args)
+    model = trainer.model
     untrained = copy.deepcopy(model)
-    train, probe_train, probe_test = build_datasets(model, data_args, options.seed)
-    trainer = JepaTrainer(
-        model=model,
-        args=training_args,
-        data_collator=build_collator(model, mask_args, options.seed),
-        train_dataset=train,
-        eval_dataset=probe_test,
-        probe_train_dataset=probe_train,
-        processing_class=build_processor(model, data_args),
-    )
     started, cpu = time.monotonic(), time.process_time()
     trainer.train()
     seconds, cpu = time.monotonic() - started, time.process_time() - cpu

@@ -216,8 +216,27 @@ def build_processor(model: IJepaForPreTraining, args: DataArguments) -> Any:
     return processor
 
 
-def estimate(model: IJepaForPreTraining, trainer: JepaTrainer) -> dict[str, Any]:
+def build_trainer(
+    model_args: ModelArguments, data_args: DataArguments, mask_args: MaskArguments, args: JepaTrainingArguments
+) -> JepaTrainer:
+    """Everything a recipe describes, ready to train."""
+    torch.manual_seed(args.seed)
+    model = build_model(model_args)
+    train, probe_train, probe_test = build_datasets(model, data_args, args.seed)
+    return JepaTrainer(
+        model=model,
+        args=args,
+        data_collator=build_collator(model, mask_args, args.seed),
+        train_dataset=train,
+        eval_dataset=probe_test,
+        probe_train_dataset=probe_train,
+        processing_class=build_processor(model, data_args),
+    )
+
+
+def estimate(trainer: JepaTrainer) -> dict[str, Any]:
     """Counts that need no training: parameters, steps, and the least memory that weights and optimizer take."""
+    model = trainer.model
     counts = {name: sum(p.numel() for p in module.parameters()) for name, module in model.named_children()}
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     # float32 weights, and gradient plus two Adam moments for what is trained.
@@ -299,28 +318,19 @@ def main(argv: list[str]) -> None:
         (ModelArguments, DataArguments, MaskArguments, JepaTrainingArguments, RunArguments), argv
     )
     recipe = resolved(model_args, data_args, mask_args, training_args)
-    torch.manual_seed(training_args.seed)
-    model = build_model(model_args)
-    train, probe_train, probe_test = build_datasets(model, data_args, training_args.seed)
-    trainer = JepaTrainer(
-        model=model,
-        args=training_args,
-        data_collator=build_collator(model, mask_args, training_args.seed),
-        train_dataset=train,
-        eval_dataset=probe_test,
-        probe_train_dataset=probe_train,
-        processing_class=build_processor(model, data_args),
-    )
+    trainer = build_trainer(model_args, data_args, mask_args, training_args)
     if run_args.dry_run:
-        print(yaml.safe_dump({"recipe": recipe, **estimate(model, trainer)}, sort_keys=False))
+        print(yaml.safe_dump({"recipe": recipe, **estimate(trainer)}, sort_keys=False))
         return
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    if probe_test is not None:
+    if trainer.eval_dataset is not None:
         trainer.evaluate()
     if not trainer.is_world_process_zero():
         return
     results = measured_results(trainer)
     results["data"] |= {"name": data_args.dataset, "split": data_args.train_split}
+    for entry in results["evaluations"]:
+        entry |= {"dataset": data_args.dataset, "split": data_args.probe_split}
     results["training"]["recipe"] = "`recipe.yaml`"
     results["pictures"] = CAPTIONS
     pictures = [] if data_args.streaming else draw_pictures(trainer, Path(training_args.output_dir) / "pictures")
