@@ -49,6 +49,9 @@ class ModelArguments:
     family: Literal["ijepa", "cjepa"] = field(default="ijepa", metadata={"help": "ijepa or cjepa."})
     size: str | None = field(default=None, metadata={"help": f"Published size: {', '.join(IJEPA_SIZES)}."})
     from_encoder: str | None = field(default=None, metadata={"help": "Continue from a released encoder (id or path)."})
+    licence: str | None = field(
+        default=None, metadata={"help": "Of the weights; default: the source's, or apache-2.0."}
+    )
     image_size: int = field(default=224, metadata={"help": "Side of the square input, in pixels."})
     patch_size: int | None = field(default=None, metadata={"help": "Side of a patch, in pixels."})
     num_channels: int = field(default=3, metadata={"help": "1 for grey images, 3 for RGB."})
@@ -141,6 +144,19 @@ def build_model(args: ModelArguments) -> IJepaForPreTraining:
     if args.attn_implementation is not None:
         model.set_attn_implementation(args.attn_implementation)
     return model
+
+
+def licence_of(args: ModelArguments) -> str:
+    """The licence the release will carry: weights that continue from others keep theirs."""
+    if args.licence is not None or args.from_encoder is None:
+        return args.licence or "apache-2.0"
+    results = Path(args.from_encoder) / "results.json"
+    if results.is_file():
+        return json.loads(results.read_text(encoding="utf-8"))["licence"]
+    raise ValueError(
+        f"{args.from_encoder} does not say its licence, which the release must carry on; give --licence "
+        "(facebook/ijepa_*: cc-by-nc-4.0)."
+    )
 
 
 def build_collator(model: IJepaForPreTraining, args: MaskArguments, seed: int) -> MaskCollator:
@@ -318,6 +334,7 @@ def main(argv: list[str]) -> None:
         (ModelArguments, DataArguments, MaskArguments, JepaTrainingArguments, RunArguments), argv
     )
     recipe = resolved(model_args, data_args, mask_args, training_args)
+    licence = licence_of(model_args)
     trainer = build_trainer(model_args, data_args, mask_args, training_args)
     if run_args.dry_run:
         print(yaml.safe_dump({"recipe": recipe, **estimate(trainer)}, sort_keys=False))
@@ -333,6 +350,7 @@ def main(argv: list[str]) -> None:
         entry |= {"dataset": data_args.dataset, "split": data_args.probe_split}
     results["training"]["recipe"] = "`recipe.yaml`"
     results["pictures"] = CAPTIONS
+    results["licence"] = licence
     pictures = [] if data_args.streaming else draw_pictures(trainer, Path(training_args.output_dir) / "pictures")
     folder = write_release(trainer, results=results, recipe=recipe, pictures=pictures)
     print(f"The release is in {folder}; its card is {folder / 'README.md'}.")

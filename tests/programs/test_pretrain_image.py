@@ -111,7 +111,13 @@ def test_a_release_can_be_continued(program, recipe, tmp_path):
     content["training"]["output_dir"] = str(tmp_path / "more")
     Path(recipe[0]).write_text(yaml.safe_dump(content))
     program.main(recipe)
-    assert (tmp_path / "more" / "release" / "config.json").exists()
+    results = json.loads((tmp_path / "more" / "release" / "results.json").read_text())
+    assert results["licence"] == "apache-2.0"
+    (tmp_path / "run" / "release" / "results.json").unlink()
+    with pytest.raises(ValueError, match="--licence"):
+        program.main(recipe)
+    program.main([*recipe, "--licence", "cc-by-nc-4.0", "--max_steps", "1", "--output_dir", str(tmp_path / "nc")])
+    assert "license: cc-by-nc-4.0" in (tmp_path / "nc" / "release" / "README.md").read_text()
 
 
 def test_command_line_errors_are_one_line(recipe):
