@@ -48,7 +48,8 @@ from hf_jepa.visualization import plot_retrieval
 HERE = Path(__file__).parent
 RECIPE = HERE / "recipes" / "ijepa_fashion_mnist.yaml"
 LONG = {"max_steps": 24000, "warmup_steps": 1500, "logging_steps": 500}
-LABELS, TEST_IMAGES = 5_000, 10_000
+LABELS, TEST_IMAGES = 10_000, 10_000
+PENALTIES = (0.01, 0.1, 1.0)
 CANDIDATES = 100
 COMMAND = "make demo"
 
@@ -98,8 +99,8 @@ def probe(tokens: dict[str, torch.Tensor], labels: dict[str, torch.Tensor], seed
     pooled = (train.mean(dim=1), labels["train"], test.mean(dim=1), labels["test"])
     return {
         "attentive": attentive_probe(train, *answers, learning_rates=(1e-2, 3e-2, 1e-1), seed=seed).accuracy,
-        "linear, all tokens": ridge_probe(train, *answers).accuracy,
-        "linear, mean-pooled": ridge_probe(*pooled).accuracy,
+        "linear, all tokens": ridge_probe(train, *answers, penalties=PENALTIES).accuracy,
+        "linear, mean-pooled": ridge_probe(*pooled, penalties=PENALTIES).accuracy,
         "k-NN, mean-pooled": knn_accuracy(*pooled),
         "linear, 10 labels per class, all tokens": low_shot_accuracy(train, *answers, amount=10, seed=seed).mean,
         "linear, 10 labels per class, mean-pooled": low_shot_accuracy(*pooled, amount=10, seed=seed).mean,
@@ -119,7 +120,7 @@ def raw_pixels(tokens: dict[str, torch.Tensor], labels: dict[str, torch.Tensor],
     width = tokens["train"].shape[-1] - 16
     flat = {split: value[..., :width].flatten(1) for split, value in tokens.items()}
     answers = (labels["train"], flat["test"], labels["test"])
-    linear = ridge_probe(flat["train"], *answers).accuracy
+    linear = ridge_probe(flat["train"], *answers, penalties=PENALTIES).accuracy
     few = low_shot_accuracy(flat["train"], *answers, amount=10, seed=seed).mean
     for features in ("all tokens", "mean-pooled"):
         found |= {
