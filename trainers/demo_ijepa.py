@@ -51,7 +51,6 @@ LONG = {"max_steps": 24000, "warmup_steps": 1500, "logging_steps": 500}
 LABELS, TEST_IMAGES = 10_000, 10_000
 PENALTIES = (0.01, 0.1, 1.0)
 CANDIDATES = 100
-COMMAND = "make demo"
 
 # Loads the release as a stranger would: with a transformers that has never heard of hf_jepa.
 STRANGER = """
@@ -139,7 +138,8 @@ def load_probe_split(data: DataArguments, split: str, limit: int, image_size: in
 
 def entries(split: str, count: int, seed: int, values: dict[str, float], retrieval: float, name: str | None) -> list:
     """Measured values as entries of `results.json`; `name` marks a baseline."""
-    common = {"dataset": "Fashion-MNIST", "split": split, "seed": seed, "command": COMMAND}
+    common = {"dataset": "Fashion-MNIST", "split": split, "seed": seed}
+    common["command"] = f"python trainers/demo_ijepa.py --seed {seed}"
     common |= {"name": name} if name else {}
     found = [
         {
