@@ -58,7 +58,7 @@ def results() -> dict:
 
 def test_front_matter_is_read_by_the_hub(results):
     data = ModelCard(render_card(results)).data
-    assert data.library_name == "transformers"
+    assert data.to_dict()["library_name"] == "transformers"
     assert data.pipeline_tag == "image-feature-extraction"
     assert data.license == "apache-2.0"
     assert data.datasets == ["someone/pictures"]
