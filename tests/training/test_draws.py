@@ -1,10 +1,11 @@
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from hf_jepa import JepaTrainer
 from hf_jepa.data import SeededImageStream, train_transform
@@ -50,6 +51,28 @@ def test_image_streams_are_split_by_shards(pictures: Dataset) -> None:
         DrawCountedStream(stream, 2, seed=0, rank=0, world_size=2, num_workers=3)
 
 
+def test_workers_shuffle_by_their_own_epoch(pictures: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Worker 0 prefetches into later epochs while worker 1 is between setting its epoch and reading it.
+    set_epoch = SeededImageStream.set_epoch
+
+    def slow_set_epoch(self: SeededImageStream, epoch: int) -> None:
+        set_epoch(self, epoch)
+        if (worker := get_worker_info()) is not None and worker.id == 1:
+            time.sleep(0.2)
+
+    def epochs_of_worker_1() -> list[list[float]]:
+        shuffled = pictures.to_iterable_dataset(num_shards=2).shuffle(seed=0, buffer_size=8)
+        stream = SeededImageStream(shuffled, train_transform(48))
+        counted = DrawCountedStream(stream, 12, seed=0, rank=0, world_size=1, num_workers=2)
+        loader = iter(DataLoader(counted, batch_size=12, num_workers=2, collate_fn=list))
+        batches = [next(loader) for _ in range(4)]
+        return [[sample["pixel_values"].sum().item() for sample in batch] for batch in batches[1::2]]
+
+    expected = epochs_of_worker_1()
+    monkeypatch.setattr(SeededImageStream, "set_epoch", slow_set_epoch)
+    assert epochs_of_worker_1() == expected
+
+
 def test_an_empty_stream_is_an_error() -> None:
     class Nothing(IterableDataset):
         def __iter__(self) -> Any:
@@ -76,8 +99,7 @@ def test_an_ordinary_dataset_is_seeded_by_its_draws() -> None:
     assert not torch.equal(first["pixel_values"], dataset[2, 18]["pixel_values"])
 
 
-# With two workers it has failed once in several full runs, cause unknown; run it by `make test-slow`.
-@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_resumed_stream_equals_an_uninterrupted_one(
     make_trainer: Callable[..., JepaTrainer], tiny_model: Any, pictures: Dataset, tmp_path: Any, num_workers: int
 ) -> None:

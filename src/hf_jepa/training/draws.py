@@ -1,6 +1,7 @@
 """Datasets that know which draw of the run they serve, so that a sample depends on `(seed, index, draw)` alone."""
 
 from collections.abc import Iterator
+from copy import copy
 from typing import Any
 
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
@@ -73,11 +74,14 @@ class DrawCountedStream(IterableDataset):
             yield {**sample, "draw": draw}
 
     def _sharded_samples(self) -> Iterator[dict[str, Any]]:
-        epoch = 0
+        stream, epoch = copy(self.stream), 0
+        # An IterableDataset keeps its epoch in memory that all workers share, and one that prefetches may be an epoch
+        # ahead of another: its shuffle would depend on their timing. A derived dataset has an epoch of its own.
+        stream.dataset = stream.dataset.with_format(None)
         while True:
-            self.stream.set_epoch(epoch)
+            stream.set_epoch(epoch)
             empty = True
-            for sample in self.stream:
+            for sample in stream:
                 empty = False
                 yield sample
             if empty:
@@ -102,8 +106,6 @@ class DrawCountedStream(IterableDataset):
 
 
 def _split_stream(stream: SeededImageStream, rank: int, world_size: int, num_workers: int) -> SeededImageStream:
-    from copy import copy
-
     from datasets.distributed import split_dataset_by_node
 
     num_shards = stream.dataset.num_shards
