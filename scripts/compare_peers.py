@@ -2,10 +2,10 @@
 Trains hf_jepa's, lightly's and stable-pretraining's I-JEPA on the same images for the same CPU time and probes each
 frozen target encoder with the same probes.
 
-    python scripts/compare_peers.py --minutes 60
+    python scripts/compare_peers.py --minutes 60 --bf16
     python scripts/compare_peers.py --minutes 0.2 --test-limit 1000 --train-limit 1000      # does it run?
 
-Everyone gets the same backbone and predictor sizes, batch size, images and `--minutes` of processor time on one
+Everyone gets the same backbone and predictor sizes, batch size, dtype, images and `--minutes` of processor time on one
 thread (augmentation, masks, step and EMA update; no set-up, no evaluation), in a process of its own, and otherwise
 follows its own documentation (peer_trainers.py says how). The peers are installed from PyPI into outputs/peers-venv on
 the first run. Probes see Fashion-MNIST's test split and a fixed part of its training split.
@@ -44,12 +44,17 @@ def read_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
     return (images.float() / 255 - MEAN) / STD, values("labels-idx1", 8).long()
 
 
-def train(contestant: Contestant, images: Tensor, seconds: float, batch_size: int, seed: int) -> dict:
+def train(contestant: Contestant, images: Tensor, seconds: float, batch_size: int, seed: int, bf16: bool) -> dict:
+    def loss_of(batch: Tensor) -> Tensor:
+        batch = augment(batch, contestant.crop_scale, contestant.flip, generator)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return contestant.loss(batch)
+
     generator = torch.Generator().manual_seed(seed)
     optimizer = contestant.make_optimizer()
     contestant.train()
     # Once outside the clock: first calls compile kernels and fill caches, which says nothing about training.
-    contestant.loss(augment(images[:batch_size], contestant.crop_scale, contestant.flip, generator)).backward()
+    loss_of(images[:batch_size]).backward()
     optimizer.zero_grad(set_to_none=True)
     steps, losses, wall, start = 0, [], time.perf_counter(), time.process_time()
     order, position, used, shown = torch.empty(0), 0, 0.0, 0.0
@@ -60,7 +65,7 @@ def train(contestant: Contestant, images: Tensor, seconds: float, batch_size: in
         position += batch_size
         progress = used / seconds
         contestant.before_step(optimizer, progress)
-        loss = contestant.loss(augment(batch, contestant.crop_scale, contestant.flip, generator))
+        loss = loss_of(batch)
         if not torch.isfinite(loss):
             raise SystemExit(f"The loss is {loss.item()} after {steps} steps.")
         loss.backward()
@@ -120,7 +125,7 @@ def run_one(name: str, args: argparse.Namespace) -> dict:
     if name not in UNTRAINED:
         trainable = sum(p.numel() for p in contestant.parameters() if p.requires_grad)
         result |= {"trainable_parameters": trainable}
-        result |= train(contestant, images, 60 * args.minutes, args.batch_size, args.seed)
+        result |= train(contestant, images, 60 * args.minutes, args.batch_size, args.seed, args.bf16)
     rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: args.train_limit]
     test_rows = slice(0, args.test_limit)
     torch.manual_seed(args.seed)
@@ -146,7 +151,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train-limit", type=int, default=10_000, help="labelled training images of the probes")
     parser.add_argument("--test-limit", type=int, default=10_000)
-    sizes = parser.add_argument_group("sizes, the same for everyone")
+    sizes = parser.add_argument_group("sizes and dtype, the same for everyone")
     sizes.add_argument("--image-size", type=int, default=28)
     sizes.add_argument("--patch-size", type=int, default=4)
     sizes.add_argument("--width", type=int, default=128)
@@ -156,12 +161,14 @@ def main() -> None:
     sizes.add_argument("--predictor-depth", type=int, default=2)
     sizes.add_argument("--predictor-heads", type=int, default=2)
     sizes.add_argument("--batch-size", type=int, default=32)
+    sizes.add_argument("--bf16", action="store_true", help="everyone steps under bfloat16 autocast")
     ours = parser.add_argument_group("the recipe of hf_jepa")
-    ours.add_argument("--learning-rate", type=float, default=1e-3)
-    ours.add_argument("--warmup", type=float, default=0.1, help="share of the budget")
-    ours.add_argument("--weight-decay", type=float, default=0.05)
+    ours.add_argument("--learning-rate", type=float, default=5e-4)
+    ours.add_argument("--warmup", type=float, default=0.0667, help="share of the budget")
+    ours.add_argument("--weight-decay", type=float, default=0.01)
     ours.add_argument("--ema-momentum", type=float, default=0.99, help="first value; rises to 1")
     ours.add_argument("--target-scale", type=float, nargs=2, default=(0.18, 0.2))
+    ours.add_argument("--num-target-masks", type=int, default=2)
     ours.add_argument("--crop-scale", type=float, default=0.8, help="smallest area of the random crop")
     parser.add_argument("--one", choices=list(CONTESTANTS), help=argparse.SUPPRESS)
     parser.add_argument("--one-output", type=Path, help=argparse.SUPPRESS)

@@ -148,11 +148,8 @@ def load_probe_split(data: DataArguments, split: str, limit: int, image_size: in
     return SeededImageDataset(rows.select(range(min(limit, len(rows)))), transform, label_column="label")
 
 
-def entries(split: str, count: int, seed: int, values: dict[str, float], retrieval: float, name: str | None) -> list:
-    """Measured values as entries of `results.json`; `name` marks a baseline."""
-    common = {"dataset": "Fashion-MNIST", "split": split, "seed": seed}
-    common["command"] = f"python trainers/demo_ijepa.py --seed {seed}"
-    common |= {"name": name} if name else {}
+def entries(common: dict[str, Any], count: int, values: dict[str, float], retrieval: float) -> list[dict[str, Any]]:
+    """Measured values as entries of `results.json`; `common` is the same in all of them."""
     found = [
         {
             "task": f"hidden-part retrieval among {CANDIDATES}",
@@ -196,7 +193,8 @@ def main() -> None:
     options, overrides = parser.parse_known_args()
     output_dir = options.output_dir or f"outputs/demo{'_long' if options.long else ''}"
     flags = {**(LONG if options.long else {}), "seed": options.seed, "output_dir": output_dir, "eval_strategy": "no"}
-    flags["bf16"] = bf16_pays()
+    if not torch.cuda.is_available() and bf16_pays():
+        flags |= {"use_cpu": True, "bf16": True}
     argv = [str(RECIPE), *(f"--{key}={value}" for key, value in flags.items()), *overrides]
     types = (ModelArguments, DataArguments, MaskArguments, JepaTrainingArguments)
     model_args, data_args, mask_args, training_args = parse_recipe(types, argv)
@@ -254,7 +252,7 @@ def main() -> None:
 
     count = len(splits["test"])
     results = measured_results(trainer)
-    results["model"]["name"] = "ijepa-fashion-mnist-tiny"
+    results["model"]["name"] = f"ijepa-fashion-mnist-tiny{'-long' if options.long else ''}"
     results["data"] |= {"name": "Fashion-MNIST", "split": "train", "licence": "mit"}
     results["training"] |= {"seconds": seconds, "recipe": "`recipe.yaml`"}
     results["pictures"] = [
@@ -266,12 +264,12 @@ def main() -> None:
         },
     ]
     results["compute"] = {"cpu_seconds": cpu, "energy_kwh": None, "energy_note": "no power meter on this machine"}
-    results["evaluations"] = entries(options.split, count, options.seed, columns["I-JEPA"], retrieval["I-JEPA"], None)
+    command = f"python trainers/demo_ijepa.py --seed {options.seed}{' --long' if options.long else ''}"
+    common = {"dataset": "Fashion-MNIST", "split": options.split, "seed": options.seed, "command": command}
+    results["evaluations"] = entries(common, count, columns["I-JEPA"], retrieval["I-JEPA"])
     results["baselines"] = [
-        *entries(options.split, count, options.seed, columns["raw pixels"], retrieval["ridge"], "raw pixels"),
-        *entries(
-            options.split, count, options.seed, columns["untrained"], retrieval["untrained"], "untrained encoder"
-        ),
+        *entries(common | {"name": "raw pixels"}, count, columns["raw pixels"], retrieval["ridge"]),
+        *entries(common | {"name": "untrained encoder"}, count, columns["untrained"], retrieval["untrained"]),
     ]
     nearest = results["baselines"][0] | {"name": "nearest training image", "value": retrieval["nearest_neighbour"]}
     results["baselines"].append(nearest)
