@@ -1,6 +1,6 @@
 """A virtual environment of its own for the peers, so that comparing with them leaves `.venv` as it is.
 
-It sees the packages of the python that made it and adds lightly and stable-pretraining from PyPI, pinned.
+It sees the packages of the python that made it and adds the peers from PyPI, pinned.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-PEERS = ("lightly==1.6.0", "stable-pretraining==0.1.8")
+PEERS = ("jepa-science==0.1.0", "lightly==1.6.0", "stable-pretraining==0.1.8")
 FOLDER = Path("outputs") / "peers-venv"
 
 

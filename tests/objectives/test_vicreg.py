@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hf_jepa.objectives import multi_view_vicreg, vicreg
+from hf_jepa.objectives import VICReg, multi_view_vicreg, vicreg
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -49,6 +49,52 @@ def test_autocast_does_not_round_the_covariance():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = multi_view_vicreg(z)
     torch.testing.assert_close(inside.cov, multi_view_vicreg(z).cov, rtol=1e-6, atol=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert vicreg(*z.half()).loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("case", ["vicreg", "vicreg_wide"])
+def test_other_code_bases_and_the_survey(case):
+    golden = load_file(GOLDEN / f"{case}.safetensors")
+    x, y = golden["x"].double(), golden["y"].double()
+    for convention, recorded in (("official", "total_f64"), ("lightly", "lightly_loss"), ("solo", "solo_learn_loss")):
+        terms = vicreg(x, y, convention=convention)
+        torch.testing.assert_close(terms.loss, golden[recorded], rtol=1e-10, atol=0)
+    torch.testing.assert_close(vicreg(x, y).loss, golden["stable_pretraining_loss"], rtol=1e-10, atol=0)
+    terms = vicreg(x, y, 1, 1, 1, convention="eb_jepa")
+    recorded = (golden["eb_jepa_loss_1_1_1"], golden["sim_f64"], golden["eb_jepa_var"], golden["eb_jepa_cov"])
+    torch.testing.assert_close(tuple(terms), recorded, rtol=1e-10, atol=0)
+    terms = vicreg(x, y, convention="survey")
+    recorded = (golden["survey_sim"], golden["survey_var"], golden["cov_f64"])
+    torch.testing.assert_close(tuple(terms[1:]), recorded, rtol=1e-10, atol=0)
+    terms = vicreg(x, y, convention="pldm")
+    recorded = (golden["sim_f64"], golden["std_f64"], golden["eb_jepa_cov"] / 2)
+    torch.testing.assert_close(tuple(terms[1:]), recorded, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize(("n", "width"), [(6, 40), (40, 6), (2, 3), (5, 1)])
+@pytest.mark.parametrize("convention", ["official", "eb_jepa"])
+def test_gram_form_equals_the_covariance(n, width, convention):
+    x = torch.randn(n, width, dtype=torch.float64, requires_grad=True)
+    covariance = torch.cov(x.T, correction=1).reshape(width, width)
+    squares = (covariance - torch.diag(covariance.diagonal())).square().sum()
+    expected = 2 * squares / (width * max(width - 1, 1) if convention == "eb_jepa" else width)
+    terms = vicreg(x, x, convention=convention)
+    torch.testing.assert_close(terms.cov, expected)
+    torch.testing.assert_close(torch.autograd.grad(terms.cov, x), torch.autograd.grad(expected, x))
+
+
+def test_gram_form_in_float32_is_as_exact_as_the_covariance():
+    z = torch.randn(2, 64, 512)
+    z = z + 3 * torch.randn(2, 64, 1)
+    torch.testing.assert_close(multi_view_vicreg(z).cov, multi_view_vicreg(z.double()).cov.float(), rtol=1e-6, atol=0)
+
+
+def test_module():
+    z = torch.randn(3, 7, 5)
+    ours = VICReg(1.0, 2.0, 3.0, convention="solo")(z)
+    torch.testing.assert_close(tuple(ours), tuple(multi_view_vicreg(z, 1.0, 2.0, 3.0, "solo")))
+    assert not VICReg().state_dict()
 
 
 def test_faults():
@@ -58,3 +104,15 @@ def test_faults():
         vicreg(torch.randn(3, 4), torch.randn(3, 5))
     with pytest.raises(ValueError, match="at least 2, got 1"):
         multi_view_vicreg(torch.randn(1, 4, 4))
+    with pytest.raises(ValueError, match="views at least 2"):
+        multi_view_vicreg(torch.randn(4, 4))
+    with pytest.raises(ValueError, match="floating point"):
+        vicreg(torch.ones(3, 4).long(), torch.ones(3, 4).long())
+    for empty in (torch.ones(0, 4), torch.ones(4, 0)):
+        with pytest.raises(ValueError, match="none of them zero"):
+            vicreg(empty, empty)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        vicreg(torch.ones(3, 4) / 0, torch.ones(3, 4))
+    for build in (VICReg, lambda convention: vicreg(torch.ones(3, 4), torch.ones(3, 4), convention=convention)):
+        with pytest.raises(ValueError, match="`convention` must be one of"):
+            build(convention="paper")

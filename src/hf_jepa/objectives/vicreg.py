@@ -1,11 +1,15 @@
 """VICReg: variance-invariance-covariance regularization (arXiv 2105.04906), in the released code's numbers."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from torch.distributed.nn.functional import all_gather
+from torch import nn
+
+from .distributed import all_reduce_sum, gather_batch
+from .inputs import at_least_float32, checked_embeddings
+
+VICRegConvention = Literal["official", "survey", "lightly", "solo", "eb_jepa", "pldm"]
 
 
 class VICRegTerms(NamedTuple):
@@ -17,19 +21,32 @@ class VICRegTerms(NamedTuple):
     cov: torch.FloatTensor
 
 
-def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """Half precision raised to float32; float64 stays."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def gather_batch(embeddings: torch.Tensor, dim: int = 0) -> torch.Tensor:
+def convention_factors(convention: VICRegConvention, width: int) -> tuple[float, float, float]:
     """
-    Joins the ranks' equal-sized batches along `dim`, with gradient: under DDP's gradient averaging a loss of the
-    result has exactly the gradient of one process on the joint batch. Without a process group, the input itself.
+    What a code base's invariance, variance and covariance terms are, in units of the official ones.
+
+    Args:
+        convention (`str`): see [`vicreg`].
+        width (`int`): of the embeddings.
+
+    Returns:
+        Three factors.
+
+    Raises:
+        `ValueError`: for an unknown convention.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return embeddings
-    return torch.cat(all_gather(embeddings.contiguous()), dim=dim)
+    per_pair = 1 / max(width - 1, 1)
+    factors = {
+        "official": (1.0, 1.0, 1.0),
+        "lightly": (1.0, 1.0, 1.0),
+        "survey": (float(width), 2.0, 1.0),
+        "solo": (1.0, 2.0, 1.0),
+        "eb_jepa": (1.0, 2.0, per_pair),
+        "pldm": (1.0, 1.0, 0.5 * per_pair),
+    }
+    if convention not in factors:
+        raise ValueError(f"`convention` must be one of {sorted(factors)}, got {convention!r}.")
+    return factors[convention]
 
 
 def variance_covariance(embeddings: torch.Tensor, eps: float = 1e-4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,41 +69,51 @@ def variance_covariance(embeddings: torch.Tensor, eps: float = 1e-4) -> tuple[to
         raise ValueError(f"VICReg needs at least 2 embeddings for its variance, got {n}; raise the batch size.")
     embeddings = at_least_float32(embeddings)
     centred = embeddings - embeddings.mean(dim=1, keepdim=True)
-    std = torch.sqrt(centred.square().sum(dim=1) / (n - 1) + eps)
+    variance = centred.square().sum(dim=1) / (n - 1)
     with torch.autocast(centred.device.type, enabled=False):
         # The smaller of covariance (width x width) and Gram matrix (n x n) has the same squared norm.
         product = centred @ centred.mT if n < width else centred.mT @ centred
     squared_norm = (product / (n - 1)).square().sum(dim=(1, 2))
-    diagonal = (centred.square().sum(dim=1) / (n - 1)).square().sum(dim=1)
-    return F.relu(1 - std).mean(dim=1), (squared_norm - diagonal) / width
+    return F.relu(1 - torch.sqrt(variance + eps)).mean(dim=1), (squared_norm - variance.square().sum(dim=1)) / width
 
 
 def multi_view_vicreg(
-    embeddings: torch.Tensor, sim_weight: float = 25.0, std_weight: float = 25.0, cov_weight: float = 1.0
+    embeddings: torch.Tensor,
+    sim_weight: float = 25.0,
+    std_weight: float = 25.0,
+    cov_weight: float = 1.0,
+    convention: VICRegConvention = "official",
 ) -> VICRegTerms:
     """
-    VICReg averaged over all ordered pairs of views, in closed form: no loop over pairs.
+    VICReg averaged over all ordered pairs of views, in closed form: no loop over pairs. Value and gradient are those
+    of the joint batch of all processes, whose batches may differ in size.
 
     Args:
-        embeddings (`torch.Tensor` of shape `(views, n, width)`): this rank's batch; variance and covariance use all
-            ranks' batches, which must be of one size.
+        embeddings (`torch.Tensor` of shape `(views, n, width)`): this rank's batch.
         sim_weight, std_weight, cov_weight (`float`): the coefficients.
+        convention (`str`): see [`vicreg`].
 
     Returns:
-        [`VICRegTerms`]: `sim` is the mean squared difference of a pair, over n and width; `std` the average and `cov`
-        the sum over the two views of a pair.
+        [`VICRegTerms`]: in the official convention `sim` is the mean squared difference of a pair, over n and width;
+        `std` the average and `cov` the sum over the two views of a pair.
 
     Raises:
-        `ValueError`: for fewer than two views or embeddings.
+        `ValueError`: for fewer than two views or, over all processes, embeddings, an integer dtype, an unknown
+            convention, and on CPU embeddings that are not finite.
     """
-    views = embeddings.shape[0]
-    if views < 2:
-        raise ValueError(f"VICReg compares views with each other and needs at least 2, got {views}.")
-    embeddings = at_least_float32(embeddings)
+    if embeddings.ndim != 3 or embeddings.shape[0] < 2:
+        raise ValueError(
+            "VICReg compares views with each other: embeddings must have shape (views, n, width) with views at least "
+            f"2, got {embeddings.shape[0]} in {tuple(embeddings.shape)}."
+        )
+    views, _, width = embeddings.shape
+    factors = convention_factors(convention, width)
+    embeddings = checked_embeddings(embeddings)
+    joint = gather_batch(embeddings, dim=1)
+    std, cov = variance_covariance(joint)
     # mean over i != j of |z_i - z_j|^2 = 2 / (views - 1) * sum_i |z_i - mean|^2
-    sim = (embeddings - embeddings.mean(dim=0)).square().mean(dim=(1, 2)).sum() * 2 / (views - 1)
-    std, cov = variance_covariance(gather_batch(embeddings, dim=1))
-    std, cov = std.mean(), 2 * cov.mean()
+    spread = all_reduce_sum((embeddings - embeddings.mean(dim=0)).square().sum()) / (joint.shape[1] * width)
+    sim, std, cov = spread * 2 / (views - 1) * factors[0], std.mean() * factors[1], 2 * cov.mean() * factors[2]
     return VICRegTerms(sim_weight * sim + std_weight * std + cov_weight * cov, sim, std, cov)
 
 
@@ -96,22 +123,77 @@ def vicreg(
     sim_weight: float = 25.0,
     std_weight: float = 25.0,
     cov_weight: float = 1.0,
+    convention: VICRegConvention = "official",
 ) -> VICRegTerms:
     """
-    VICReg of two views, in the released code's numbers: invariance is the mean over n and width (the survey sums over
-    the width), the variance hinge is the average and the covariance the sum of the two views, unbiased variance, eps
-    1e-4 under the root, embeddings gathered over ranks with gradient.
+    VICReg of two views: by default in the released code's numbers. Invariance is the mean over n and width, the
+    variance hinge the average and the covariance the sum of the two views, unbiased variance, eps 1e-4 under the root,
+    embeddings gathered over processes with gradient. Weights mean other things elsewhere:
+
+    | `convention` | invariance | variance hinge | squared covariances |
+    |---|---|---|---|
+    | `"official"`, `"lightly"` | mean over n and width | average of the views | sum of the views, / width |
+    | `"survey"` (paper, eq. 1-6) | summed over the width | sum of the views | as official |
+    | `"solo"` (solo-learn) | as official | sum of the views | as official |
+    | `"eb_jepa"` | as official | sum of the views | sum of the views, / (width (width - 1)) |
+    | `"pldm"` | as official | average of the views | average of the views, / (width (width - 1)) |
+
+    All conventions here divide by the joint n - 1 and use every process's embeddings, which lightly does on request
+    and eb_jepa and pldm do not.
 
     Args:
         z_a (`torch.Tensor` of shape `(n, width)`), z_b (the same): paired embeddings.
         sim_weight, std_weight, cov_weight (`float`): the coefficients.
+        convention (`str`): the table above.
 
     Returns:
         [`VICRegTerms`].
 
     Raises:
-        `ValueError`: for shapes that differ or fewer than two embeddings.
+        `ValueError`: for shapes that differ, fewer than two embeddings over all processes, an integer dtype, another
+            convention, and on CPU embeddings that are not finite.
     """
     if z_a.shape != z_b.shape or z_a.ndim != 2:
         raise ValueError(f"Both views must have one shape (n, width), got {tuple(z_a.shape)} and {tuple(z_b.shape)}.")
-    return multi_view_vicreg(torch.stack([z_a, z_b]), sim_weight, std_weight, cov_weight)
+    views = torch.stack([checked_embeddings(z_a), checked_embeddings(z_b)])
+    return multi_view_vicreg(views, sim_weight, std_weight, cov_weight, convention)
+
+
+class VICReg(nn.Module):
+    """
+    [`multi_view_vicreg`] with its settings kept.
+
+    Args:
+        sim_weight, std_weight, cov_weight (`float`): the coefficients.
+        convention (`str`): see [`vicreg`].
+
+    Raises:
+        `ValueError`: for an unknown convention.
+    """
+
+    def __init__(
+        self,
+        sim_weight: float = 25.0,
+        std_weight: float = 25.0,
+        cov_weight: float = 1.0,
+        convention: VICRegConvention = "official",
+    ) -> None:
+        super().__init__()
+        convention_factors(convention, 2)
+        self.weights, self.convention = (sim_weight, std_weight, cov_weight), convention
+
+    def forward(self, embeddings: torch.Tensor) -> VICRegTerms:
+        """
+        Args:
+            embeddings (`torch.Tensor` of shape `(views, n, width)`).
+
+        Returns:
+            [`VICRegTerms`].
+
+        Raises:
+            `ValueError`: as [`multi_view_vicreg`].
+        """
+        return multi_view_vicreg(embeddings, *self.weights, self.convention)
+
+    def extra_repr(self) -> str:
+        return f"weights={self.weights}, convention={self.convention!r}"

@@ -1,0 +1,179 @@
+"""RDMReg, rectified distribution matching by sliced squared 2-Wasserstein distance (arXiv 2602.01456)."""
+
+from typing import Literal
+
+import torch
+from torch.nn import functional as F
+
+from .distributed import all_reduce_sum, gather_batch, world_size
+from .generalized_gaussian import SigmaRule, rgg_samples, sigma_for
+from .inputs import checked_directions, checked_embeddings, refuse_second_derivative
+from .step import StepSeeded
+
+Projection = Literal["random", "svd_random", "svd_bottom_half_random"]
+
+_PROJECTIONS = ("random", "svd_random", "svd_bottom_half_random")
+# Elements of a chunk of projections: on a CPU its sort buffers stay in cache, an accelerator wants few launches.
+_CHUNK_ELEMENTS = {"cpu": 1 << 18}
+_ACCELERATOR_CHUNK_ELEMENTS = 1 << 24
+
+
+class _SlicedWasserstein(torch.autograd.Function):
+    """
+    (N, D), (N, D) and (S, D) -> (S,): mean over N of the squared differences of the sorted projections. The gradient
+    by the embeddings is made in the forward pass, chunk by chunk, so that nothing of size S N outlives its chunk.
+    """
+
+    @staticmethod
+    def forward(ctx, embeddings: torch.Tensor, targets: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+        n = embeddings.shape[0]
+        elements = _CHUNK_ELEMENTS.get(embeddings.device.type, _ACCELERATOR_CHUNK_ELEMENTS)
+        gradient = torch.zeros_like(embeddings) if ctx.needs_input_grad[0] else None
+        total = embeddings.new_zeros(())
+        for chunk in directions.split(max(1, elements // n)):
+            # (chunk, N): sorting along the contiguous axis is what makes this fast.
+            values, order = (chunk @ embeddings.T).sort(dim=1)
+            difference = values.sub_((chunk @ targets.T).sort(dim=1).values)
+            total += difference.square().sum()
+            if gradient is not None:
+                gradient.addmm_(torch.empty_like(difference).scatter_(1, order, difference).T, chunk)
+        if gradient is not None:
+            ctx.save_for_backward(gradient.mul_(2 / n))
+        return total / n
+
+    @staticmethod
+    def backward(ctx, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        refuse_second_derivative("RDMReg")
+        return ctx.saved_tensors[0] * upstream, None, None
+
+
+def _distance(embeddings: torch.Tensor, targets: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+    """Joint (V, N, D), (V, N, D) and (S, D) or (V, S, D) -> scalar; each rank sorts its share of the directions."""
+    views, num_directions = len(embeddings), directions.shape[-2]
+    share = slice(torch.distributed.get_rank(), None, world_size()) if world_size() > 1 else slice(None)
+    directions = directions[..., share, :].expand(views, -1, -1)
+    with torch.autocast(embeddings.device.type, enabled=False):
+        total = sum(_SlicedWasserstein.apply(*view) for view in zip(embeddings, targets, directions, strict=True))
+    return all_reduce_sum(total) / (views * num_directions)
+
+
+def rdmreg(embeddings: torch.Tensor, target_samples: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+    """
+    Sliced squared 2-Wasserstein distance between embeddings and samples of the wanted distribution: the mean over
+    directions and ranks of the squared differences of the sorted projections. Value and gradient are those of the
+    joint batch of all processes. Sorted in float32 (float64 stays), inside autocast too.
+
+    Args:
+        embeddings (`torch.Tensor` of shape `(..., N, D)`): after the projector's last ReLU. Leading dimensions are
+            views: one loss each, averaged, as the released code does.
+        target_samples (`torch.Tensor` of shape `(..., N, D)`): as many as embeddings and apart for each view, see
+            [`rgg_samples`]. Under DDP either this rank's N or those of the joint batch, the same on all ranks.
+        directions (`torch.Tensor` of shape `(S, D)`, or `(..., S, D)` for directions per view): unit rows, the same
+            on all ranks.
+
+    Returns:
+        `torch.Tensor` of shape `()`. It has a first gradient, by the embeddings, and no second one.
+
+    Raises:
+        `ValueError`: for an integer dtype, shapes that do not fit, fewer than two embeddings in all, targets or
+            directions that carry a gradient, and on CPU values that are not finite or directions that are not unit.
+    """
+    embeddings = checked_embeddings(embeddings)
+    target_samples = checked_embeddings(target_samples, "Target samples").to(embeddings)
+    directions = checked_directions(directions, embeddings)
+    if target_samples.requires_grad:
+        raise ValueError("RDMReg differentiates by the embeddings only; `.detach()` the target samples.")
+    leading, (n, width) = embeddings.shape[:-2], embeddings.shape[-2:]
+    joint = gather_batch(embeddings.reshape(-1, n, width), dim=1)
+    if target_samples.shape[:-2] != leading or target_samples.shape[-1] != width:
+        raise ValueError(
+            f"Targets {tuple(target_samples.shape)} do not fit embeddings {tuple(embeddings.shape)}; draw as many."
+        )
+    if directions.ndim > 2 and directions.shape[:-2] != leading:
+        raise ValueError(f"Directions {tuple(directions.shape)} are for other views than {(*leading, n, width)}.")
+    target_samples = target_samples.reshape(-1, *target_samples.shape[-2:])
+    if target_samples.shape[1] == n:
+        target_samples = gather_batch(target_samples, dim=1)
+    if target_samples.shape[1] != joint.shape[1]:
+        raise ValueError(f"{target_samples.shape[1]} target samples for {joint.shape[1]} embeddings; draw as many.")
+    _check_count(joint)
+    return _distance(joint, target_samples, directions.reshape(-1, *directions.shape[-2:]))
+
+
+def _check_count(joint: torch.Tensor) -> None:
+    if joint.shape[-2] < 2:
+        raise ValueError(f"RDMReg compares samples and needs at least 2 embeddings, got {joint.shape[-2]}.")
+
+
+class RDMReg(StepSeeded):
+    """
+    [`rdmreg`] against a (rectified) generalized Gaussian, drawn together with the directions from a generator on the
+    embeddings' device that is seeded with the step: the same on all ranks (the released code draws per rank), and
+    continued by a resumed run, since `global_step` (int64, shape `()`) is saved. All views share the directions and
+    have targets of their own, as in the released code.
+
+    Args:
+        p (`float`), mu (`float`), sigma (`str` or `float`): the target, see [`sigma_for`];
+            [`location_for_active_fraction`] gives mu for a wanted sparsity.
+        num_projections (`int`): directions per step, 8192 in the released code.
+        rectify (`bool`): `False` matches the distribution before the ReLU.
+        projection (`str`): `"random"`; `"svd_random"`: the right singular vectors of each view's centred joint batch,
+            filled up to `num_projections` with random directions; `"svd_bottom_half_random"`: the same without the
+            vectors of the larger half of the singular values, hence, as in the released code, fewer in all.
+
+    Raises:
+        `ValueError`: for p or sigma as [`sigma_for`], `num_projections` below 1 or another `projection`.
+    """
+
+    def __init__(
+        self,
+        p: float = 1.0,
+        mu: float = 0.0,
+        sigma: SigmaRule = "gn",
+        num_projections: int = 8192,
+        rectify: bool = True,
+        projection: Projection = "random",
+    ) -> None:
+        super().__init__()
+        self.p, self.mu, self.sigma = p, mu, sigma_for(p, mu, sigma)
+        if num_projections < 1:
+            raise ValueError(f"`num_projections` must be positive, got {num_projections}.")
+        if projection not in _PROJECTIONS:
+            raise ValueError(f"`projection` must be one of {_PROJECTIONS}, got {projection!r}.")
+        self.num_projections, self.rectify, self.projection = num_projections, rectify, projection
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            embeddings (`torch.Tensor` of shape `(..., N, D)`): leading dimensions are views.
+
+        Returns:
+            `torch.Tensor` of shape `()`.
+
+        Raises:
+            `ValueError`: as [`rdmreg`].
+        """
+        embeddings = checked_embeddings(embeddings)
+        joint = gather_batch(embeddings.reshape(-1, *embeddings.shape[-2:]), dim=1)
+        _check_count(joint)
+        generator = torch.Generator(joint.device).manual_seed(self._next_step())
+        singular = singular_directions(joint.detach()) if self.projection != "random" else None
+        num_random = self.num_projections - (0 if singular is None else singular.shape[1])
+        shape = (max(num_random, 0), joint.shape[2])
+        directions = torch.randn(shape, generator=generator, device=joint.device, dtype=torch.float32)
+        directions = F.normalize(directions, dim=1).to(joint)
+        if singular is not None:
+            half = singular.shape[1] // 2 if self.projection == "svd_bottom_half_random" else 0
+            singular = singular[:, half:][:, : self.num_projections]
+            directions = torch.cat([singular, directions.expand(len(joint), -1, -1)], dim=1)
+        targets = rgg_samples(joint.shape, self.p, self.mu, self.sigma, generator, self.rectify, dtype=joint.dtype)
+        return _distance(joint, targets, directions)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, mu={self.mu}, sigma={self.sigma:.6g}, num_projections={self.num_projections}"
+
+
+def singular_directions(joint: torch.Tensor) -> torch.Tensor:
+    """(V, N, D) -> (V, min(N, D), D): right singular vectors of each view's centred batch, largest value first."""
+    with torch.autocast(joint.device.type, enabled=False):
+        return torch.linalg.svd(joint - joint.mean(dim=1, keepdim=True), full_matrices=False).Vh
