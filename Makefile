@@ -8,10 +8,12 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 CODE := src tests trainers scripts
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow quality style cards bench clean
+.PHONY: help install demo demo-llm demo-collapse test test-slow quality style cards bench clean
 
 help:
 	@echo "make demo        pretrain a small I-JEPA on CPU in minutes, evaluate it, write pictures and a card (LONG=1: an hour)"
+	@echo "make demo-collapse   six objectives, with and without collapse, on digits, in minutes (LAMBDA=1: SIGReg's weight)"
+	@echo "make demo-llm    teach a small Llama sentences -> regular expressions with and without LLM-JEPA, on CPU in minutes"
 	@echo "make test        the test suite (CPU, offline)"
 	@echo "make test-slow   the tests that take minutes"
 	@echo "make quality     ruff check, ruff format --check"
@@ -30,6 +32,12 @@ demo: $(STAMP)
 	@scripts/setup_env.sh --data
 	$(PY) scripts/make_demo_data.py
 	$(PY) trainers/demo_ijepa.py $(if $(LONG),--long)
+
+demo-collapse: $(STAMP)
+	$(PY) trainers/demo_collapse.py $(if $(LAMBDA),--lambda_rule)
+
+demo-llm: $(STAMP)
+	$(PY) trainers/demo_llm.py
 
 test: $(STAMP)
 	$(TEST_ENV) $(PY) -m pytest -n 2 -m "not slow and not network and not gpu" --durations=10

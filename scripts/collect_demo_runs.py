@@ -14,7 +14,9 @@ from hf_jepa.hub.card import render_card_file
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="output folders of trainers/demo_ijepa.py")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, help="output folders of trainers/demo_ijepa.py or trainers/pretrain_image.py"
+    )
     parser.add_argument("--name", required=True, help="of the card")
     parser.add_argument("--folder", type=Path, default=Path(__file__).resolve().parents[1] / "model_cards")
     args = parser.parse_args()
@@ -25,9 +27,11 @@ def main() -> None:
     for section in ("evaluations", "baselines"):
         joint[section] = [entry for run in runs for entry in run[section]]
     joint["compute"]["cpu_seconds"] = sum(run["compute"]["cpu_seconds"] for run in runs)
-    joint["limits"] = [
-        f"Values are means over {len(runs)} seeds; the pictures and the training section are the first's."
-    ]
+    joint["limits"] = ["Values are those of one seed."]
+    if len(runs) > 1:
+        joint["limits"] = [
+            f"Values are means over {len(runs)} seeds; the pictures and the training section are the first's."
+        ]
 
     pictures = args.folder / args.name
     pictures.mkdir(parents=True, exist_ok=True)

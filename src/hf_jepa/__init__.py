@@ -9,29 +9,69 @@ from .version import __version__
 if TYPE_CHECKING:
     from .modeling_jepa import JepaOutput, JepaPreTrainedModel
     from .models.cjepa import CJepaForPreTraining, CJepaPreTrainingConfig
+    from .models.data2vec_vision import Data2VecVisionForPreTraining, Data2VecVisionPreTrainingConfig
     from .models.ijepa import IJepaForPreTraining, IJepaPreTrainingConfig
-    from .training import JepaTrainer, JepaTrainingArguments
+    from .models.joint_embedding import (
+        LeJepaForPreTraining,
+        LeJepaPreTrainingConfig,
+        RectifiedLpJepaForPreTraining,
+        RectifiedLpJepaPreTrainingConfig,
+        SimSiamForPreTraining,
+        SimSiamPreTrainingConfig,
+        VICRegForPreTraining,
+        VICRegPreTrainingConfig,
+    )
+    from .models.llm_jepa import LLMJepaConfig, LLMJepaForCausalLM
+    from .training import JepaTrainer, JepaTrainingArguments, LLMJepaTrainer, LLMJepaTrainingArguments
 
 _HOME = {
     "CJepaForPreTraining": "models.cjepa",
     "CJepaPreTrainingConfig": "models.cjepa",
+    "Data2VecVisionForPreTraining": "models.data2vec_vision",
+    "Data2VecVisionPreTrainingConfig": "models.data2vec_vision",
     "IJepaForPreTraining": "models.ijepa",
     "IJepaPreTrainingConfig": "models.ijepa",
     "JepaOutput": "modeling_jepa",
     "JepaPreTrainedModel": "modeling_jepa",
     "JepaTrainer": "training",
     "JepaTrainingArguments": "training",
+    "LLMJepaConfig": "models.llm_jepa",
+    "LLMJepaForCausalLM": "models.llm_jepa",
+    "LLMJepaTrainer": "training",
+    "LLMJepaTrainingArguments": "training",
+    "LeJepaForPreTraining": "models.joint_embedding",
+    "LeJepaPreTrainingConfig": "models.joint_embedding",
+    "RectifiedLpJepaForPreTraining": "models.joint_embedding",
+    "RectifiedLpJepaPreTrainingConfig": "models.joint_embedding",
+    "SimSiamForPreTraining": "models.joint_embedding",
+    "SimSiamPreTrainingConfig": "models.joint_embedding",
+    "VICRegForPreTraining": "models.joint_embedding",
+    "VICRegPreTrainingConfig": "models.joint_embedding",
 }
 
 __all__ = [
     "CJepaForPreTraining",
     "CJepaPreTrainingConfig",
+    "Data2VecVisionForPreTraining",
+    "Data2VecVisionPreTrainingConfig",
     "IJepaForPreTraining",
     "IJepaPreTrainingConfig",
     "JepaOutput",
     "JepaPreTrainedModel",
     "JepaTrainer",
     "JepaTrainingArguments",
+    "LLMJepaConfig",
+    "LLMJepaForCausalLM",
+    "LLMJepaTrainer",
+    "LLMJepaTrainingArguments",
+    "LeJepaForPreTraining",
+    "LeJepaPreTrainingConfig",
+    "RectifiedLpJepaForPreTraining",
+    "RectifiedLpJepaPreTrainingConfig",
+    "SimSiamForPreTraining",
+    "SimSiamPreTrainingConfig",
+    "VICRegForPreTraining",
+    "VICRegPreTrainingConfig",
     "__version__",
 ]
 

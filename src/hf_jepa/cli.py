@@ -1,6 +1,7 @@
 """The `hf-jepa` command. Every failure is one line on stderr and a non-zero exit; `--debug` shows the traceback."""
 
 import argparse
+import importlib
 import json
 import shlex
 import sys
@@ -9,27 +10,33 @@ from pathlib import Path
 
 from .version import __version__
 
+# Family -> the flags that its converter takes beside --which and --license.
+CONVERTERS = {
+    "data2vec_vision": ("target_layers",),
+    "ijepa": ("num_attention_heads", "predictor_num_attention_heads", "image_size"),
+}
+
 
 def _convert(args: argparse.Namespace) -> None:
-    from .models.ijepa.convert_ijepa import convert_ijepa_checkpoint, export_original_checkpoint
-
+    module = importlib.import_module(f".models.{args.family}.convert_{args.family}", __package__)
+    given = {
+        name: value
+        for name in sorted({name for names in CONVERTERS.values() for name in names})
+        if (value := getattr(args, name)) is not None
+    }
+    if foreign := sorted(given.keys() - set(CONVERTERS[args.family])):
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
+        raise ValueError(f"{args.family} checkpoints do not take {flags}: that is read off the file, or not theirs.")
     if args.reverse:
-        print(f"wrote {export_original_checkpoint(args.source, args.output)}")
+        print(f"wrote {module.export_original_checkpoint(args.source, args.output)}")
         return
-    image_size = args.image_size
-    if image_size is not None:
-        if len(image_size) > 2:
-            raise ValueError(f"--image-size takes one number or two (height width), got {len(image_size)}.")
-        image_size = image_size[0] if len(image_size) == 1 else tuple(image_size)
-    folder = convert_ijepa_checkpoint(
-        args.source,
-        args.output,
-        which=args.which,
-        num_attention_heads=args.num_attention_heads,
-        predictor_num_attention_heads=args.predictor_num_attention_heads,
-        image_size=image_size,
-        licence=args.licence,
-    )
+    if "image_size" in given:
+        size = given["image_size"]
+        if len(size) > 2:
+            raise ValueError(f"--image-size takes one number or two (height width), got {len(size)}.")
+        given["image_size"] = size[0] if len(size) == 1 else tuple(size)
+    convert = getattr(module, f"convert_{args.family}_checkpoint")
+    folder = convert(args.source, args.output, which=args.which, licence=args.licence, **given)
     print(f"wrote {folder} ({args.which} encoder at the root, composite in pretraining/)")
 
 
@@ -64,6 +71,31 @@ def _export(args: argparse.Namespace) -> None:
     print(f"wrote {folder} ({args.which} encoder at the root, composite in pretraining/)")
 
 
+# Scorers of generated answers, as in hf_jepa.evaluation.SCORERS, which takes torch to import.
+ANSWER_TASKS = ("exact-match", "startswith", "contains", "final-answer")
+
+
+def _evaluate_language(args: argparse.Namespace) -> None:
+    from .evaluation import evaluate_language_model
+
+    names = (
+        "dataset", "task", "text_column", "code_column", "messages_column", "system_prompt", "max_new_tokens",
+        "batch_size", "seed", "device", "bf16", "revision", "subfolder",
+    )  # fmt: skip
+    options = {name: getattr(args, name) for name in names}
+    results = evaluate_language_model(
+        args.repo, split=args.test_split, limit=args.max_test, command=args.command_line, **options
+    )
+    answers = results["answers"]
+    for answer in answers[:3]:
+        print(f"{answer['question']}\n  answer:    {answer['answer']}\n  reference: {answer['reference']}")
+    entry = results["evaluations"][0]
+    print(f"{entry['metric']}: {entry['value']:.4f} ({entry['num_examples']} answers)")
+    if args.output is not None:
+        args.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        print(f"wrote {args.output}")
+
+
 def _evaluate(args: argparse.Namespace) -> None:
     from .evaluation import evaluate_model
 
@@ -73,6 +105,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     )  # fmt: skip
     if args.output is not None:  # before the work whose result it would lose
         args.output.parent.mkdir(parents=True, exist_ok=True)
+    if args.task in ANSWER_TASKS:
+        _evaluate_language(args)
+        return
     results = evaluate_model(args.repo, command=args.command_line, **{name: getattr(args, name) for name in names})
     for entry in results["evaluations"]:
         value = "no number" if entry["value"] is None else f"{entry['value']:.4f}"
@@ -89,8 +124,9 @@ def _visualize(args: argparse.Namespace) -> None:
     from PIL import Image
 
     from .evaluation import load_encoder, pooled_features, processor_transform
-    from .masking import MultiBlockMaskGenerator
+    from .masking import BlockwiseMaskGenerator, MultiBlockMaskGenerator, visible_indices
     from .modeling_jepa import JepaPreTrainedModel
+    from .models.data2vec_vision import Data2VecVisionForPreTraining
     from .objectives.distances import normalize_targets
     from .visualization import plot_feature_pca, plot_masks, plot_prediction_similarity
 
@@ -114,12 +150,22 @@ def _visualize(args: argparse.Namespace) -> None:
     min_keep = min(10, grid[0] * grid[1] // 16)
     generator = MultiBlockMaskGenerator(size, patch, min_keep=min_keep, mode="balanced", seed=args.seed)
     context_mask, target_mask = generator(len(pixels))
+    replaces_tokens = isinstance(model, Data2VecVisionForPreTraining)
     if args.kind == "masks":
+        if replaces_tokens:
+            blockwise = BlockwiseMaskGenerator(
+                size, patch, min_block=max(1, min_keep), mode="balanced", seed=args.seed
+            )
+            target_mask = blockwise(len(pixels))
+            context_mask = [visible_indices(target_mask[0], grid[0] * grid[1])]
         print(f"wrote {plot_masks(pixels, context_mask, target_mask, grid, output)}")
         return
     with torch.no_grad():
-        predicted = model(pixels, context_mask, target_mask).predictions[0]
-        targets = normalize_targets(model.get_features(pixels))
+        if replaces_tokens:
+            predicted, targets = model(pixels, target_mask[:1]).predictions[0], model.target_features(pixels)
+        else:
+            predicted = model(pixels, context_mask, target_mask).predictions[0]
+            targets = normalize_targets(model.get_features(pixels))
     print(f"wrote {plot_prediction_similarity(pixels, predicted, targets, target_mask[0], grid, output)}")
 
 
@@ -201,7 +247,7 @@ def build_parser() -> argparse.ArgumentParser:
         "hf-jepa convert ijepa IN1K-vit.h.14-300e.pth.tar ijepa-vith14\n"
         "  hf-jepa convert ijepa ijepa-vith14 IN1K-vit.h.14-300e.pth.tar --reverse",
     )
-    convert.add_argument("family", choices=["ijepa"])
+    convert.add_argument("family", choices=sorted(CONVERTERS))
     convert.add_argument("source", type=Path, help="the checkpoint file (with --reverse: the release folder)")
     convert.add_argument("output", type=Path, help="the folder to write (with --reverse: the file)")
     convert.add_argument("--reverse", action="store_true", help="write the original layout back")
@@ -209,6 +255,7 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument("--num-attention-heads", type=int, help="of the encoders; known for the published sizes")
     convert.add_argument("--predictor-num-attention-heads", type=int, help="default: as the encoders")
     convert.add_argument("--image-size", type=int, nargs="+", help="pixels, or HEIGHT WIDTH; needed if not square")
+    convert.add_argument("--target-layers", type=int, nargs="+", help="data2vec: the teacher's (default: the top 6)")
     convert.add_argument(
         "--license",
         dest="licence",
@@ -241,12 +288,13 @@ def build_parser() -> argparse.ArgumentParser:
         commands,
         "evaluate",
         _evaluate,
-        "evaluate the frozen features of any vision checkpoint",
-        "hf-jepa evaluate facebook/ijepa_vith14_1k --dataset my_images/ --task knn --imagenet-statistics",
+        "evaluate the frozen features of any vision checkpoint, or the answers of any causal language model",
+        "hf-jepa evaluate facebook/ijepa_vith14_1k --dataset my_images/ --task knn --imagenet-statistics\n"
+        "  hf-jepa evaluate my-llm --dataset pairs.jsonl --task exact-match --max-new-tokens 64",
     )
     evaluate.add_argument("repo", help="repository or folder of the model")
     evaluate.add_argument("--dataset", required=True, help="a data set's name on the Hub, a folder, or a parquet file")
-    evaluate.add_argument("--task", choices=["knn", "linear", "lowshot", "collapse"], default="knn")
+    evaluate.add_argument("--task", choices=["knn", "linear", "lowshot", "collapse", *ANSWER_TASKS], default="knn")
     evaluate.add_argument("--train-split", default="train", help="slices such as train[:1000] included")
     evaluate.add_argument("--test-split", default="test")
     evaluate.add_argument("--image-column", default="image")
@@ -259,6 +307,11 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--num-workers", type=int, default=0)
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--k", type=int, default=20, help="neighbours of --task knn")
+    evaluate.add_argument("--text-column", default="text", help="language models: questions")
+    evaluate.add_argument("--code-column", default="code", help="language models: right answers")
+    evaluate.add_argument("--messages-column", default="messages", help="language models: chats with both")
+    evaluate.add_argument("--system-prompt", help="language models: put before two-column rows")
+    evaluate.add_argument("--max-new-tokens", type=int, default=128, help="language models: the longest answer")
     evaluate.add_argument("--output", type=Path, help="JSON file for the results")
 
     visualize = _add_command(

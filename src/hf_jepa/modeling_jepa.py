@@ -21,9 +21,12 @@ class JepaOutput(ModelOutput):
         loss_components (`dict[str, torch.FloatTensor]`): the terms of `loss`, detached scalars by name.
         predictions (`tuple` of `torch.FloatTensor` of shape `(num_context_masks * batch, kept, width)`):
             the predicted target tokens, one tensor per target mask.
-        targets (`tuple` of `torch.FloatTensor`): what they should be, same shapes, no gradient.
+        targets (`tuple` of `torch.FloatTensor`): what they should be, same shapes, no gradient
+            (but for `target="shared"`, see [`~hf_jepa.regularized.RegularizedPreTrainingConfig`]).
         context_features (`torch.FloatTensor` of shape `(num_context_masks * batch, kept, width)`):
             the context encoder's output on the visible tokens.
+        projections (`torch.FloatTensor` of shape `(views, batch, width)`): joint-embedding models only: what their
+            loss compares and regularizes.
     """
 
     loss: torch.FloatTensor | None = None
@@ -31,6 +34,7 @@ class JepaOutput(ModelOutput):
     predictions: tuple[torch.FloatTensor, ...] | None = None
     targets: tuple[torch.FloatTensor, ...] | None = None
     context_features: torch.FloatTensor | None = None
+    projections: torch.FloatTensor | None = None
 
 
 def check_masks(name: str, masks: Sequence[torch.Tensor], batch_size: int, num_tokens: int) -> None:
@@ -74,6 +78,7 @@ class JepaPreTrainedModel(PreTrainedModel):
     """
     Base of the pretraining models: an in-tree `encoder` (the context encoder), an in-tree `target_encoder` that
     follows it by exponential moving average and never receives gradients, and a `predictor`, held side by side.
+    Methods without an EMA target have no `target_encoder`; there `"target"` and `"context"` name the same encoder.
     """
 
     base_model_prefix = ""
@@ -131,27 +136,35 @@ class JepaPreTrainedModel(PreTrainedModel):
         model.sync_target()
         return model
 
+    @property
+    def has_target_encoder(self) -> bool:
+        """Whether there is an EMA target encoder beside the context encoder."""
+        return getattr(self, "target_encoder", None) is not None
+
     def freeze_target(self) -> None:
         """Turns gradients off where the method has none: target encoder and fixed position tables."""
-        self.target_encoder.requires_grad_(False)
+        if self.has_target_encoder:
+            self.target_encoder.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "JepaPreTrainedModel":
         super().train(mode)
         # The Trainer calls train() before every step; dropout must never act on targets.
-        self.target_encoder.eval()
+        if self.has_target_encoder:
+            self.target_encoder.eval()
         return self
 
     @torch.no_grad()
     def sync_target(self) -> None:
-        """Makes the target encoder a copy of the context encoder."""
-        self.target_encoder.load_state_dict(self.encoder.state_dict())
+        """Makes the target encoder, if there is one, a copy of the context encoder."""
+        if self.has_target_encoder:
+            self.target_encoder.load_state_dict(self.encoder.state_dict())
 
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:
         """
         Moves the target encoder towards the context encoder: `target = momentum * target + (1 - momentum) * context`.
         Call it once per optimizer step, after the step. Sharded parameters (FSDP2) are updated in place, shard by
-        shard.
+        shard. Without a target encoder there is nothing to move.
 
         Args:
             momentum (`float`): between 0 (copy) and 1 (stand still).
@@ -162,6 +175,8 @@ class JepaPreTrainedModel(PreTrainedModel):
         """
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f"The EMA momentum must lie in [0, 1], got {momentum}.")
+        if not self.has_target_encoder:
+            return
         targets = list(self.target_encoder.parameters())
         sources = list(self.encoder.parameters())
         low = next((p.dtype for p in targets + sources if p.dtype not in (torch.float32, torch.float64)), None)
@@ -180,7 +195,8 @@ class JepaPreTrainedModel(PreTrainedModel):
         plain `transformers` loads.
 
         Args:
-            which (`str`): `"target"`, the encoder the papers evaluate, or `"context"`.
+            which (`str`): `"target"`, the encoder the papers evaluate, or `"context"`; one and the same without an
+                EMA target.
         """
         encoder = copy.deepcopy(self._encoder(which))
         return encoder.requires_grad_(True).eval()
@@ -202,7 +218,8 @@ class JepaPreTrainedModel(PreTrainedModel):
         return self._encoder(which)(pixel_values).last_hidden_state
 
     def _encoder(self, which: str) -> nn.Module:
-        encoders = {"target": self.target_encoder, "context": self.encoder}
+        target = self.target_encoder if self.has_target_encoder else self.encoder
+        encoders = {"target": target, "context": self.encoder}
         if which not in encoders:
             raise ValueError(f'`which` must be "target" or "context", got {which!r}.')
         return encoders[which]

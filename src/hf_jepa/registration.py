@@ -3,12 +3,30 @@
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
 from .models.cjepa import CJepaForPreTraining, CJepaPreTrainingConfig
+from .models.data2vec_vision import Data2VecVisionForPreTraining, Data2VecVisionPreTrainingConfig
 from .models.ijepa import IJepaForPreTraining, IJepaPreTrainingConfig
+from .models.joint_embedding import (
+    LeJepaForPreTraining,
+    LeJepaPreTrainingConfig,
+    RectifiedLpJepaForPreTraining,
+    RectifiedLpJepaPreTrainingConfig,
+    SimSiamForPreTraining,
+    SimSiamPreTrainingConfig,
+    VICRegForPreTraining,
+    VICRegPreTrainingConfig,
+)
+from .models.llm_jepa import LLMJepaConfig, LLMJepaForCausalLM
 
 # (config, model, Auto classes beside AutoConfig)
 MODELS = [
     (IJepaPreTrainingConfig, IJepaForPreTraining, (AutoModel, AutoModelForPreTraining)),
     (CJepaPreTrainingConfig, CJepaForPreTraining, (AutoModel, AutoModelForPreTraining)),
+    (Data2VecVisionPreTrainingConfig, Data2VecVisionForPreTraining, (AutoModel, AutoModelForPreTraining)),
+    (LeJepaPreTrainingConfig, LeJepaForPreTraining, (AutoModel, AutoModelForPreTraining)),
+    (RectifiedLpJepaPreTrainingConfig, RectifiedLpJepaForPreTraining, (AutoModel, AutoModelForPreTraining)),
+    (SimSiamPreTrainingConfig, SimSiamForPreTraining, (AutoModel, AutoModelForPreTraining)),
+    (VICRegPreTrainingConfig, VICRegForPreTraining, (AutoModel, AutoModelForPreTraining)),
+    (LLMJepaConfig, LLMJepaForCausalLM, (AutoModel, AutoModelForPreTraining)),
 ]
 
 

@@ -127,6 +127,17 @@ def test_jepa_models_give_target_features():
     torch.testing.assert_close(four, extract_features(exported, pictures, pool="last4")[0])
 
 
+def test_pooled_is_the_models_own_vector():
+    pictures = Pictures()
+    vit = ViTModel(ViTConfig(**SIZES)).eval()
+    pooled, _ = extract_features(vit, pictures, pool="pooled")
+    torch.testing.assert_close(pooled, states(vit, pictures).last_hidden_state[:, 0], rtol=1e-4, atol=1e-6)
+    config = ResNetConfig(num_channels=1, embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    resnet = ResNetModel(config).eval()
+    pooled, _ = extract_features(resnet, pictures, pool="pooled")
+    torch.testing.assert_close(pooled, states(resnet, pictures).pooler_output.flatten(1), rtol=1e-4, atol=1e-6)
+
+
 def test_mode_and_global_rng_are_left_alone():
     model = IJepaModel(IJepaConfig(**SIZES, hidden_dropout_prob=0.5)).train()
     state = torch.get_rng_state()

@@ -1,10 +1,10 @@
-"""Batches for the mask-predicting models."""
+"""Batches for the mask-predicting and for the joint-embedding models."""
 
 from typing import Any
 
 import torch
 
-from ..masking import MultiBlockMaskGenerator
+from ..masking import BlockwiseMaskGenerator, MultiBlockMaskGenerator
 
 
 class MaskCollator:
@@ -13,19 +13,22 @@ class MaskCollator:
     any number of workers, ranks and accumulation steps.
 
     Args:
-        mask_generator ([`MultiBlockMaskGenerator`]): makes the masks; its grid must be that of the images.
+        mask_generator ([`MultiBlockMaskGenerator`] or [`BlockwiseMaskGenerator`]): makes the masks; its grid must be
+            that of the images.
         draws_per_step (`int`, *optional*): samples of one optimizer step over all ranks and accumulation steps, which
             share their block sizes. [`JepaTrainer`] sets it; without it every batch is a step of its own.
 
     Returns, when called with a list of samples `{"pixel_values": (C, H, W) float32, "draw": int}`:
         `dict` with `pixel_values` `(batch, C, H, W)` and the lists `context_mask` and `target_mask` of int64 tensors
-        of shape `(batch, kept)`.
+        of shape `(batch, kept)`; block-wise masks give no `context_mask`, what they do not hide is seen.
 
     Raises:
         `ValueError`: for samples whose images differ in shape.
     """
 
-    def __init__(self, mask_generator: MultiBlockMaskGenerator, draws_per_step: int | None = None):
+    def __init__(
+        self, mask_generator: MultiBlockMaskGenerator | BlockwiseMaskGenerator, draws_per_step: int | None = None
+    ):
         self.mask_generator = mask_generator
         self.draws_per_step = draws_per_step
 
@@ -36,5 +39,33 @@ class MaskCollator:
             raise ValueError(f"The images of a batch must have one shape, got {sorted(shapes)}; resize or crop them.")
         draws = torch.tensor([sample["draw"] for sample in samples])
         step = int(draws[0]) // (self.draws_per_step or len(samples))
-        context_mask, target_mask = self.mask_generator.at(draws, step)
-        return {"pixel_values": torch.stack(images), "context_mask": context_mask, "target_mask": target_mask}
+        masks = self.mask_generator.at(draws, step)
+        names = ("context_mask", "target_mask")
+        masks = dict(zip(names, masks, strict=True)) if isinstance(masks, tuple) else {"target_mask": masks}
+        return {"pixel_values": torch.stack(images), **masks}
+
+
+class MultiViewCollator:
+    """
+    Stacks the views of images. Nothing is drawn here.
+
+    Returns, when called with a list of samples `{"pixel_values": (views, C, H, W) float32, "local_pixel_values":
+    (local views, C, h, w) float32 (optional)}`:
+        `dict` with `pixel_values` `(batch, views, C, H, W)` and, where samples have it, `local_pixel_values`.
+
+    Raises:
+        `ValueError`: for samples without a view dimension, or whose views differ in number or shape.
+    """
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        names = ["pixel_values", *(["local_pixel_values"] if "local_pixel_values" in samples[0] else [])]
+        batch = {}
+        for name in names:
+            shapes = sorted({tuple(sample[name].shape) for sample in samples if name in sample})
+            if len(shapes) > 1 or len(shapes[0]) != 4 or any(name not in sample for sample in samples):
+                raise ValueError(
+                    f"`{name}` must have one shape (views, channels, height, width) in every sample, got {shapes}; "
+                    "make the views with MultiViewTransform."
+                )
+            batch[name] = torch.stack([sample[name] for sample in samples])
+        return batch

@@ -57,8 +57,8 @@ def check_columns(dataset: Any, image_column: str, label_column: str | None) -> 
 
 def _sample(image: Image.Image, label: Any, draw: int, seed: int, transform: ImageTransform) -> dict[str, Any]:
     with forked_rng(mix_seed(seed, draw), torch_only=draws_from_torch_only(transform)):
-        pixel_values = transform(image)
-    sample = {"pixel_values": pixel_values, "draw": draw}
+        views = transform(image)
+    sample = {**(views if isinstance(views, dict) else {"pixel_values": views}), "draw": draw}
     if label is not None:
         sample["label"] = int(label)
     return sample
@@ -76,8 +76,8 @@ class SeededImageDataset(Dataset):
     Args:
         dataset (`datasets.Dataset`): The images. Any other column is ignored.
         transform (`Callable`): PIL image (mode `"L"` or `"RGB"`) -> float32 tensor `(C, H, W)`, see
-            [`train_transform`] and [`eval_transform`]. It may draw from torch's, numpy's and python's global
-            generators.
+            [`train_transform`] and [`eval_transform`], or a dict of tensors, see [`MultiViewTransform`]. It may draw
+            from torch's, numpy's and python's global generators.
         image_column (`str`): Column of images.
         label_column (`str`, *optional*): Column of integer labels; without it samples have no `"label"`.
         seed (`int`): Seed of the transforms.

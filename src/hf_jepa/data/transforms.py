@@ -9,7 +9,8 @@ from PIL import Image
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-ImageTransform = Callable[[Image.Image], torch.Tensor]
+# One tensor, or several by name.
+ImageTransform = Callable[[Image.Image], torch.Tensor | dict[str, torch.Tensor]]
 
 
 def _size_pair(image_size: int | Sequence[int]) -> tuple[int, int]:
@@ -179,5 +180,7 @@ def eval_transform(
 
 
 def draws_from_torch_only(transform: ImageTransform) -> bool:
-    """Whether a transform is one of this module's, whose random numbers all come from torch."""
+    """Whether a transform is one of this package's, whose random numbers all come from torch."""
+    if getattr(transform, "draws_from_torch_only", False):
+        return True
     return isinstance(transform, partial) and transform.func in (_random_crop, _centre_crop)

@@ -2,34 +2,47 @@ from .attentive_probe import attentive_probe
 from .closed_form import ProbeResult, logistic_probe, ridge_probe
 from .diagnostics import collapse_report, content_share, effective_rank, feature_std, lidar, rankme
 from .features import extract_features, pooled_features
+from .generation import SCORERS, execution_match, generate_responses, score_responses, sqlite_match
 from .knn import knn_accuracy
+from .language import evaluate_language_model, load_language_model
 from .linear_probe import linear_probe
 from .low_shot import LowShotResult, low_shot_accuracy
+from .pairs import displacement_spectrum, linear_map_error, pair_report
 from .retrieval import hidden_part_retrieval, pixel_retrieval, rank_of_truth
 from .run import TASKS, evaluate_model, load_encoder, processor_transform
 
 __all__ = [
+    "SCORERS",
     "TASKS",
     "LowShotResult",
     "ProbeResult",
     "attentive_probe",
     "collapse_report",
     "content_share",
+    "displacement_spectrum",
     "effective_rank",
+    "evaluate_language_model",
     "evaluate_model",
+    "execution_match",
     "extract_features",
     "feature_std",
+    "generate_responses",
     "hidden_part_retrieval",
     "knn_accuracy",
     "lidar",
+    "linear_map_error",
     "linear_probe",
     "load_encoder",
+    "load_language_model",
     "logistic_probe",
     "low_shot_accuracy",
+    "pair_report",
     "pixel_retrieval",
     "pooled_features",
     "processor_transform",
     "rank_of_truth",
     "rankme",
     "ridge_probe",
+    "score_responses",
+    "sqlite_match",
 ]

@@ -10,12 +10,10 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..encoders import patch_tokens, pooled_output
 from ..modeling_jepa import JepaPreTrainedModel
 
-Pool = Literal["mean", "none", "last4"]
-
-# CLS, distillation and register tokens stand before the patches; no in-tree ViT has more than this.
-_MAX_PREFIX_TOKENS = 16
+Pool = Literal["mean", "none", "last4", "pooled"]
 
 
 def extract_features(
@@ -40,7 +38,9 @@ def extract_features(
         pool (`str`): `"mean"`: average of the patch tokens of the last layer. `"none"`: all patch tokens. `"last4"`:
             averages of the patch tokens of the last four layers, concatenated, the last layer's last (I-JEPA's
             evaluation); the three inner layers are layer-normed without affine, to which a linear probe is equal up to
-            a fixed scaling. CLS, distillation and register tokens are left out in each.
+            a fixed scaling. CLS, distillation and register tokens are left out in each. `"pooled"`: the one vector
+            that a joint-embedding model is trained on; of a plain encoder, its CLS token or own pooled output
+            ([`~hf_jepa.encoders.pooled_output`]).
         device (`torch.device` or `str`, *optional*): Where to compute; the model's device by default.
         dtype (`torch.dtype`, *optional*): `torch.bfloat16` or `torch.float16` computes under autocast.
         num_workers (`int`): Processes that load images.
@@ -54,8 +54,8 @@ def extract_features(
         ValueError: If the dataset is empty or has no length, the model gives no tokens or too few layers, or the
             features would not fit into memory (before any is computed).
     """
-    if pool not in ("mean", "none", "last4"):
-        raise ValueError(f'pool must be "mean", "none" or "last4", got {pool!r}.')
+    if pool not in ("mean", "none", "last4", "pooled"):
+        raise ValueError(f'pool must be "mean", "none", "last4" or "pooled", got {pool!r}.')
     if not hasattr(dataset, "__len__") or len(dataset) == 0:
         raise ValueError("extract_features needs a dataset of known, non-zero length; take a part of a streaming one.")
     device = model.device if device is None else torch.device(device)
@@ -90,7 +90,7 @@ def pooled_features(model: PreTrainedModel, pixel_values: torch.Tensor, pool: Po
     Args:
         model (`PreTrainedModel`): Any vision model.
         pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`): Images, on the model's device.
-        pool (`str`): `"mean"`, `"none"` or `"last4"`.
+        pool (`str`): `"mean"`, `"none"`, `"last4"` or `"pooled"`.
 
     Returns:
         `torch.FloatTensor` of shape `(batch, D)`, `(batch, tokens, D)` or `(batch, 4 * D)`.
@@ -98,19 +98,23 @@ def pooled_features(model: PreTrainedModel, pixel_values: torch.Tensor, pool: Po
     Raises:
         ValueError: If the model gives no tokens, or fewer than four layers for `"last4"`.
     """
+    if pool == "pooled" and hasattr(model, "get_pooled_features"):
+        return model.get_pooled_features(pixel_values)
     if isinstance(model, JepaPreTrainedModel):
-        if pool != "last4":
+        if pool in ("mean", "none"):
             tokens = model.get_features(pixel_values)
             return tokens.mean(dim=1) if pool == "mean" else tokens
-        model = model.target_encoder
+        model = model.target_encoder if model.has_target_encoder else model.encoder
     # A timm wrapper's base_model is the bare timm module, which knows nothing of hidden states.
     is_timm = hasattr(model, "timm_model")
     backbone = model if is_timm else model.base_model
     kwargs = _whole_image_kwargs(backbone, pixel_values)
     outputs = backbone(pixel_values, output_hidden_states=pool == "last4", **kwargs)
+    if pool == "pooled":
+        return pooled_output(backbone, outputs, pixel_values)
     if getattr(outputs, "last_hidden_state", None) is None:
         raise ValueError(f"{type(model).__name__} gives no last_hidden_state: load the vision encoder with AutoModel.")
-    tokens = _patch_tokens(backbone, outputs.last_hidden_state, pixel_values)
+    tokens = patch_tokens(backbone, outputs.last_hidden_state, pixel_values)
     if pool == "none":
         return tokens
     if pool == "mean":
@@ -120,7 +124,7 @@ def pooled_features(model: PreTrainedModel, pixel_values: torch.Tensor, pool: Po
     num_layers = len(layers) if is_timm else len(layers) - 1
     if num_layers < 4:
         raise ValueError(f'pool="last4" needs four layers, {type(model).__name__} has {max(num_layers, 0)}.')
-    inner = [_patch_tokens(backbone, layer, pixel_values) for layer in layers[-4:-1]]
+    inner = [patch_tokens(backbone, layer, pixel_values) for layer in layers[-4:-1]]
     inner = [F.layer_norm(layer, layer.shape[-1:]) for layer in inner]
     return torch.cat([layer.mean(dim=1) for layer in (*inner, tokens)], dim=-1)
 
@@ -136,27 +140,6 @@ def _whole_image_kwargs(backbone: nn.Module, pixel_values: torch.Tensor) -> dict
     # It also shuffles the patches, by the order of this noise.
     num_patches = backbone.embeddings.patch_embeddings.num_patches
     return {"noise": torch.arange(num_patches, device=pixel_values.device).expand(len(pixel_values), -1)}
-
-
-def _patch_tokens(backbone: nn.Module, states: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-    if states.ndim == 4:  # feature maps of convolutional and hierarchical models
-        return states.flatten(2).transpose(1, 2)
-    if states.ndim != 3:
-        raise ValueError(f"{type(backbone).__name__} gives states of shape {tuple(states.shape)}, not tokens.")
-    return states[:, _num_prefix_tokens(backbone, states.shape[1], pixel_values) :]
-
-
-def _num_prefix_tokens(backbone: nn.Module, num_tokens: int, pixel_values: torch.Tensor) -> int:
-    timm_model = getattr(backbone, "timm_model", None)
-    if timm_model is not None:
-        return getattr(timm_model, "num_prefix_tokens", 0)
-    patch_size = getattr(backbone.config, "patch_size", None)
-    if patch_size is None:
-        return 0
-    patch_height, patch_width = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)[-2:]
-    height, width = pixel_values.shape[-2:]
-    prefix = num_tokens - (height // patch_height) * (width // patch_width)
-    return prefix if 0 <= prefix <= _MAX_PREFIX_TOKENS else 0
 
 
 @contextmanager

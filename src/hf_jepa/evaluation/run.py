@@ -209,7 +209,7 @@ def _pool_for(task: str, model: PreTrainedModel) -> Literal["mean", "none", "las
     depth = getattr(model.config.get_text_config(), "num_hidden_layers", 0) or 0
     encoder_config = getattr(model.config, "encoder_config", None)
     if encoder_config is not None:
-        depth = encoder_config.num_hidden_layers
+        depth = getattr(encoder_config, "num_hidden_layers", 0)
     return "last4" if task == "linear" and depth >= 4 else "mean"
 
 

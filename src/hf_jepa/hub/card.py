@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
+_TEXT_TEMPLATE = Path(__file__).with_name("card_text_template.md")
 NOT_EVALUATED = "not evaluated"
 NOT_MEASURED = "not measured"
 _ROW = ("task", "dataset", "split", "features", "metric")
@@ -30,6 +31,31 @@ _METHODS = {
   note      = {arXiv:2301.08243}
 }""",
     ),
+    "data2vec_vision": (
+        "data2vec",
+        "data2vec learns image features without labels: from an image whose masked patches are replaced by a mask "
+        "token, a student regresses what its own moving average, seeing the whole image, represents there in its top "
+        "blocks.",
+        """@inproceedings{baevski2022data2vec,
+  title     = {data2vec: A General Framework for Self-supervised Learning in Speech, Vision and Language},
+  author    = {Baevski, Alexei and Hsu, Wei-Ning and Xu, Qiantong and Babu, Arun and Gu, Jiatao and Auli, Michael},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2022},
+  note      = {arXiv:2202.03555}
+}""",
+    ),
+    "vit_mae": (
+        "MAE",
+        "MAE is a baseline, not a JEPA: it reconstructs the pixels of hidden patches.",
+        """@inproceedings{he2022mae,
+  title     = {Masked Autoencoders Are Scalable Vision Learners},
+  author    = {He, Kaiming and Chen, Xinlei and Xie, Saining and Li, Yanghao and Doll{\\'a}r, Piotr and
+               Girshick, Ross},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year      = {2022},
+  note      = {arXiv:2111.06377}
+}""",
+    ),
     "cjepa": (
         "C-JEPA",
         "C-JEPA is I-JEPA with VICReg's variance, covariance and invariance terms on the predicted blocks. No "
@@ -40,6 +66,63 @@ _METHODS = {
   booktitle = {Advances in Neural Information Processing Systems},
   year      = {2024},
   note      = {arXiv:2410.19560}
+}""",
+    ),
+    "lejepa": (
+        "LeJEPA",
+        "LeJEPA learns image features without labels: the embeddings of an image's views are pulled together, and a "
+        "statistical test along random directions (SIGReg) keeps their distribution an isotropic Gaussian.",
+        """@article{balestriero2025lejepa,
+  title   = {LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics},
+  author  = {Balestriero, Randall and LeCun, Yann},
+  journal = {arXiv:2511.08544},
+  year    = {2025}
+}""",
+    ),
+    "rectified_lpjepa": (
+        "Rectified LpJEPA",
+        "Rectified LpJEPA learns image features without labels: the embeddings of an image's views are pulled "
+        "together, and their distribution is matched with a rectified generalized Gaussian (RDMReg), which makes them "
+        "sparse.",
+        """@article{rectifiedlpjepa2026,
+  title   = {Rectified LpJEPA},
+  journal = {arXiv:2602.01456},
+  year    = {2026}
+}""",
+    ),
+    "vicreg": (
+        "VICReg",
+        "VICReg learns image features without labels: the embeddings of an image's two views are pulled together, "
+        "while every dimension keeps its variance and dimensions are decorrelated.",
+        """@inproceedings{bardes2022vicreg,
+  title     = {VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised Learning},
+  author    = {Bardes, Adrien and Ponce, Jean and LeCun, Yann},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2022},
+  note      = {arXiv:2105.04906}
+}""",
+    ),
+    "simsiam": (
+        "SimSiam",
+        "SimSiam learns image features without labels: from one view of an image, a predictor must tell the embedding "
+        "of the other, which gets no gradient.",
+        """@inproceedings{chen2021simsiam,
+  title     = {Exploring Simple Siamese Representation Learning},
+  author    = {Chen, Xinlei and He, Kaiming},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year      = {2021},
+  note      = {arXiv:2011.10566}
+}""",
+    ),
+    "llm_jepa": (
+        "LLM-JEPA",
+        "LLM-JEPA fine-tunes a language model with a second loss beside next-token prediction: from its embedding of "
+        "a text, its embedding of the code that the text describes must be predicted.",
+        """@article{huang2025llmjepa,
+  title   = {LLM-JEPA: Large Language Models Meet Joint Embedding Predictive Architectures},
+  author  = {Huang, Hai and LeCun, Yann and Balestriero, Randall},
+  journal = {arXiv preprint arXiv:2509.14252},
+  year    = {2025}
 }""",
     ),
 }
@@ -92,14 +175,18 @@ def _results_table(results: dict[str, Any]) -> list[list[str]]:
     return table
 
 
+def _pipeline(results: dict[str, Any]) -> str:
+    return "text-generation" if results["model"].get("modality") == "text" else "image-feature-extraction"
+
+
 def _eval_results(results: dict[str, Any]) -> list[EvalResult]:
-    entries = []
+    entries, pipeline = [], _pipeline(results)
     for (task, dataset, split, features, metric), group in _grouped(results.get("evaluations") or []).items():
         if values := _values(group):
             entries.append(
                 EvalResult(
-                    task_type="image-feature-extraction",
-                    task_name="Image feature extraction",
+                    task_type=pipeline,
+                    task_name=pipeline.replace("-", " ").capitalize(),
                     dataset_type=dataset,
                     dataset_name=dataset,
                     dataset_split=split,
@@ -160,7 +247,7 @@ def render_card(results: dict[str, Any]) -> str:
     dataset = data.get("name")
     card_data = ModelCardData(
         library_name="transformers",
-        pipeline_tag="image-feature-extraction",
+        pipeline_tag=_pipeline(results),
         license=results["licence"],
         tags=["hf-jepa", "jepa", family],
         datasets=[dataset] if dataset and _HUB_NAME.fullmatch(dataset) else None,
@@ -171,7 +258,7 @@ def render_card(results: dict[str, Any]) -> str:
     commands = [entry["command"] for entry in results.get("evaluations") or [] if entry.get("command")]
     card = ModelCard.from_template(
         card_data,
-        template_path=str(_TEMPLATE),
+        template_path=str(_TEXT_TEMPLATE if model.get("modality") == "text" else _TEMPLATE),
         model=model,
         repo=model.get("repo_id") or model["name"],
         method=name,

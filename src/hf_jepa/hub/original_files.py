@@ -1,5 +1,6 @@
 """Reading and writing original training checkpoints (files of `torch.save`) without running anything they hold."""
 
+import argparse
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ import torch
 
 
 class UnsafeCheckpointError(ValueError):
-    """The file holds Python objects other than tensors, numbers, strings and containers of them."""
+    """The file holds Python objects other than tensors, plain values, containers and parsed arguments of them."""
 
 
 def _numpy_scalar_globals() -> list:
@@ -47,7 +48,8 @@ def load_original_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"No checkpoint file at {str(path)!r}.")
     try:
-        with torch.serialization.safe_globals(_numpy_scalar_globals()):
+        # Programs put their parsed arguments beside the weights: a bag of attributes, whose building runs no code.
+        with torch.serialization.safe_globals([*_numpy_scalar_globals(), argparse.Namespace]):
             # Files older than torch 1.6 are no zip archives and cannot be memory-mapped.
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
@@ -77,11 +79,24 @@ def _metadata_of(state_dict: dict) -> dict | None:
         return None
 
 
+def _is_plain_namespace(value: Any) -> bool:
+    """Whether these are parsed arguments that JSON keeps as they are."""
+    if not isinstance(value, argparse.Namespace):
+        return False
+    try:
+        return json.loads(json.dumps(vars(value))) == vars(value)
+    except (TypeError, ValueError):
+        return False
+
+
 def _shared_names(checkpoint: dict[str, Any], groups: set[str]) -> list[str]:
     """Strings that several keys share as one object; pickle writes those once and then refers to them."""
     names = list(checkpoint)
     for group in groups:
         names += [*checkpoint[group], *(getattr(checkpoint[group], "_metadata", None) or ())]
+    for value in checkpoint.values():
+        if _is_plain_namespace(value):
+            names += [text for text in (*vars(value), *vars(value).values()) if isinstance(text, str)]
     seen: set[int] = set()
     return sorted({name for name in names if id(name) in seen or seen.add(id(name))})
 
@@ -95,9 +110,9 @@ def describe_layout(checkpoint: dict[str, Any], groups: Iterable[str], path: str
         path: The file; the name of the archive inside it is kept, as torch derives it from the file's name.
 
     Returns:
-        A JSON-ready dictionary: `entries` in order (names of tensors, or plain values), `dropped`, the keys whose
-        content is not kept (optimizer and gradient-scaler state), and what the bytes depend on beside: `archive_name`
-        and `shared_names`.
+        A JSON-ready dictionary: `entries` in order (names of tensors, plain values, or parsed arguments), `dropped`,
+        the keys whose content is not kept (optimizer and gradient-scaler state), and what the bytes depend on beside:
+        `archive_name` and `shared_names`.
     """
     groups = set(groups)
     entries: list[dict[str, Any]] = []
@@ -110,6 +125,8 @@ def describe_layout(checkpoint: dict[str, Any], groups: Iterable[str], path: str
         value = value.item() if isinstance(value, np.generic) else value
         if value is None or isinstance(value, bool | int | float | str):
             entries.append({"key": key, "value": value})
+        elif _is_plain_namespace(value):
+            entries.append({"key": key, "namespace": dict(vars(value))})
         else:
             dropped.append(key)
     archive_name = None
@@ -148,6 +165,12 @@ def write_original_checkpoint(
         return shared.get(name) or name[:1] + name[1:]
 
     for entry in layout["entries"]:
+        if "namespace" in entry:
+            arguments = argparse.Namespace()
+            for name, value in entry["namespace"].items():
+                vars(arguments)[name_object(name)] = name_object(value) if isinstance(value, str) else value
+            checkpoint[name_object(entry["key"])] = arguments
+            continue
         if "names" not in entry:
             checkpoint[name_object(entry["key"])] = entry["value"]
             continue

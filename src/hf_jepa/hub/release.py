@@ -19,6 +19,7 @@ from transformers import AutoModelForPreTraining, PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
+from ..regularized import deviations
 from .card import render_card
 
 logger = logging.get_logger(__name__)
@@ -27,6 +28,8 @@ PRETRAINING_FOLDER = "pretraining"
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".tar", ".npy", ".npz"}
 _TEXTS = {".json", ".yaml", ".yml", ".md", ".txt"}
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}\b")
+_CARD_FIELDS = ("architecture", "hidden_size", "hidden_sizes", "depths", "num_hidden_layers", "num_attention_heads")
+_CARD_FIELDS += ("image_size", "patch_size")
 _TRANSIENT = {408, 429, 500, 502, 503, 504}
 
 
@@ -67,13 +70,13 @@ def describe_model(model: PreTrainedModel, encoder: PreTrainedModel, which: str)
         "class": type(model).__name__,
         "encoder": which,
         "encoder_class": type(encoder).__name__,
+        "parts": [name.replace("_", " ") for name, _ in model.named_children()],
         "num_parameters": sum(parameter.numel() for parameter in encoder.parameters()),
         "num_parameters_pretraining": sum(parameter.numel() for parameter in model.parameters()),
-        "encoder_config": {
-            key: value
-            for key, value in encoder.config.to_dict().items()
-            if key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
-        },
+        "encoder_config": {key: value for key, value in encoder.config.to_dict().items() if key in _CARD_FIELDS}
+        | ({"image_size": model.config.image_size} if hasattr(model.config, "image_size") else {}),
+        "pooling": getattr(model.config, "pooling", None),
+        **deviations(model.config),
     }
 
 
@@ -108,7 +111,7 @@ def save_release(
         processor (*optional*): the image processor to save; by default the encoder's size with ImageNet statistics.
         recipe (`dict`, *optional*): the resolved recipe.
         pictures (`Sequence` of paths): copied to the root. Captions come from `results["pictures"]`.
-        which (`str`): the encoder at the root.
+        which (`str`): the encoder at the root; without an EMA target there is the context encoder alone.
 
     Returns:
         The folder.
@@ -120,6 +123,8 @@ def save_release(
     missing = [str(picture) for picture in pictures if not Path(picture).is_file()]
     if missing:
         raise ValueError(f"These pictures do not exist: {', '.join(missing)}.")
+    if not model.has_target_encoder:
+        which = "context"
     encoder = model.export_encoder(which)
     encoder.config.jepa_encoder = which
     results = dict(results)
@@ -134,7 +139,8 @@ def save_release(
     with tempfile.TemporaryDirectory(dir=folder, prefix=".release-") as temporary:
         staged = Path(temporary)
         encoder.save_pretrained(staged)
-        (processor or default_image_processor(encoder.config)).save_pretrained(staged)
+        sized = model.config if hasattr(model.config, "image_size") else encoder.config
+        (processor or default_image_processor(sized)).save_pretrained(staged)
         model.save_pretrained(staged / PRETRAINING_FOLDER)
         for picture in pictures:
             shutil.copyfile(picture, staged / Path(picture).name)
@@ -151,7 +157,8 @@ def _check_weights(folder: Path) -> list[str]:
     """Faults of the safetensors files in one folder: absent shards and truncated files included."""
     files = sorted(folder.glob("*.safetensors"))
     index = folder / "model.safetensors.index.json"
-    named = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    single = "adapter_model.safetensors" if (folder / "adapter_config.json").is_file() else "model.safetensors"
+    named = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {single}
     faults = [f"{folder.name}/{name} is missing" for name in sorted(named - {file.name for file in files})]
     for file in files:
         try:
@@ -209,7 +216,14 @@ def check_release(folder: str | os.PathLike) -> Path:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{str(folder)!r} is no folder.")
-    required = ["config.json", "preprocessor_config.json", "README.md", "results.json"]
+    is_text = (folder / "tokenizer_config.json").is_file()
+    config = "adapter_config.json" if (folder / "adapter_config.json").is_file() else "config.json"
+    required = [
+        config,
+        "tokenizer_config.json" if is_text else "preprocessor_config.json",
+        "README.md",
+        "results.json",
+    ]
     models = [folder]
     if (folder / PRETRAINING_FOLDER).is_dir():
         required.append(f"{PRETRAINING_FOLDER}/config.json")

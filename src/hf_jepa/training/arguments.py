@@ -1,6 +1,7 @@
 """Training arguments of the JEPA trainers."""
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from transformers import TrainingArguments
 from transformers.utils import logging
@@ -28,6 +29,13 @@ class JepaTrainingArguments(TrainingArguments):
             Where the cosine ends, and its floor.
         weight_decay_end (`float`, *optional*, defaults to 0.4):
             Where the cosine of the weight decay ends; it starts at `weight_decay`.
+        lars_trust_coefficient (`float`, *optional*):
+            Train with LARS (timm's) and this coefficient, in place of `optim`; what does not decay is not adapted
+            either. VICReg's released code has 0.001, Rectified LpJEPA's 0.02.
+        lars_clip (`bool`, *optional*, defaults to `False`):
+            Let LARS lower the learning rate of a parameter, never raise it (LARC), as Rectified LpJEPA's code does.
+        decay_vectors (`bool`, *optional*, defaults to `False`):
+            Decay biases and norms too, as the released code of SimSiam and LeJEPA's MINIMAL.md do.
         schedule_horizon (`float`, *optional*, defaults to 1.0):
             The schedules reach their ends after `schedule_horizon * max_steps` updates (`ipe_scale` in the originals);
             at least 1. Warmup is not stretched, as in the original.
@@ -89,6 +97,11 @@ class JepaTrainingArguments(TrainingArguments):
     )
     learning_rate_end: float = field(default=1e-6, metadata={"help": "Learning rate at the end of the cosine."})
     weight_decay_end: float = field(default=0.4, metadata={"help": "Weight decay at the end of its cosine."})
+    lars_trust_coefficient: float | None = field(
+        default=None, metadata={"help": "Train with LARS (momentum 0.9) and this trust coefficient."}
+    )
+    lars_clip: bool = field(default=False, metadata={"help": "LARS never raises a learning rate (LARC)."})
+    decay_vectors: bool = field(default=False, metadata={"help": "Decay biases and norms too."})
     schedule_horizon: float = field(
         default=1.0, metadata={"help": "Stretches every schedule beyond the run (`ipe_scale` in the originals)."}
     )
@@ -140,6 +153,10 @@ class JepaTrainingArguments(TrainingArguments):
         ):
             if not getattr(self, name) >= 0.0:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; give a number that is not negative.")
+        if self.lars_trust_coefficient is not None and not self.lars_trust_coefficient > 0:
+            raise ValueError(
+                f"`lars_trust_coefficient` is {self.lars_trust_coefficient}; give a positive one, or None."
+            )
         if not self.schedule_horizon >= 1.0:
             raise ValueError(
                 f"`schedule_horizon` is {self.schedule_horizon}; it stretches the schedules: 1.0 or more."
@@ -198,3 +215,13 @@ def as_jepa_arguments(args: TrainingArguments) -> JepaTrainingArguments:
         settings = ", ".join(f"{name}={value}" for name, value in changed.items())
         logger.warning(f"JEPA training needs {settings}: set so. Use `JepaTrainingArguments` to avoid this message.")
     return JepaTrainingArguments(**values)
+
+
+def lars(args: JepaTrainingArguments) -> tuple[type, dict[str, Any]]:
+    """timm's LARS with momentum 0.9, and its options, as VICReg and Rectified LpJEPA are trained with."""
+    try:
+        from timm.optim import Lars
+    except ImportError as error:
+        raise ValueError("`lars_trust_coefficient` needs timm, which has LARS: `pip install timm`.") from error
+    options = {"trust_coeff": args.lars_trust_coefficient, "trust_clip": args.lars_clip}
+    return Lars, {"lr": args.learning_rate, "momentum": 0.9, **options}

@@ -178,7 +178,7 @@ class GuardCallback(TrainerCallback):
         logger.warning(
             f"The target features look collapsed at step {state.global_step}: {values} ({self.hits} logs in a row). "
             'The loss says nothing about this. Usual cures: `initialization="fan_in"` in small models, a higher '
-            "`ema_momentum`, a lower `learning_rate`."
+            "`ema_momentum`, a lower `learning_rate`, a `regularizer`."
         )
         if self.hits >= args.collapse_patience and args.collapse_action == "stop":
             logger.warning(f'Stopping at step {state.global_step}, as `collapse_action="stop"` asks.')

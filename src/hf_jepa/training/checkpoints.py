@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ TRAJECTORY_SETTINGS = (
     "weight_decay_end",
     "ema_momentum",
     "ema_momentum_end",
+    "lars_trust_coefficient",
+    "lars_clip",
+    "decay_vectors",
     "schedule_horizon",
     "optim",
     "optim_args",
@@ -277,7 +281,14 @@ def changed_settings(folder: Path, args: dict[str, Any], run: dict[str, Any], co
     """
     saved_args = json.loads((folder / TRAINING_ARGS).read_text())
     saved_run = json.loads((folder / COMPLETE_MARKER).read_text())["run"]
-    saved_config = json.loads((folder / "config.json").read_text())
+    config_now = json.loads(config.to_json_string())
+    # A field that the package has gained since has its default, which is what the checkpoint's run did.
+    gained = {
+        field.name: field.default
+        for field in fields(config)
+        if field.name in config_now and field.default is not MISSING
+    }
+    saved_config = gained | json.loads((folder / "config.json").read_text())
     # With a fixed number of updates the number of epochs is never read.
     unread = {"num_train_epochs"} if args["max_steps"] > 0 and saved_args["max_steps"] > 0 else set()
     settings = [name for name in TRAJECTORY_SETTINGS if name not in unread]
@@ -285,7 +296,7 @@ def changed_settings(folder: Path, args: dict[str, Any], run: dict[str, Any], co
     return [
         *_differences({name: saved_args.get(name) for name in settings}, {name: args.get(name) for name in settings}),
         *_differences(saved_run, run),
-        *_differences(saved_config, json.loads(config.to_json_string()), ignored=bookkeeping, prefix="config."),
+        *_differences(saved_config, config_now, ignored=bookkeeping, prefix="config."),
     ]
 
 

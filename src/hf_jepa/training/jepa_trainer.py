@@ -1,4 +1,4 @@
-"""The trainer of the mask-predicting JEPAs, and of every JEPA with an EMA target."""
+"""The trainer of the mask-predicting and the joint-embedding JEPAs."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +13,8 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import PushInProgress, logging
 
 from ..data import CountedSampler, SeededImageDataset
-from .arguments import as_jepa_arguments
+from .arguments import as_jepa_arguments, lars
+from .batch_norm import synchronize_batch_norm
 from .callbacks import (
     GuardCallback,
     SamplerEpochCallback,
@@ -41,11 +42,15 @@ class JepaTrainer(SafeCheckpointTrainer):
 
     An optimizer step sees the same draws (image, augmentation, masks) for every split of its batch over processes,
     per-device batch and accumulation, and in a resumed run: draws are counted over the run, and each seeds itself.
+    With several processes, batch norms take their statistics over all of them. Losses that compare images with each
+    other (SIGReg, RDMReg, VICReg) and batch norm see the joint batch of all processes, but one micro-batch at a time:
+    with gradient accumulation they are another objective than one large batch.
 
     Logged besides `loss`, `grad_norm` and `learning_rate`: the terms of the loss, `ema_momentum`, `weight_decay`,
     `target_std` and `target_rankme` (of the target encoder's tokens of recent whole images),
-    `prediction_token_std` and `target_token_std` (of what the loss compares), `images_per_second` (over all processes,
-    probes and saving left out). Means are over the updates since the last log, and over processes.
+    `prediction_token_std` and `target_token_std` (of what the loss compares), `projector_std` (of a joint-embedding
+    model's projections over the batch), `images_per_second` (over all processes, probes and saving left out). Means
+    are over the updates since the last log, and over processes.
 
     Args:
         model ([`~hf_jepa.modeling_jepa.JepaPreTrainedModel`]): in float32.
@@ -97,6 +102,8 @@ class JepaTrainer(SafeCheckpointTrainer):
         self.has_target = getattr(model, "target_encoder", None) is not None
         if self.has_target:
             _check_full_precision(model)
+        if args.world_size > 1:
+            synchronize_batch_norm(model, args.device.type)
         self.probe_train_dataset = probe_train_dataset
         self.train_sampler: CountedSampler | None = None
         self.metrics = StepMetrics()
@@ -194,12 +201,15 @@ class JepaTrainer(SafeCheckpointTrainer):
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """
         Builds the optimizer over the original's four groups: decayed encoder and rest, undecayed encoder and rest.
-        Biases and vectors do not decay; everything else does, the mask token `(1, 1, width)` included.
+        Biases and vectors do not decay (unless `decay_vectors`); everything else does, the mask token
+        `(1, 1, width)` included.
         """
         if self.optimizer is None:
             model = self.model if model is None else model
-            groups = parameter_groups(model, self.args.weight_decay)
-            if self.optimizer_cls_and_kwargs is not None:
+            groups = parameter_groups(model, self.args.weight_decay, self.args.decay_vectors)
+            if self.args.lars_trust_coefficient is not None:
+                optimizer_class, options = lars(self.args)
+            elif self.optimizer_cls_and_kwargs is not None:
                 optimizer_class, options = self.optimizer_cls_and_kwargs
             else:
                 optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
@@ -277,7 +287,8 @@ class JepaTrainer(SafeCheckpointTrainer):
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self.is_fsdp_enabled:
             # Features are read outside forward; FSDP has to gather the root's shards there too.
-            torch.distributed.fsdp.register_fsdp_forward_method(self.model, "get_features")
+            for name in {"get_features", "get_pooled_features"} & set(dir(self.model)):
+                torch.distributed.fsdp.register_fsdp_forward_method(self.model, name)
         return prepared
 
     # ---- Logs, probes and guards ----
@@ -361,6 +372,10 @@ class JepaTrainer(SafeCheckpointTrainer):
             NonFiniteLossError: if the loss becomes NaN or infinite.
         """
         self.metrics = StepMetrics()
+        if hasattr(self.model, "batch_warning"):
+            warning = self.model.batch_warning(self._train_batch_size * self.args.world_size)
+            if warning is not None:
+                logger.warning(warning)
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self._raise_if_non_finite()
         return output
@@ -438,28 +453,30 @@ class JepaTrainer(SafeCheckpointTrainer):
         self.push_in_progress = None
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: torch.nn.Module, weight_decay: float, decay_vectors: bool = False) -> list[dict[str, Any]]:
     """
     The original's four groups: encoder and rest with decay, encoder and rest without. A parameter does not decay if
-    "bias" is in its name or it is a vector; frozen ones are left out.
+    "bias" is in its name or it is a vector, unless the model has a rule of its own (`model.decays`); frozen ones are
+    left out.
 
     Args:
         model (`nn.Module`): a composite whose context encoder is `model.encoder`.
         weight_decay (`float`): of the groups that decay; [`WeightDecayCallback`] changes it as the run goes on.
+        decay_vectors (`bool`): biases and vectors decay too.
 
     Returns:
         `list[dict]`: groups for a torch optimizer, those that would be empty left out.
     """
+    decays = getattr(model, "decays", lambda name, parameter: "bias" not in name and parameter.ndim != 1)
     members: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {
-        (decays, is_encoder): [] for decays in (True, False) for is_encoder in (True, False)
+        (decayed, is_encoder): [] for decayed in (True, False) for is_encoder in (True, False)
     }
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decays = "bias" not in name and parameter.ndim != 1
-            members[decays, name.startswith("encoder.")].append(parameter)
+            members[decay_vectors or decays(name, parameter), name.startswith("encoder.")].append(parameter)
     return [
-        {"params": parameters, "weight_decay": weight_decay if decays else 0.0, "decays": decays}
-        for (decays, _), parameters in members.items()
+        {"params": parameters, "weight_decay": weight_decay if decayed else 0.0, "decays": decayed}
+        for (decayed, _), parameters in members.items()
         if parameters
     ]
 

@@ -44,13 +44,16 @@ class StepMetrics:
 
         Args:
             outputs ([`~hf_jepa.modeling_jepa.JepaOutput`]): what the model returned.
-            pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`): what it was given.
+            pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`, or `(batch, views,
+                channels, height, width)` from a joint-embedding model): what it was given.
             step (`int`): 0-based index of the optimizer update.
         """
         values = dict(outputs.loss_components or {})
         for name, tensors in (("prediction_token_std", outputs.predictions), ("target_token_std", outputs.targets)):
             if tensors:
                 values[name] = torch.stack([_token_std(tensor) for tensor in tensors]).mean()
+        if getattr(outputs, "projections", None) is not None:
+            values["projector_std"] = feature_std(outputs.projections.detach().transpose(0, 1))
         for name, value in values.items():
             value = value.detach().float()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
@@ -61,7 +64,9 @@ class StepMetrics:
         self._first_bad = torch.where(torch.isfinite(loss), self._first_bad, torch.minimum(self._first_bad, position))
         self._micro_batches += 1
         self._images += len(pixel_values)
-        self.last_pixels = pixel_values[:_MAX_IMAGES].detach()
+        # Of several views (batch, views, C, H, W), the first stands for the image.
+        images = pixel_values if getattr(outputs, "projections", None) is None else pixel_values[:, 0]
+        self.last_pixels = images[:_MAX_IMAGES].detach()
 
     def first_non_finite_step(self, accelerator: Accelerator) -> int | None:
         """0-based index of the first update whose loss was NaN or infinite in any process, or None. Synchronises."""

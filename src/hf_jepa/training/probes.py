@@ -16,7 +16,8 @@ def gathered_features(
     model: PreTrainedModel, dataset: Any, batch_size: int, accelerator: Accelerator
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Mean-pooled target features of a labelled dataset, each process computing its share.
+    Pooled target features of a labelled dataset, each process computing its share: the vector that a joint-embedding
+    model is trained on, the mean of the patch tokens of the others.
 
     Args:
         model ([`~hf_jepa.modeling_jepa.JepaPreTrainedModel`]): the model being trained.
@@ -35,11 +36,10 @@ def gathered_features(
     count, world, rank = len(dataset), accelerator.num_processes, accelerator.process_index
     # Wrapped around so that every process makes the same number of forward passes, as sharded models need.
     per_process = -(-count // world)
+    pool = "pooled" if hasattr(model, "get_pooled_features") else "mean"
     share = Subset(dataset, [(position * world + rank) % count for position in range(per_process)])
     with accelerator.autocast():
-        features, labels = extract_features(
-            model, share, batch_size=batch_size, pool="mean", device=accelerator.device
-        )
+        features, labels = extract_features(model, share, batch_size=batch_size, pool=pool, device=accelerator.device)
     if labels is None:
         raise ValueError("The probe datasets need labels: give SeededImageDataset a `label_column`.")
     if world == 1:
@@ -63,7 +63,7 @@ def probe_metrics(
     prefix: str,
 ) -> dict[str, float]:
     """
-    Weighted k-NN and ridge-regression probe on mean-pooled target features.
+    Weighted k-NN and ridge-regression probe on pooled target features.
 
     Args:
         model ([`~hf_jepa.modeling_jepa.JepaPreTrainedModel`]): the model being trained.

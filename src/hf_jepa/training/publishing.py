@@ -28,6 +28,9 @@ def measured_results(trainer: "JepaTrainer") -> dict[str, Any]:
     history = trainer.state.log_history
     rates = [entry["images_per_second"] for entry in history if "images_per_second" in entry]
     seconds = next((entry["train_runtime"] for entry in reversed(history) if "train_runtime" in entry), None)
+    features = f"mean-pooled {'target ' * trainer.has_target}encoder tokens"
+    if hasattr(trainer.model, "get_pooled_features"):
+        features = "pooled encoder output"
     evaluations = [
         {
             "task": task,
@@ -36,7 +39,7 @@ def measured_results(trainer: "JepaTrainer") -> dict[str, Any]:
             "num_examples": len(trainer.eval_dataset),
             "metric": "accuracy",
             "value": entry[f"eval_{name}_accuracy"],
-            "features": "mean-pooled target encoder tokens",
+            "features": features,
             "seed": trainer.args.seed,
             "command": None,
         }

@@ -1,17 +1,24 @@
-"""Pictures of a run: training curves, masks, PCA feature maps, prediction similarity, hidden-part retrieval.
+"""Pictures of a run: training curves, collapse, masks, PCA feature maps, prediction similarity, hidden-part retrieval.
 
 Importing this package does not import matplotlib; drawing does (`pip install hf-jepa[viz]`).
 """
 
+from .collapse import plot_collapse
 from .curves import plot_training_curves
 from .features import pca_colors, plot_feature_pca, plot_prediction_similarity
 from .masks import plot_masks, plot_retrieval
+from .pairs import plot_displacement_spectra
+from .views import plot_neighbours, plot_views
 
 __all__ = [
     "pca_colors",
+    "plot_collapse",
+    "plot_displacement_spectra",
     "plot_feature_pca",
     "plot_masks",
+    "plot_neighbours",
     "plot_prediction_similarity",
     "plot_retrieval",
     "plot_training_curves",
+    "plot_views",
 ]

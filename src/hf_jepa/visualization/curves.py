@@ -20,6 +20,7 @@ _PANELS: tuple[tuple[str, Callable[[str], bool]], ...] = (
     ("EMA momentum", lambda key: key.endswith("momentum")),
     ("Feature std", lambda key: key.endswith("_std")),
     ("Rank of the features", lambda key: any(name in key for name in ("rankme", "effective_rank", "lidar"))),
+    ("Active fraction", lambda key: key == "active_fraction"),
     ("Probe accuracy", lambda key: "accuracy" in key),
     ("Gradient norm", lambda key: key == "grad_norm"),
     ("Images per second", lambda key: key == "images_per_second"),

@@ -33,8 +33,17 @@ class CJepaPreTrainingConfig(IJepaPreTrainingConfig):
     projector_hidden_size: int = 1024
     projector_output_size: int = 1024
 
+    @property
+    def regularizes_itself(self) -> bool:
+        return True
+
     def validate_vicreg(self) -> None:
         """Refuses weights and sizes that make no sense; runs whenever a config is made."""
+        if self.regularizer != "none":
+            raise ValueError(
+                f"C-JEPA's regularizer is VICReg, weighted by `vicreg_weight`; `regularizer` is {self.regularizer!r}. "
+                "Leave it 'none', or use I-JEPA."
+            )
         for name in ("vicreg_weight", "sim_weight", "std_weight", "cov_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")

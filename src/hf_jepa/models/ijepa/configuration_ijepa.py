@@ -6,6 +6,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, IJepaConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from ...regularized import RegularizedPreTrainingConfig
+
 # name: (hidden size, layers, heads, intermediate size, predictor layers, patch size). Sizes of the released code;
 # tiny and small were never published, their predictor depth is the code's default.
 IJEPA_SIZES = {
@@ -24,9 +26,11 @@ def pair(value: int | list[int] | tuple[int, int]) -> tuple[int, int]:
 
 
 @strict
-class IJepaPreTrainingConfig(PreTrainedConfig):
+class IJepaPreTrainingConfig(RegularizedPreTrainingConfig):
     r"""
-    Configuration of [`IJepaForPreTraining`] (arXiv 2301.08243).
+    Configuration of [`IJepaForPreTraining`] (arXiv 2301.08243): the fields of
+    [`~hf_jepa.regularized.RegularizedPreTrainingConfig`] (`target`, `regularizer`, `regularizer_weight`, `num_slices`;
+    their defaults are I-JEPA), and
 
     Args:
         encoder_config (`dict` or `IJepaConfig`, *optional*): the context and target encoders, in-tree `ijepa`. When

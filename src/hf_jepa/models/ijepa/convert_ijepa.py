@@ -5,31 +5,30 @@ The files (arXiv 2301.08243, released code) are dictionaries of three state dict
 config: sizes are read off the shapes, head counts come from the published sizes or from the caller.
 """
 
-import json
 import math
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from transformers import IJepaConfig
-from transformers.utils import logging
 
-from ...hub.original_files import (
-    describe_layout,
-    load_original_checkpoint,
-    sha256_of,
-    write_original_checkpoint,
+from ...hub.conversion import (
+    KeyMaps,
+    convert_groups,
+    count_blocks,
+    load_converted,
+    original_groups,
+    read_groups,
+    save_converted,
+    shape_of,
+    write_original,
 )
-from ...hub.release import load_pretraining, save_release
+from ...hub.original_files import load_original_checkpoint
 from .configuration_ijepa import IJEPA_SIZES, IJepaPreTrainingConfig
 from .modeling_ijepa import IJepaForPreTraining
 
-logger = logging.get_logger(__name__)
-
-LAYOUT_FILE = "original_checkpoint.json"
 SOURCE_LICENCE = "cc-by-nc-4.0"
 
 _KNOWN_HEADS = {(hidden, layers): heads for hidden, layers, heads, *_ in IJEPA_SIZES.values()}
@@ -73,30 +72,15 @@ def _key_map(group: str, depth: int) -> Iterator[tuple[str, tuple[str, ...]]]:
             yield f"{source}.{kind}", (f"{name}.{kind}",)
 
 
-def _strip_prefix(group: str, state_dict: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str]:
-    prefix = "module." if all(str(key).startswith("module.") for key in state_dict) else ""
-    tensors = {str(key).removeprefix(prefix): value for key, value in state_dict.items()}
-    wrong = [key for key, value in tensors.items() if not isinstance(value, torch.Tensor)]
-    if wrong or not tensors:
-        raise ValueError(
-            f"`{group}` of the checkpoint must hold tensors only; these are none: {wrong or 'it is empty'}."
-        )
-    return tensors, prefix
-
-
-def _shape(groups: dict[str, dict[str, torch.Tensor]], group: str, key: str, ndim: int) -> tuple[int, ...]:
-    tensor = groups[group].get(key)
-    if tensor is None or tensor.ndim != ndim:
-        found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
-        raise ValueError(
-            f"`{group}`: {key!r} {found}; a tensor of {ndim} dimensions is needed to infer the model's size."
-        )
-    return tuple(tensor.shape)
-
-
-def _depth(tensors: dict[str, torch.Tensor], blocks: str) -> int:
-    indices = [int(match[1]) for key in tensors if (match := re.match(rf"{blocks}\.(\d+)\.", key))]
-    return max(indices, default=-1) + 1
+def _key_maps(config: IJepaPreTrainingConfig) -> KeyMaps:
+    depths = {"predictor": config.predictor_num_hidden_layers}
+    return {
+        group: {
+            source: tuple(f"{group}.{name}" for name in names)
+            for source, names in _key_map(group, depths.get(group, config.encoder_config.num_hidden_layers))
+        }
+        for group in _GROUPS
+    }
 
 
 def _heads(hidden_size: int, depth: int, num_attention_heads: int | None) -> int:
@@ -138,14 +122,14 @@ def _infer_config(
     predictor_num_attention_heads: int | None,
     image_size: int | tuple[int, int] | None,
 ) -> IJepaPreTrainingConfig:
-    hidden, channels, *patch = _shape(groups, "encoder", "patch_embed.proj.weight", 4)
-    num_tokens = _shape(groups, "encoder", "pos_embed", 3)[1]
-    intermediate = _shape(groups, "encoder", "blocks.0.mlp.fc1.weight", 2)[0]
-    predictor_hidden = _shape(groups, "predictor", "predictor_embed.weight", 2)[0]
-    predictor_intermediate = _shape(groups, "predictor", "predictor_blocks.0.mlp.fc1.weight", 2)[0]
-    depth = _depth(groups["encoder"], "blocks")
+    hidden, channels, *patch = shape_of(groups, "encoder", "patch_embed.proj.weight", 4)
+    num_tokens = shape_of(groups, "encoder", "pos_embed", 3)[1]
+    intermediate = shape_of(groups, "encoder", "blocks.0.mlp.fc1.weight", 2)[0]
+    predictor_hidden = shape_of(groups, "predictor", "predictor_embed.weight", 2)[0]
+    predictor_intermediate = shape_of(groups, "predictor", "predictor_blocks.0.mlp.fc1.weight", 2)[0]
+    depth = count_blocks(groups["encoder"])
     heads = _heads(hidden, depth, num_attention_heads)
-    predictor_depth = _depth(groups["predictor"], "predictor_blocks")
+    predictor_depth = count_blocks(groups["predictor"], "predictor_blocks")
     # The released code builds the predictor with as many heads as the encoder.
     predictor_heads = _heads(predictor_hidden, predictor_depth, predictor_num_attention_heads or heads)
     ratio = predictor_intermediate / predictor_hidden
@@ -168,40 +152,6 @@ def _infer_config(
         predictor_num_attention_heads=predictor_heads,
         predictor_mlp_ratio=ratio,
     )
-
-
-def _convert_weights(
-    groups: dict[str, dict[str, torch.Tensor]], model: IJepaForPreTraining
-) -> dict[str, torch.Tensor]:
-    """Original tensors under our names. Collects every fault before it raises, so that one run names them all."""
-    expected = model.state_dict()
-    depths = {"predictor": model.config.predictor_num_hidden_layers}
-    converted: dict[str, torch.Tensor] = {}
-    faults = []
-    for group in _GROUPS:
-        tensors = dict(groups[group])
-        for source, names in _key_map(group, depths.get(group, model.config.encoder_config.num_hidden_layers)):
-            tensor = tensors.pop(source, None)
-            if tensor is None:
-                faults.append(f"missing: {group}/{source}")
-                continue
-            shape = list(expected[f"{group}.{names[0]}"].shape)
-            shape[0] *= len(names)
-            if list(tensor.shape) != shape:
-                faults.append(f"mis-shaped: {group}/{source} is {tuple(tensor.shape)}, expected {tuple(shape)}")
-                continue
-            # Thirds of a fused tensor share its storage, which safetensors cannot write: those alone are copied.
-            parts = [part.clone() for part in tensor.chunk(len(names))] if len(names) > 1 else [tensor]
-            converted |= {f"{group}.{name}": part for name, part in zip(names, parts, strict=True)}
-        faults += [f"extra: {group}/{key}" for key in tensors]
-    dtypes = sorted({str(tensor.dtype) for tensor in converted.values()})
-    if len(dtypes) > 1 or (dtypes and not getattr(torch, dtypes[0].removeprefix("torch.")).is_floating_point):
-        faults.append(f"the tensors must share one floating-point type, found {', '.join(dtypes)}")
-    if faults:
-        raise ValueError(
-            "The checkpoint is not an I-JEPA of the inferred size; nothing was written:\n  " + "\n  ".join(faults)
-        )
-    return converted
 
 
 def convert_ijepa_checkpoint(
@@ -239,43 +189,23 @@ def convert_ijepa_checkpoint(
     """
     path = Path(path)
     checkpoint = load_original_checkpoint(path)
-    absent = [group for group in _GROUPS if not isinstance(checkpoint.get(group), dict)]
-    if absent:
-        raise ValueError(
-            f"{str(path)!r} has no {', '.join(map(repr, absent))}; it holds {', '.join(map(repr, checkpoint))}. "
-            "Expected an I-JEPA training checkpoint with 'encoder', 'predictor' and 'target_encoder'."
-        )
-    groups, prefixes = {}, {}
-    for group in _GROUPS:
-        groups[group], prefixes[group] = _strip_prefix(group, checkpoint[group])
+    expected = "an I-JEPA training checkpoint with 'encoder', 'predictor' and 'target_encoder'"
+    groups, prefixes = read_groups(checkpoint, _GROUPS, expected)
     config = _infer_config(groups, num_attention_heads, predictor_num_attention_heads, image_size)
     with torch.device("meta"):
         model = IJepaForPreTraining(config)
-    model.load_state_dict(_convert_weights(groups, model), strict=True, assign=True)
+    weights = convert_groups(groups, _key_maps(config), model.state_dict(), "an I-JEPA")
+    model.load_state_dict(weights, strict=True, assign=True)
     model.freeze_target()
-
-    results = {
-        "model": {"name": Path(output_dir).resolve().name, "family": "ijepa"},
-        "licence": licence,
-        "source_licence": licence,
-        "conversion": {"file": path.name, "sha256": sha256_of(path), "encoder": which},
-    }
-    layout = describe_layout(checkpoint, _GROUPS, path) | {"prefixes": prefixes}
-    folder = save_release(model, output_dir, results=results, which=which)
-    (folder / "pretraining" / LAYOUT_FILE).write_text(json.dumps(layout, indent=1) + "\n", encoding="utf-8")
-    if layout["dropped"]:
-        logger.warning(f"Not kept (the release holds weights only): {', '.join(layout['dropped'])}.")
-    return folder
-
-
-def _default_layout(tensors: dict[str, dict[str, torch.Tensor]]) -> dict[str, Any]:
-    """The layout of a file that the released code would write, for a model that did not come from one."""
-    entries = [
-        {"key": group, "kind": "OrderedDict", "names": [f"module.{key}" for key in tensors[group]], "metadata": None}
-        for group in _GROUPS
-    ]
-    prefixes = dict.fromkeys(_GROUPS, "module.")
-    return {"archive_name": None, "entries": entries, "dropped": [], "shared_names": [], "prefixes": prefixes}
+    return save_converted(
+        model,
+        output_dir,
+        checkpoint=checkpoint,
+        path=path,
+        which=which,
+        licence=licence,
+        layout={"prefixes": prefixes},
+    )
 
 
 def export_original_checkpoint(folder: str | os.PathLike, path: str | os.PathLike) -> Path:
@@ -294,34 +224,10 @@ def export_original_checkpoint(folder: str | os.PathLike, path: str | os.PathLik
     Raises:
         `ValueError`: if the folder holds no whole I-JEPA pretraining model.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{str(folder)!r} is no folder; pass a converted or trained release.")
-    composite = folder / "pretraining" if (folder / "pretraining").is_dir() else folder
-    model = load_pretraining(composite)
-    if not isinstance(model, IJepaForPreTraining):
+    model, layout = load_converted(folder, IJepaForPreTraining)
+    if not model.has_target_encoder:
         raise ValueError(
-            f"{str(composite)!r} holds a {type(model).__name__}; only IJepaForPreTraining has this layout."
+            f"{str(folder)!r} was trained with target={model.config.target!r} and has no target encoder, which the "
+            "original layout needs; nothing was written."
         )
-    weights = model.state_dict()
-    tensors: dict[str, dict[str, torch.Tensor]] = {}
-    for group in _GROUPS:
-        layers = getattr(model, group).config.num_hidden_layers
-        tensors[group] = {
-            source: torch.cat([weights.pop(f"{group}.{name}") for name in names])
-            if len(names) > 1
-            else weights.pop(f"{group}.{names[0]}")
-            for source, names in _key_map(group, layers)
-        }
-    if weights:
-        raise ValueError(f"The original layout has no place for {', '.join(weights)}; nothing was written.")
-    layout_file = composite / LAYOUT_FILE
-    layout = json.loads(layout_file.read_text()) if layout_file.is_file() else _default_layout(tensors)
-    prefixed = {
-        group: {layout["prefixes"][group] + key: tensor for key, tensor in tensors[group].items()} for group in _GROUPS
-    }
-    if layout["dropped"]:
-        logger.warning(
-            f"Not in the written file, because the release does not hold it: {', '.join(layout['dropped'])}."
-        )
-    return write_original_checkpoint(path, layout, prefixed)
+    return write_original(path, original_groups(model.state_dict(), _key_maps(model.config)), layout, "module.")

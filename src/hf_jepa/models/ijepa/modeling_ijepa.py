@@ -11,6 +11,7 @@ from ...modeling_jepa import JepaOutput, JepaPreTrainedModel, check_masks
 from ...objectives.distances import distance, normalize_targets
 from ...positions import sincos_2d
 from ...predictor import MaskedTokenPredictor, gather_tokens
+from ...regularized import build_regularizer, regularized_loss
 from .configuration_ijepa import IJepaPreTrainingConfig, pair
 
 
@@ -78,6 +79,9 @@ class IJepaForPreTraining(JepaPreTrainedModel):
     hidden blocks of it. Follows the released code where it differs from the paper: smooth-L1 instead of L2, and
     targets layer-normed over features without affine.
 
+    With `regularizer` and `target` of the config, what keeps the encoder from collapsing can be a regularizer instead
+    of (or beside) the EMA copy; without an EMA copy there is no `target_encoder`.
+
     Example:
 
     ```python
@@ -98,10 +102,11 @@ class IJepaForPreTraining(JepaPreTrainedModel):
         # The composite's own post_init draws the weights; drawing them in each part first would be work done twice.
         with init.no_init_weights():
             self.encoder = AutoModel.from_config(config.encoder_config)
-            self.target_encoder = AutoModel.from_config(config.encoder_config)
+            self.target_encoder = AutoModel.from_config(config.encoder_config) if config.target == "ema" else None
             self.predictor = MaskedTokenPredictor(
                 config.predictor_config, config.encoder_config.hidden_size, config.grid_size
             )
+        self.regularizer = build_regularizer(config)
         cast_attention_inputs_once(self)
         self.freeze_target()
         self.post_init()
@@ -119,9 +124,10 @@ class IJepaForPreTraining(JepaPreTrainedModel):
         # In-tree parts draw their own weights; a composite without parameters of its own gets no `_init_weights` call.
         super().initialize_weights()
         table = sincos_2d(self.config.grid_size, self.config.encoder_config.hidden_size)[None]
-        for encoder in (self.encoder, self.target_encoder):
+        encoders = [encoder for encoder in (self.encoder, self.target_encoder) if encoder is not None]
+        for encoder in encoders:
             init.copy_(encoder.embeddings.position_embeddings, table)
-        for part in (self.encoder, self.target_encoder, self.predictor):
+        for part in (*encoders, self.predictor):
             for child in part.modules():
                 if isinstance(child, nn.Linear | nn.Conv2d):
                     std = self.config.initializer_range
@@ -148,13 +154,19 @@ class IJepaForPreTraining(JepaPreTrainedModel):
             `(len(context_mask) * batch, kept, width)` per target mask, context mask major.
 
         Raises:
-            `ValueError`: for masks or image sizes that do not fit.
+            `ValueError`: for masks or image sizes that do not fit, or a batch too small for the regularizer.
         """
         context, predictions, targets = self.predict(pixel_values, context_mask, target_mask)
-        loss = distance(predictions, targets, self.config.loss_type).mean()
+        loss, components = regularized_loss(
+            distance(predictions, targets, self.config.loss_type).mean(),
+            context,
+            pixel_values.shape[0],
+            self.config,
+            self.regularizer,
+        )
         return JepaOutput(
             loss=loss,
-            loss_components={"prediction_loss": loss.detach()},
+            loss_components=components,
             predictions=predictions.chunk(len(target_mask)),
             targets=targets.chunk(len(target_mask)),
             context_features=context,
@@ -177,8 +189,8 @@ class IJepaForPreTraining(JepaPreTrainedModel):
 
         context = encode_tokens(self.encoder, pixel_values, context_mask)
         predictions = self.predictor(context, context_mask, target_mask, grid_size)
-        with torch.no_grad():
-            features = normalize_targets(encode_tokens(self.target_encoder, pixel_values))
+        with torch.set_grad_enabled(self.config.target == "shared" and torch.is_grad_enabled()):
+            features = normalize_targets(encode_tokens(self._encoder("target"), pixel_values))
             rows = [gather_tokens(features, mask).repeat(len(context_mask), 1, 1) for mask in target_mask]
         return context, predictions, torch.cat(rows)
 

@@ -1,0 +1,159 @@
+"""From encoded text pairs to the batches that `LLMJepaForCausalLM` reads in one pass."""
+
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..masking.semantic_tube import draw_displacements
+from ..masking.text import pack_examples
+from ..masking.text_official import pack_official
+from .chat_views import as_messages, official_views
+from .seeding import mix_seed
+
+# Keep what is drawn for one purpose apart from other draws of the same seed.
+_DROPOUT, _TUBE = 0x4A45, 0x5354
+
+
+class TextPairCollator:
+    r"""
+    Packs encoded pairs ([`~hf_jepa.data.encode_pair`]) with [`~hf_jepa.masking.pack_examples`], after deciding which
+    examples carry JEPA tokens and, for semantic tube prediction, which displacements are compared. Everything random
+    is a function of `(seed, draw)` of the example, so alike for every split of a batch over processes and
+    accumulation.
+
+    Args:
+        num_predictor_tokens (`int`): k, 0 or more.
+        layout (`str`): `"shared"`, `"packed"` or `"replicated"`, of [`~hf_jepa.masking.resolve_layout`].
+        objective (`str`): `"pairs"`: LLM-JEPA. `"tube"`: semantic tube prediction. `"none"`: plain fine-tuning.
+        jepa_dropout (`float`): share of examples, in [0, 1), that carry no JEPA tokens (or displacements).
+        seed (`int`): of dropout and displacements.
+        tube_variant (`str`): `"paper"` draws from the whole conversation, `"random_span"`, the released code's, from
+            the contents.
+        tube_times (`int`): displacement pairs per example.
+        pack_options: of [`~hf_jepa.masking.pack_examples`]: `predictor_token_ids`, `predictor_position`, `direction`,
+            `row_length`, `pad_to_multiple_of`, `pad_token_id`.
+
+    Raises:
+        ValueError: for arguments out of range; when called, for a batch in which no example has a pair although none
+        was
+            dropped, or for randomness without draws.
+    """
+
+    def __init__(
+        self,
+        num_predictor_tokens: int = 1,
+        layout: Literal["shared", "packed", "replicated"] = "shared",
+        objective: Literal["pairs", "tube", "none"] = "pairs",
+        jepa_dropout: float = 0.0,
+        seed: int = 0,
+        tube_variant: Literal["paper", "random_span"] = "paper",
+        tube_times: int = 1,
+        **pack_options: Any,
+    ) -> None:
+        if objective not in ("pairs", "tube", "none"):
+            raise ValueError(f"`objective` is {objective!r}; choose 'pairs', 'tube' or 'none'.")
+        if not 0.0 <= jepa_dropout < 1.0:
+            raise ValueError(
+                f"`jepa_dropout` is {jepa_dropout}; it lies in [0, 1). To train without: objective='none'."
+            )
+        self.num_predictor_tokens = num_predictor_tokens
+        self.layout = layout
+        self.objective = objective
+        self.jepa_dropout = jepa_dropout
+        self.seed = seed
+        self.tube_variant = tube_variant
+        self.tube_times = tube_times
+        self.pack_options = pack_options
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        if self.objective == "pairs" and all(example["code_ids"] is None for example in examples):
+            raise ValueError(
+                "No example of this batch has a whole pair, so there is nothing for the JEPA loss: raise "
+                "`max_length`, "
+                "or train with a JEPA weight of 0."
+            )
+        prepared = [self._prepare(example) for example in examples]
+        batch = pack_examples(prepared, self.num_predictor_tokens, self.layout, **self.pack_options)
+        if self.objective == "tube":
+            # Dropout may have left none.
+            batch.setdefault("displacement_index", torch.zeros((0, 2, 1, 3), dtype=torch.int64))
+        return batch
+
+    def _prepare(self, example: dict[str, Any]) -> dict[str, Any]:
+        dropped = self.jepa_dropout and self._number(example, _DROPOUT) < self.jepa_dropout * 2**32
+        if self.objective != "pairs" or dropped:
+            example = {**example, "text_ids": None, "code_ids": None}
+        if self.objective != "tube" or dropped:
+            return example
+        whole = [(0, len(example["input_ids"]))]
+        spans = whole if self.tube_variant == "paper" else example["spans"]
+        generator = torch.Generator().manual_seed(self._number(example, _TUBE))
+        drawn = draw_displacements(spans, generator, self.tube_variant, self.tube_times)
+        return {**example, "displacements": drawn}
+
+    def _number(self, example: dict[str, Any], purpose: int) -> int:
+        if "draw" not in example:
+            raise ValueError(
+                "An example has no `draw`, from which its randomness is seeded; index TextPairDataset with "
+                "(index, draw), as LLMJepaTrainer does."
+            )
+        return mix_seed(self.seed, purpose, example["draw"])
+
+
+class OfficialPairCollator:
+    """
+    The released code's rows, to the bit: every view of a conversation padded to `max_length`, in one pass of 2 B rows
+    or in 3 B rows ([`~hf_jepa.masking.pack_official`]). For parity; several times slower than [`TextPairCollator`].
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): a fast one with a pad token.
+        predictor_tokens (`Sequence[str]`): in the order they are appended: the released code's descend.
+        max_length (`int`): of every row.
+        last_token (`int`): the token that is read, from the end of each view.
+        form (`str`): `"one_pass"` or `"multi_pass"`.
+        columns: of [`~hf_jepa.data.as_messages`].
+
+    Returns (when called on rows of the dataset) as [`~hf_jepa.masking.pack_official`].
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        predictor_tokens: tuple[str, ...] = (),
+        max_length: int = 512,
+        last_token: int = -2,
+        form: Literal["one_pass", "multi_pass"] = "one_pass",
+        **columns: Any,
+    ) -> None:
+        unknown = [token for token in predictor_tokens if token not in tokenizer.get_vocab()]
+        if unknown:
+            raise ValueError(
+                f"The tokenizer has no token {', '.join(unknown)}; add them with `add_special_tokens` and resize the "
+                "model's embeddings."
+            )
+        self.tokenizer = tokenizer
+        self.predictor_tokens = tuple(predictor_tokens)
+        self.max_length = max_length
+        self.last_token = last_token
+        self.form = form
+        self.columns = columns
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        views = [
+            official_views(as_messages(row, **self.columns), self.tokenizer, self.predictor_tokens, self.max_length)
+            for row in rows
+        ]
+        stacked = {name: torch.tensor([view[name] for view in views]) for name in views[0]}
+        inputs = {
+            f"{view}_{kind}": stacked[f"{view}_{kind}"]
+            for view in ("full", "text", "code")
+            for kind in ("input_ids", "attention_mask")
+        }
+        return pack_official(
+            **inputs,
+            full_labels=stacked["labels_collated"],
+            num_predictor_tokens=len(self.predictor_tokens),
+            last_token=self.last_token,
+            form=self.form,
+        )

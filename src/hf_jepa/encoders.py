@@ -1,0 +1,130 @@
+"""What the outputs of any vision encoder mean: which tokens are patches, and what stands for the whole image."""
+
+import inspect
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+Pooling = Literal["auto", "cls", "mean", "pooler"]
+
+# CLS, distillation and register tokens stand before the patches; no in-tree ViT has more than this.
+_MAX_PREFIX_TOKENS = 16
+
+
+def run_encoder(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> Any:
+    """
+    The encoder's output; at another size than its config's with interpolated positions, where the encoder has that
+    option.
+
+    Args:
+        encoder (`PreTrainedModel`): any vision encoder, timm wrappers included.
+        pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`).
+    """
+    size = getattr(encoder.config, "image_size", None)
+    configured = (size, size) if isinstance(size, int) else tuple(size or ())
+    resized = size is not None and tuple(pixel_values.shape[-2:]) != configured
+    if resized and "interpolate_pos_encoding" in inspect.signature(encoder.forward).parameters:
+        return encoder(pixel_values, interpolate_pos_encoding=True)
+    return encoder(pixel_values)
+
+
+def patch_tokens(encoder: nn.Module, states: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+    """
+    Hidden states as patch tokens: feature maps flattened, CLS, distillation and register tokens left out.
+
+    Args:
+        encoder (`nn.Module`): that made them.
+        states (`torch.Tensor` of shape `(batch, tokens, width)` or `(batch, width, rows, columns)`).
+        pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): that they were made of.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, patches, width)`.
+
+    Raises:
+        `ValueError`: for states of any other shape.
+    """
+    if states.ndim == 4 and states.shape[-1] == _channels_last_width(encoder):
+        return states.flatten(1, 2)
+    if states.ndim == 4:  # feature maps of convolutional and hierarchical models
+        return states.flatten(2).transpose(1, 2)
+    if states.ndim != 3:
+        raise ValueError(f"{type(encoder).__name__} gives states of shape {tuple(states.shape)}, not tokens.")
+    return states[:, num_prefix_tokens(encoder, states.shape[1], pixel_values) :]
+
+
+def _channels_last_width(encoder: nn.Module) -> int | None:
+    """Width of feature maps that come as (batch, rows, columns, width), as timm's Swin gives them."""
+    timm_model = getattr(encoder, "timm_model", None)
+    return timm_model.num_features if getattr(timm_model, "output_fmt", "NCHW") == "NHWC" else None
+
+
+def num_prefix_tokens(encoder: nn.Module, num_tokens: int, pixel_values: torch.Tensor) -> int:
+    """How many of an encoder's tokens stand before the patches."""
+    timm_model = getattr(encoder, "timm_model", None)
+    if timm_model is not None:
+        return getattr(timm_model, "num_prefix_tokens", 0)
+    patch_size = getattr(encoder.config, "patch_size", None)
+    if patch_size is None:
+        return 0
+    patch_height, patch_width = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)[-2:]
+    height, width = pixel_values.shape[-2:]
+    prefix = num_tokens - (height // patch_height) * (width // patch_width)
+    return prefix if 0 <= prefix <= _MAX_PREFIX_TOKENS else 0
+
+
+def resolve_pooling(encoder: PreTrainedModel, outputs: Any, pixel_values: torch.Tensor, pooling: Pooling) -> Pooling:
+    """What `"auto"` means for an encoder, see [`pooled_output`]; any other pooling is returned as it is."""
+    if pooling != "auto":
+        return pooling
+    states = getattr(outputs, "last_hidden_state", None)
+    is_tokens = isinstance(states, torch.Tensor) and states.ndim == 3
+    has_pooler = isinstance(getattr(outputs, "pooler_output", None), torch.Tensor)
+    if has_pooler and (not is_tokens or hasattr(encoder, "timm_model")):
+        return "pooler"
+    return "cls" if is_tokens and num_prefix_tokens(encoder, states.shape[1], pixel_values) else "mean"
+
+
+def pooled_output(
+    encoder: PreTrainedModel, outputs: Any, pixel_values: torch.Tensor, pooling: Pooling = "auto"
+) -> torch.Tensor:
+    """
+    One vector per image.
+
+    Args:
+        encoder (`PreTrainedModel`): that made the outputs.
+        outputs (`ModelOutput`): of [`run_encoder`].
+        pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`): that they were made of.
+        pooling (`str`): `"cls"`: the first token. `"mean"`: the average over patch tokens or over the feature map.
+            `"pooler"`: the encoder's own `pooler_output`. `"auto"`: the own one of timm models and of models with
+            feature maps (a spatial mean, with the last norm where the model has one), the average where there is none;
+            else the CLS token if the model has one, and the average over patches if not. The tanh pooler of BERT
+            descent that in-tree ViTs carry is used only when asked for.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch, width)`.
+
+    Raises:
+        `ValueError`: if the encoder gives no such output.
+    """
+    name = type(encoder).__name__
+    states, pooler = getattr(outputs, "last_hidden_state", None), getattr(outputs, "pooler_output", None)
+    has_states = isinstance(states, torch.Tensor) and states.ndim in (3, 4)
+    has_pooler = isinstance(pooler, torch.Tensor)
+    pooling = resolve_pooling(encoder, outputs, pixel_values, pooling)
+    if pooling == "pooler" and has_pooler:
+        if pooler.numel() == pooler.shape[0] * pooler.shape[1]:
+            return pooler.flatten(1)
+        raise ValueError(f"`pooler_output` of {name} has shape {tuple(pooler.shape)}, not one vector per image.")
+    if pooling == "mean" and has_states:
+        return patch_tokens(encoder, states, pixel_values).mean(dim=1)
+    has_tokens = has_states and states.ndim == 3
+    if pooling == "cls" and has_tokens and num_prefix_tokens(encoder, states.shape[1], pixel_values):
+        return states[:, 0]
+    outputs_given = {"last_hidden_state": states, "pooler_output": pooler}
+    shapes = [f"{key} {tuple(value.shape)}" for key, value in outputs_given.items() if isinstance(value, torch.Tensor)]
+    raise ValueError(
+        f"{name} has no usable pooled output for pooling={pooling!r}: it gives {', '.join(shapes) or 'no tensor'}. "
+        "Choose another `pooling`, or an encoder that gives one vector or tokens per image."
+    )

@@ -1,0 +1,156 @@
+"""What a published LLM-JEPA repository holds: a causal language model, or an adapter, and nothing that needs us."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .card import render_card
+from .environment import environment_info
+from .release import check_release
+
+if TYPE_CHECKING:
+    from ..training.llm_jepa_trainer import LLMJepaTrainer
+
+_CARD_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
+
+
+def describe_text_model(model: PreTrainedModel, published: PreTrainedModel, base_model: str | None) -> dict[str, Any]:
+    """The facts of `results["model"]` that an LLM-JEPA model itself knows."""
+    config = model.config
+    decoder = model.causal_lm
+    objective = {
+        "stp": f"Objective: next token, and semantic tube prediction of weight {config.jepa_lambda}.",
+        "jepa": f"Objective: next token (weight {config.jepa_gamma}), and a {config.distance} JEPA loss of weight "
+        f"{config.jepa_lambda} with {config.num_predictor_tokens} predictor tokens ({config.predictor_mode}).",
+    }[config.objective]
+    if config.jepa_lambda == 0:
+        objective = "Objective: next token alone; a baseline without a JEPA loss."
+    fields = {name: getattr(decoder.config.get_text_config(), name, None) for name in _CARD_FIELDS}
+    return {
+        "family": config.model_type,
+        "modality": "text",
+        "model_type": decoder.config.model_type,
+        "class": type(model).__name__,
+        "decoder_class": type(decoder).__name__,
+        "is_adapter": published is not None and hasattr(published, "peft_config"),
+        "base_model": base_model,
+        "objective": objective,
+        "num_parameters": sum(parameter.numel() for parameter in decoder.parameters()),
+        "encoder_config": {name: value for name, value in fields.items() if value is not None},
+    }
+
+
+def save_text_release(
+    model: PreTrainedModel,
+    folder: str | os.PathLike,
+    tokenizer: PreTrainedTokenizerBase,
+    results: dict[str, Any],
+    recipe: dict[str, Any] | None = None,
+    pictures: Sequence[str | os.PathLike] = (),
+    merge_adapter: bool = False,
+    keep_predictor_tokens: bool = False,
+) -> Path:
+    """
+    Writes a release of an LLM-JEPA model: the decoder as a plain causal LM, or its adapter, the tokenizer,
+    `results.json`, `recipe.yaml`, pictures and the card. Staged beside `folder` and moved in at the end.
+
+    Args:
+        model ([`~hf_jepa.LLMJepaForCausalLM`]): the trained model.
+        folder (`str` or `PathLike`): where to write.
+        tokenizer (`PreTrainedTokenizerBase`): with its chat template.
+        results (`dict`): what was measured (see [`~hf_jepa.hub.render_card`]); the model's own facts are added.
+        recipe (`dict`, *optional*): the resolved recipe.
+        pictures (`Sequence` of paths): copied; captions come from `results["pictures"]`.
+        merge_adapter (`bool`): write a whole model where the decoder has an adapter, instead of the adapter alone.
+        keep_predictor_tokens (`bool`): keep vocabulary rows that were added for predictor tokens.
+
+    Returns:
+        The folder.
+
+    Raises:
+        `ValueError`: for a picture that does not exist, or a release that fails [`~hf_jepa.hub.check_release`].
+    """
+    folder = Path(folder)
+    if missing := [str(picture) for picture in pictures if not Path(picture).is_file()]:
+        raise ValueError(f"These pictures do not exist: {', '.join(missing)}.")
+    published = model.export_decoder(merge_adapter=merge_adapter, keep_predictor_tokens=keep_predictor_tokens)
+    base_model = results.get("base_model")
+    if hasattr(published, "peft_config"):
+        base_model = base_model or next(iter(published.peft_config.values())).base_model_name_or_path
+    results = dict(results)
+    results["model"] = {**results.get("model", {}), **describe_text_model(model, published, base_model)}
+    captions = {entry["file"]: entry["caption"] for entry in results.get("pictures") or []}
+    results["pictures"] = [
+        {"file": name, "caption": captions.get(name, Path(name).stem.replace("_", " "))}
+        for name in (Path(picture).name for picture in pictures)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".release-") as temporary:
+        staged = Path(temporary)
+        published.save_pretrained(staged)
+        tokenizer.save_pretrained(staged)
+        for picture in pictures:
+            shutil.copyfile(picture, staged / Path(picture).name)
+        if recipe is not None:
+            (staged / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+        (staged / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        (staged / "README.md").write_text(render_card(results), encoding="utf-8")
+        check_release(staged)
+        for file in sorted(staged.iterdir()):
+            file.replace(folder / file.name)
+    return folder
+
+
+def measured_text_results(trainer: "LLMJepaTrainer") -> dict[str, Any]:
+    """
+    What an LLM-JEPA trainer itself has measured, in the form of `results.json`.
+
+    Args:
+        trainer ([`~hf_jepa.training.LLMJepaTrainer`]): after or during training.
+
+    Returns:
+        `dict[str, Any]`: the sections `model`, `data`, `training`, `environment` and `evaluations`.
+    """
+    history = trainer.state.log_history
+    rates = sorted(entry["tokens_per_second"] for entry in history if "tokens_per_second" in entry)
+    seconds = next((entry["train_runtime"] for entry in reversed(history) if "train_runtime" in entry), None)
+    last = next((entry for entry in reversed(history) if "eval_lm_loss" in entry), {})
+    names = {"exact_match": "exact match", "startswith": "startswith", "lm_loss": "loss per answer token"}
+    asked = trainer.args.generate_examples
+    rows = len(trainer.eval_dataset) if hasattr(trainer.eval_dataset, "__len__") else None
+    answered = rows if asked < 0 or rows is None else min(asked, rows)
+    evaluations = [
+        {
+            "task": "generation" if name != "lm_loss" else "language modelling",
+            "dataset": "eval_dataset",
+            "split": "eval",
+            "num_examples": answered if name != "lm_loss" else rows,
+            "metric": metric,
+            "value": last[f"eval_{name}"],
+            "features": None,
+            "seed": trainer.args.seed,
+            "command": None,
+        }
+        for name, metric in names.items()
+        if f"eval_{name}" in last
+    ]
+    return {
+        "model": {"name": Path(trainer.hub_model_id or trainer.args.hub_model_id or trainer.args.output_dir).name},
+        "data": {"num_examples": len(trainer.train_dataset) if trainer.train_dataset is not None else None},
+        "training": {
+            "steps": trainer.state.global_step,
+            "batch_size": trainer.global_batch_size,
+            "seconds": seconds,
+            "tokens_per_second": rates[len(rates) // 2] if rates else None,
+        },
+        "environment": environment_info(),
+        "evaluations": evaluations,
+        "licence": "apache-2.0",
+    }

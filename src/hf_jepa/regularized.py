@@ -1,0 +1,142 @@
+"""Where targets come from, and a regularizer against collapse: the two choices every mask-predicting JEPA offers."""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.utils import logging
+
+from .objectives import RDMReg, SIGReg
+from .objectives.distributed import gather_batch
+from .objectives.vicreg import variance_covariance
+
+logger = logging.get_logger(__name__)
+
+# What each original gives its regularizer against an invariance (mean squared error) of weight 1: LeJEPA's convex
+# 0.05 (arXiv 2511.08544), Rectified LpJEPA's 125 to 25 (arXiv 2602.01456), VICReg's 25 std and 1 cov to 25
+# (arXiv 2105.04906, released code).
+_WEIGHTS = {"sigreg": 0.05, "rdmreg": 5.0, "vicreg": 0.04}
+_STD_WEIGHT, _COV_WEIGHT = 25.0, 1.0
+
+
+@strict
+class RegularizedPreTrainingConfig(PreTrainedConfig):
+    r"""
+    The fields of the mask-predicting models' configs that say where targets come from and what else is minimised:
+    `loss = prediction_loss + regularizer_weight * regularizer(embeddings)`.
+
+    The embeddings are the context encoder's tokens averaged over each image: what the probes here and most users of
+    the features read. They are regularised as they are, without a projector. The statistic is taken per context mask,
+    over the images of all processes in one forward pass, and averaged over masks. A statistic near that of a Gaussian
+    batch says that features have not collapsed, not that they are good: watch the probes beside `target_std`.
+
+    Args:
+        target (`"ema"`, `"stop_gradient"` or `"shared"`): what makes the targets. `"ema"`: an exponential moving
+            average of the encoder, the originals' cure for collapse. `"stop_gradient"`: the encoder itself, without
+            gradient. `"shared"`: the encoder itself, with gradient. The last two have no `target_encoder`, train
+            without EMA, and apply the encoder's own dropout to targets too.
+        regularizer (`"none"`, `"sigreg"`, `"rdmreg"` or `"vicreg"`): `"sigreg"`: [`~hf_jepa.objectives.SIGReg`], the
+            package form, which grows with the number of images in the batch. `"rdmreg"`:
+            [`~hf_jepa.objectives.RDMReg`] of the embeddings after a ReLU, p = 1 and mu = 0. `"vicreg"`: VICReg's
+            variance (25) and covariance (1) terms; the prediction is the invariance.
+        regularizer_weight (`float`, *optional*): the lambda of the additive loss above. LeJEPA's convex lambda `l`
+            corresponds to `l / (1 - l)`, and SIGReg's value grows with the batch, so that a lambda fits one batch
+            size. ([`~hf_jepa.objectives.collapse_ratio`] does not apply: it assumes that the prediction loss fades
+            with the features' scale, and the targets here are layer-normed.) Defaults to what the originals give
+            their regularizer relative to their invariance: 0.05 for SIGReg, 5 for RDMReg, 0.04 for VICReg.
+        num_slices (`int`, defaults to 1024): random directions per step of SIGReg and RDMReg.
+
+    Raises:
+        `ValueError`: for a weight that is negative or not finite, a weight without a regularizer, no slices.
+    """
+
+    target: Literal["ema", "stop_gradient", "shared"] = "ema"
+    regularizer: Literal["none", "sigreg", "rdmreg", "vicreg"] = "none"
+    regularizer_weight: float | int | None = None
+    num_slices: int = 1024
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.regularizer_weight is None:
+            self.regularizer_weight = _WEIGHTS.get(self.regularizer)
+
+    def validate_regularizer(self) -> None:
+        """Refuses weights that make no sense, and warns of targets that nothing keeps from collapsing."""
+        weight = self.regularizer_weight
+        if weight is not None and not 0.0 <= weight < float("inf"):
+            raise ValueError(f"`regularizer_weight` must be a finite number that is not negative, got {weight}.")
+        if weight is not None and self.regularizer == "none":
+            raise ValueError(
+                f"`regularizer_weight` is {weight}, but `regularizer` is 'none'; choose 'sigreg', 'rdmreg', 'vicreg'."
+            )
+        if self.num_slices < 1:
+            raise ValueError(f"`num_slices` must be at least 1, got {self.num_slices}.")
+        if self.target != "ema" and self.regularizer == "none" and not self.regularizes_itself:
+            logger.warning_once(
+                f'target="{self.target}" without a regularizer collapses: a constant encoder predicts itself '
+                'perfectly. Set `regularizer` ("sigreg", "rdmreg" or "vicreg"), or `target="ema"`.'
+            )
+
+    @property
+    def regularizes_itself(self) -> bool:
+        """Whether the method has a regularizer of its own, as C-JEPA has."""
+        return False
+
+
+def deviations(config: PreTrainedConfig) -> dict[str, Any]:
+    """A config's `target`, `regularizer` and `regularizer_weight` if they are not the method's own, else nothing."""
+    if not isinstance(config, RegularizedPreTrainingConfig) or (config.target, config.regularizer) == ("ema", "none"):
+        return {}
+    return {name: getattr(config, name) for name in ("target", "regularizer", "regularizer_weight")}
+
+
+def build_regularizer(config: RegularizedPreTrainingConfig) -> nn.Module | None:
+    """
+    The module a model keeps as `self.regularizer`: it counts the steps that seed its directions. `None` where there is
+    nothing to keep (no regularizer, VICReg).
+    """
+    if config.regularizer == "sigreg":
+        return SIGReg(num_slices=config.num_slices)
+    if config.regularizer == "rdmreg":
+        return RDMReg(num_projections=config.num_slices)
+    return None
+
+
+def regularized_loss(
+    prediction_loss: torch.Tensor,
+    context_features: torch.Tensor,
+    batch_size: int,
+    config: RegularizedPreTrainingConfig,
+    regularizer: nn.Module | None,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """
+    Adds the regularizer that a config asks for.
+
+    Args:
+        prediction_loss (`torch.FloatTensor` of shape `()`).
+        context_features (`torch.FloatTensor` of shape `(num_context_masks * batch, kept, width)`): mask major.
+        batch_size (`int`): images on this process.
+        config ([`RegularizedPreTrainingConfig`]).
+        regularizer (`nn.Module`, *optional*): of [`build_regularizer`].
+
+    Returns:
+        The loss, a scalar, and its terms, detached: `prediction_loss`, with the unweighted regularizer under its name.
+
+    Raises:
+        `ValueError`: for a batch too small for the regularizer's statistic.
+    """
+    components = {"prediction_loss": prediction_loss.detach()}
+    if config.regularizer == "none":
+        return prediction_loss, components
+    embeddings = context_features.mean(dim=1)
+    embeddings = embeddings.view(-1, batch_size, embeddings.shape[-1])
+    if config.regularizer == "vicreg":
+        std, cov = (term.mean() for term in variance_covariance(gather_batch(embeddings, dim=1)))
+        value = _STD_WEIGHT * std + _COV_WEIGHT * cov
+    else:
+        value = regularizer(F.relu(embeddings) if config.regularizer == "rdmreg" else embeddings)
+    components[config.regularizer] = value.detach()
+    return prediction_loss + config.regularizer_weight * value, components

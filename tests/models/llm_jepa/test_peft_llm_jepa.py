@@ -1,0 +1,83 @@
+"""LLM-JEPA around a decoder with LoRA adapters."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from hf_jepa import LLMJepaForCausalLM
+from hf_jepa.masking import pack_examples
+
+
+@pytest.fixture(params=["llama", "llama_tied"])
+def base(request, make_decoder):
+    return make_decoder(request.param)
+
+
+@pytest.fixture
+def model(base):
+    adapted = get_peft_model(
+        copy.deepcopy(base), LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"], task_type="CAUSAL_LM")
+    )
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    return LLMJepaForCausalLM.from_decoder(adapted, num_predictor_tokens=2)
+
+
+def test_only_adapters_and_predictor_vectors_learn(base, model, examples):
+    batch = pack_examples(examples, 2, "shared")
+    model.train()
+    optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=0.1)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    model(**batch).loss.backward()
+    optimizer.step()
+    changed = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
+    assert changed == {name for name in before if "lora_" in name or name == "predictor_tokens"}
+    assert len(changed) == 13
+    # The wrapped decoder is the adapted one: its one pass is what separate passes give.
+    model.eval()
+    output = model(**batch)
+    ids = torch.tensor([examples[0]["code_ids"]])
+    expected = model.causal_lm.base_model(ids).last_hidden_state[0, -1]
+    torch.testing.assert_close(output.code_embeddings[0], expected, rtol=1e-5, atol=1e-5)
+    assert (base.base_model(ids).last_hidden_state[0, -1] - expected).abs().max() > 1e-2
+
+
+def test_gradient_checkpointing_with_frozen_embeddings(model, examples):
+    batch = pack_examples(examples, 2, "shared")
+    weight = model.causal_lm.model.layers[0].self_attn.q_proj.lora_A["default"].weight
+    (expected,) = torch.autograd.grad(model.train()(**batch).loss, weight)
+    model.activation_checkpointing_enable()
+    model.enable_input_require_grads()
+    (found,) = torch.autograd.grad(model(**batch).loss, weight)
+    torch.testing.assert_close(found, expected)
+
+
+def test_adapter_reloads_with_peft_alone_or_merged(base, model, examples, tmp_path):
+    ids = torch.tensor([examples[0]["input_ids"]])
+    expected = model.eval().decoder(ids).logits
+    model.export_decoder(merge_adapter=False).save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
+    assert not (tmp_path / "model.safetensors").exists()
+    again = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
+    torch.testing.assert_close(again(ids).logits, expected)
+    merged = model.export_decoder()
+    assert type(merged) is type(base)
+    torch.testing.assert_close(merged(ids).logits, expected, rtol=1e-4, atol=1e-5)
+    # Exporting changes nothing here.
+    assert torch.equal(model.decoder(ids).logits, expected)
+
+
+def test_a_training_checkpoint_restores_adapters(model, examples, tmp_path):
+    batch = pack_examples(examples, 2, "shared")
+    expected = model.eval()(**batch).loss
+    model.save_pretrained(tmp_path)
+    state = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.5)
+    assert not torch.allclose(model(**batch).loss, expected)
+    model.load_state_dict(state)
+    assert torch.equal(model(**batch).loss, expected)

@@ -1,0 +1,143 @@
+"""The fine-tuning program run as a user runs it, its recipes, the demo's world."""
+
+import importlib
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_jepa import LLMJepaConfig, LLMJepaTrainingArguments
+from hf_jepa.training.recipes import parse_recipe
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "trainers" / "recipes" / "llm").glob("*.yaml"))
+WORLD = runpy.run_path(str(ROOT / "trainers" / "nl_regex.py"))
+
+
+@pytest.fixture(scope="module")
+def program():
+    sys.path.insert(0, str(ROOT / "trainers"))
+    yield importlib.import_module("finetune_llm")
+    sys.path.remove(str(ROOT / "trainers"))
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    train, test = WORLD["make_splits"]((20, 6))
+    for name, rows in (("train", train), ("test", [*test, train[0]])):
+        chats = [
+            {
+                "messages": [
+                    {"role": "user", "content": row["text"]},
+                    {"role": "assistant", "content": row["code"]},
+                ]
+            }
+            for row in rows
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    content = yaml.safe_load((ROOT / "trainers" / "recipes" / "llm" / "nl_rx_synth_tiny.yaml").read_text())
+    content["data"]["dataset"] = str(tmp_path)
+    content["training"] |= {"max_steps": 2, "per_device_train_batch_size": 4, "logging_steps": 1, "disable_tqdm": True}
+    content["training"] |= {"output_dir": str(tmp_path / "run"), "generate_max_new_tokens": 3}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.parametrize("flags", [[], ["--objective=stp", "--num_predictor_tokens=0"], ["--lora_rank=2"]])
+def test_a_recipe_becomes_a_release(program, recipe, tmp_path, flags, capsys):
+    program.main([str(recipe), *flags])
+    release = tmp_path / "run" / "release"
+    results = json.loads((release / "results.json").read_text())
+    scores = {entry["metric"]: entry for entry in results["evaluations"]}
+    # The row that training holds too is left out.
+    assert scores["exact-match"]["num_examples"] == 6
+    assert scores["exact-match"]["split"] == "test, unseen answers"
+    assert "right:" in capsys.readouterr().out
+    AutoTokenizer.from_pretrained(release)
+    if flags == ["--lora_rank=2"]:
+        assert (release / "adapter_model.safetensors").is_file()
+    else:
+        AutoModelForCausalLM.from_pretrained(release)
+
+
+def test_a_dry_run_counts(program, recipe, capsys):
+    program.main([str(recipe), "--dry_run"])
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["optimizer_steps"] == 2
+    assert shown["training_rows"] == 20
+    assert shown["tokens_per_code_view"] > 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset=nowhere.jsonl"], "Cannot load the split"),
+        (["--model=x", "--licence=mit"], "Give either `model`"),
+        (["--model=x"], "Give --licence"),
+        (["--layout=official"], "predictor_mode='vocab'"),
+        (["--layout=packed"], "choose 'auto' or 'official'"),
+        (["--format=old"], "choose 'clean' or 'official'"),
+        (["--use_dora"], "need `lora_rank`"),
+        (["--jepa_lamda=1"], "did you mean 'jepa_lambda'"),
+        (["--num_predictor_tokens=0", "--predictor_head=linear"], "predictor_head"),
+    ],
+)
+def test_bad_recipes_are_named(program, recipe, flags, message):
+    with pytest.raises((ValueError, StrictDataclassError), match=message):
+        program.main([str(recipe), *flags])
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_committed_recipes_describe_runs(program, path, tmp_path):
+    types = (program.LLMModelArguments, program.PairArguments, LLMJepaTrainingArguments, program.RunArguments)
+    # Half precision on a machine that has none is refused by transformers itself.
+    model, pairs, args, _ = parse_recipe(types, [str(path), f"--output_dir={tmp_path}", "--bf16=false"])
+    program.build_format(pairs)
+    fields = {name: getattr(model, name) for name in program.METHOD_FIELDS}
+    if fields["predictor_mode"] == "vocab":
+        fields["predictor_token_ids"] = list(range(model.num_predictor_tokens))
+    LLMJepaConfig(**fields)
+    assert (model.model is None) != (model.decoder is None)
+    assert pairs.scorer in ("exact-match", "startswith", "contains", "final-answer")
+    if args.regime == "official":
+        assert model.dtype == "bfloat16"
+        assert pairs.layout == "official"
+
+
+def test_the_world_of_the_demo():
+    splits = WORLD["make_splits"]((300, 50, 50))
+    codes = [row["code"] for rows in splits for row in rows]
+    assert len(set(codes)) == 400
+    assert splits == WORLD["make_splits"]((300, 50, 50))
+    tokenizer = WORLD["build_tokenizer"]()
+    answers: dict[str, set[str]] = {}
+    for row in (row for rows in splits for row in rows):
+        answers.setdefault(row["text"], set()).add(row["code"])
+        ids = tokenizer(row["code"], add_special_tokens=False)["input_ids"]
+        assert tokenizer.unk_token_id not in ids + tokenizer(row["text"])["input_ids"]
+        assert tokenizer.decode(ids) == row["code"]
+    # A sentence has one right answer.
+    assert all(len(codes) == 1 for codes in answers.values())
+
+
+@pytest.mark.slow
+def test_the_demo_runs_to_its_end(tmp_path):
+    command = [sys.executable, str(ROOT / "trainers" / "demo_llm.py"), "--split", "validation", "--seeds", "1"]
+    command += ["--steps", "3", "--output_dir", str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert "0 of 800 other regular expressions occur among them" in run.stdout
+    assert "the same answers" in run.stdout
+    assert (tmp_path / "text_to_code.png").stat().st_size > 10_000
+    names = {
+        entry["name"].split(" (")[0]
+        for entry in json.loads(next(tmp_path.rglob("release/results.json")).read_text())["baselines"]
+    }
+    assert names == {"LM only", "STP", "LM only, equal compute"}

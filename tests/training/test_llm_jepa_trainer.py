@@ -1,0 +1,253 @@
+"""The trainer of LLM-JEPA: what a step minimises for every split of its batch, logs, adapters, releases, faults."""
+
+import json
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from hf_jepa import LLMJepaForCausalLM, LLMJepaTrainer, LLMJepaTrainingArguments
+from hf_jepa.data import OfficialPairCollator, PairFormat
+
+WORLD = runpy.run_path(str(Path(__file__).parents[2] / "trainers" / "nl_regex.py"))
+ROWS = WORLD["make_splits"]((24,), seed=1)[0]
+
+
+@pytest.fixture
+def make_trainer(tmp_path) -> Callable[..., LLMJepaTrainer]:
+    def make(
+        model: dict[str, Any] | None = None, trainer: dict[str, Any] | None = None, **args: Any
+    ) -> LLMJepaTrainer:
+        tokenizer = WORLD["build_tokenizer"]()
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        wrapped = LLMJepaForCausalLM.from_decoder(LlamaForCausalLM(config), tokenizer, **(model or {}))
+        defaults = {
+            "output_dir": str(tmp_path / "run"),
+            "max_steps": 2,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 0.05,
+            "optim": "sgd",
+            "lr_scheduler_type": "constant",
+            "max_grad_norm": 0.0,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "dataloader_pin_memory": False,
+        }
+        given = {"train_dataset": ROWS, "eval_dataset": ROWS[:5], "processing_class": tokenizer}
+        return LLMJepaTrainer(
+            wrapped, LLMJepaTrainingArguments(**{**defaults, **args}), **{**given, **(trainer or {})}
+        )
+
+    return make
+
+
+def weights(trainer: LLMJepaTrainer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"num_predictor_tokens": 2},
+        {"objective": "stp", "num_predictor_tokens": 0, "jepa_lambda": 0.5},
+    ],
+    ids=["jepa", "stp"],
+)
+def test_a_step_is_the_same_for_every_accumulation(make_trainer, model):
+    found = []
+    for size, accumulation in ((8, 1), (2, 4)):
+        trainer = make_trainer(
+            model,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            jepa_dropout=0.5,
+            max_row_tokens=100 if accumulation == 1 else None,
+        )
+        trainer.train()
+        logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+        found.append((weights(trainer), [[entry[key] for key in ("loss", "lm_loss", "jepa_loss")] for entry in logs]))
+    assert difference(found[0][0], found[1][0]) < 1e-6
+    torch.testing.assert_close(torch.tensor(found[0][1]), torch.tensor(found[1][1]), rtol=1e-5, atol=1e-6)
+    # The terms are those of the loss.
+    weight = trainer.model.config.jepa_lambda
+    for loss, lm_loss, jepa_loss in found[0][1]:
+        assert loss == pytest.approx(lm_loss + weight * jepa_loss, rel=1e-5)
+
+
+def test_the_official_regime_grows_with_accumulation(make_trainer):
+    # The released trainer adds up micro-batch means: a linear step is as many times longer.
+    start = weights(make_trainer({"jepa_lambda": 1.0}))
+    moved = []
+    for accumulation in (1, 2):
+        trainer = make_trainer(
+            {"jepa_lambda": 1.0},
+            {"train_dataset": [ROWS[0]] * 8, "pair_format": PairFormat.official()},
+            max_steps=1,
+            regime="official",
+            learning_rate=1e-3,
+            per_device_train_batch_size=4 // accumulation,
+            gradient_accumulation_steps=accumulation,
+        )
+        trainer.train()
+        moved.append(weights(trainer)["decoder.model.norm.weight"] - start["decoder.model.norm.weight"])
+    torch.testing.assert_close(moved[1], 2 * moved[0], rtol=1e-3, atol=1e-7)
+
+
+def test_official_rows_train(make_trainer):
+    tokenizer = WORLD["build_tokenizer"]()
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<|predictor_1|>"]}, replace_extra_special_tokens=False
+    )
+    collator = OfficialPairCollator(tokenizer, ("<|predictor_1|>",), max_length=64)
+    trainer = make_trainer(
+        {"predictor_mode": "vocab"}, {"data_collator": collator, "eval_dataset": None}, regime="official"
+    )
+    trainer.train()
+    assert {"lm_loss", "jepa_loss", "margin"} <= set(trainer.state.log_history[0])
+    with pytest.raises(ValueError, match="has no token <|unheard_of|>"):
+        OfficialPairCollator(tokenizer, ("<|unheard_of|>",))
+
+
+def test_logs_and_evaluation(make_trainer):
+    trainer = make_trainer(generate_examples=3, generate_max_new_tokens=4, per_device_eval_batch_size=2)
+    trainer.train()
+    expected = {"loss", "lm_loss", "jepa_loss", "cos_paired", "cos_unpaired", "margin", "retrieval_at_1"}
+    expected |= {"rankme_text", "rankme_code", "displacement_rank", "tokens_per_second", "grad_norm"}
+    assert expected <= set(trainer.state.log_history[0])
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] == pytest.approx(metrics["eval_lm_loss"] + metrics["eval_jepa_loss"])
+    assert 0 <= metrics["eval_exact_match"] <= metrics["eval_startswith"] <= 1
+    # The next-token loss is the plain model's, answer tokens averaged over all rows.
+    plain, losses, count = trainer.model.export_decoder(), 0.0, 0
+    for index in range(5):
+        row = trainer.eval_dataset[index]
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
+        number = int((labels[:, 1:] != -100).sum())
+        losses, count = losses + plain(input_ids=ids, labels=labels).loss.item() * number, count + number
+    assert metrics["eval_lm_loss"] == pytest.approx(losses / count, rel=1e-5)
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(make_trainer, tmp_path):
+    options = {"max_steps": 4, "jepa_dropout": 0.3, "optim": "adamw_torch", "save_strategy": "steps", "save_steps": 2}
+    whole = make_trainer(**options)
+    whole.train()
+    resumed = make_trainer(**options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert difference(weights(whole), weights(resumed)) == 0
+    changed = make_trainer(**{**options, "jepa_dropout": 0.0})
+    with pytest.raises(ValueError, match="jepa_dropout: 0.3 in the checkpoint, 0.0 now"):
+        changed.train(resume_from_checkpoint=True)
+
+
+def test_adapters_alone_are_trained_and_peft_reloads_them(make_trainer, tmp_path):
+    from peft import LoraConfig, PeftModel
+
+    base = make_trainer().model.export_decoder()
+    base.save_pretrained(tmp_path / "base")
+    adapter = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    trainer = make_trainer(trainer={"peft_config": adapter})
+    before = weights(trainer)
+    trainer.train()
+    after = weights(trainer)
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all("lora_" in name or name == "predictor_tokens" for name in changed)
+    folder = trainer.write_release()
+    names = set(load_file(folder / "adapter_model.safetensors"))
+    assert names
+    assert all("lora_" in name for name in names)
+    reloaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), folder)
+    ids = torch.tensor([[2, 7, 9, 11]])
+    torch.testing.assert_close(reloaded(ids).logits, trainer.model.eval().decoder(ids).logits)
+
+
+STRANGER = """
+import sys
+sys.modules["hf_jepa"] = None
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model, tokenizer = (auto.from_pretrained(sys.argv[1]) for auto in (AutoModelForCausalLM, AutoTokenizer))
+messages = [{"role": "user", "content": "lines with a vowel"}]
+prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+prompt.pop("token_type_ids", None)
+answer = model.generate(**prompt, max_new_tokens=3, do_sample=False)[0, prompt["input_ids"].shape[1]:]
+print(*answer.tolist())
+"""
+
+
+def test_a_release_generates_with_plain_transformers(make_trainer):
+    trainer = make_trainer()
+    trainer.train()
+    folder = trainer.write_release()
+    results = json.loads((folder / "results.json").read_text())
+    assert results["training"]["steps"] == 2
+    card = (folder / "README.md").read_text()
+    assert "pipeline_tag: text-generation" in card
+    assert "LLM-JEPA" in card
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    messages = [{"role": "user", "content": "lines with a vowel"}]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    ids = prompt["input_ids"]
+    expected = trainer.model.eval().causal_lm.generate(input_ids=ids, max_new_tokens=3, do_sample=False)
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", STRANGER, str(folder)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.split() == [str(token) for token in expected[0, ids.shape[1] :].tolist()]
+
+
+def test_collapsed_pairs_are_warned_about_once(make_trainer, caplog):
+    trainer = make_trainer(max_steps=12, collapse_margin=3.0)
+    with caplog.at_level("WARNING"):
+        from transformers.utils import logging
+
+        logging.enable_propagation()
+        trainer.train()
+        logging.disable_propagation()
+    assert sum("every Text predicts every Code alike" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "trainer", "args", "message"),
+    [
+        ({}, {"processing_class": None}, {}, "needs the tokenizer"),
+        ({}, {"train_dataset": []}, {}, "dataset of text pairs is empty"),
+        ({}, {"train_dataset": ROWS[:3]}, {}, "fewer than the 8 samples"),
+        ({}, {}, {"regime": "both"}, "choose 'clean' or 'official'"),
+        ({}, {}, {"jepa_dropout": 1.5}, "jepa_dropout"),
+        ({}, {}, {"tube_variant": "curved"}, "tube_variant"),
+        ({}, {}, {"remove_unused_columns": True}, "remove_unused_columns"),
+    ],
+)
+def test_faults_are_named(make_trainer, model, trainer, args, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(model, trainer, **args).train()
+
+
+def test_half_precision_weights_need_the_official_regime(make_trainer):
+    trainer = make_trainer()
+    half = trainer.model.bfloat16()
+    with pytest.raises(ValueError, match="trained in torch.bfloat16"):
+        LLMJepaTrainer(half, trainer.args, train_dataset=ROWS, processing_class=trainer.processing_class)

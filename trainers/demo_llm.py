@@ -1,0 +1,316 @@
+"""
+LLM-JEPA on two CPU cores: a small Llama learns from scratch to turn sentences into regular expressions, with the
+next-token loss alone, with the JEPA loss, and with semantic tube prediction, at equal steps; and with the next-token
+loss alone again at equal compute. Three seeds of each; no regular expression of the test split occurs in training.
+
+    python trainers/demo_llm.py [--seeds 3] [--split test] [--output_dir outputs/demo_llm]
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from nl_regex import build_tokenizer, make_splits
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
+
+from hf_jepa import LLMJepaForCausalLM
+from hf_jepa.data import TextPairCollator, TextPairDataset
+from hf_jepa.evaluation import displacement_spectrum, generate_responses, linear_map_error
+from hf_jepa.training import LLMJepaTrainer, LLMJepaTrainingArguments
+from hf_jepa.visualization import plot_displacement_spectra
+
+TRAIN, VALIDATION, TEST = 2000, 300, 500
+STEPS, BATCH = 200, 32
+WIDTH, LAYERS, HEADS = 64, 3, 4
+LEARNING_RATE = 5e-3
+MAX_NEW_TOKENS = 40
+# name -> (fields of LLMJepaConfig, whether its steps are stretched to the JEPA arm's compute)
+ARMS: dict[str, tuple[dict[str, Any], bool]] = {
+    "LM only": ({"jepa_lambda": 0.0, "num_predictor_tokens": 0}, False),
+    "LLM-JEPA": ({"jepa_lambda": 1.0, "num_predictor_tokens": 1}, False),
+    "STP": ({"objective": "stp", "jepa_lambda": 0.02, "num_predictor_tokens": 0}, False),
+    "LM only, equal compute": ({"jepa_lambda": 0.0, "num_predictor_tokens": 0}, True),
+}
+
+# Loads the release as a stranger would: with a transformers that has never heard of hf_jepa.
+STRANGER = """
+import json, sys
+sys.modules["hf_jepa"] = None
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model, tokenizer = (auto.from_pretrained(sys.argv[1]) for auto in (AutoModelForCausalLM, AutoTokenizer))
+for text, expected in json.load(open(sys.argv[2])):
+    messages = [{"role": "user", "content": text}]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    prompt.pop("token_type_ids", None)
+    answer = model.generate(**prompt, max_new_tokens=40, do_sample=False)
+    found = tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True).strip()
+    if found != expected:
+        sys.exit(f"{text!r}: got {found!r}, not {expected!r}")
+print(f"{type(model).__module__}.{type(model).__name__}: the same answers")
+"""
+
+
+def build_model(fields: dict[str, Any], tokenizer: Any, seed: int) -> LLMJepaForCausalLM:
+    """The small Llama, the same weights for every arm of a seed."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=3 * WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LLMJepaForCausalLM.from_decoder(LlamaForCausalLM(config), **fields)
+
+
+def token_ratio(rows: list[dict[str, str]], tokenizer: Any) -> float:
+    """Tokens that the JEPA arm processes for each of the LM arm's, padding left out."""
+    dataset = TextPairDataset(rows, tokenizer)
+    examples = [dataset[index] for index in range(len(rows))]
+    counts = []
+    for name in ("LLM-JEPA", "LM only"):
+        k = ARMS[name][0]["num_predictor_tokens"]
+        collator = TextPairCollator(k, "shared" if k else "packed", "pairs" if k else "none")
+        counts.append(int((collator(examples)["document"] >= 0).sum()))
+    return counts[0] / counts[1]
+
+
+@torch.no_grad()
+def embeddings(model: LLMJepaForCausalLM, dataset: TextPairDataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """Enc(Text) and Enc(Code) of every row, whatever the arm was trained with."""
+    plain = LLMJepaForCausalLM.from_decoder(model.export_decoder(), num_predictor_tokens=0).eval()
+    batch = TextPairCollator(0, "packed", "pairs")([dataset[index] for index in range(len(dataset))])
+    output = plain(**batch)
+    return output.text_embeddings, output.code_embeddings
+
+
+def run_arm(
+    name: str, seed: int, steps: int, split: str, output_dir: str, overrides: dict[str, Any]
+) -> dict[str, Any]:
+    """Trains one arm with one seed and measures it; runs in a process of its own, on one thread."""
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    tokenizer = build_tokenizer()
+    train, validation, test = make_splits((TRAIN, VALIDATION, TEST))
+    rows = test if split == "test" else validation
+    fields, _ = ARMS[name]
+    model = build_model({**fields, **overrides.pop("model", {})}, tokenizer, seed)
+    args = LLMJepaTrainingArguments(
+        **{
+            "output_dir": output_dir,
+            "max_steps": steps,
+            "per_device_train_batch_size": BATCH,
+            "per_device_eval_batch_size": 100,
+            "learning_rate": LEARNING_RATE,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": 0.1,
+            "adam_beta2": 0.98,
+            "logging_steps": max(steps // 10, 1),
+            "save_strategy": "no",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "dataloader_pin_memory": False,
+            "generate_examples": -1,
+            "generate_max_new_tokens": MAX_NEW_TOKENS,
+            "seed": seed,
+            **overrides,
+        }
+    )
+    trainer = LLMJepaTrainer(model, args, train, rows, tokenizer)
+    trainer.pop_callback(next(c for c in trainer.callback_handler.callbacks if type(c).__name__ == "PrinterCallback"))
+    started = time.process_time()
+    trainer.train()
+    seconds = time.process_time() - started
+    found = trainer.evaluate()
+    text, code = embeddings(model, trainer.eval_dataset)
+    shown = rows[:8]
+    questions = [[{"role": "user", "content": row["text"]}] for row in shown]
+    answers = generate_responses(model.causal_lm, tokenizer, questions, MAX_NEW_TOKENS)
+    folder = None
+    if name == "LLM-JEPA" and seed == 0:
+        folder = str(trainer.write_release(recipe={"program": "trainers/demo_llm.py", "arm": name, "seed": seed}))
+    return {
+        "arm": name,
+        "seed": seed,
+        "steps": steps,
+        "cpu_seconds": seconds,
+        "num_examples": len(rows),
+        "metrics": {key.removeprefix("eval_"): value for key, value in found.items()},
+        "linear_map_error": linear_map_error(text, code),
+        "spectrum": displacement_spectrum(text, code).tolist(),
+        "examples": [[row["text"], row["code"], answer] for row, answer in zip(shown, answers, strict=True)],
+        "history": [entry for entry in trainer.state.log_history if "loss" in entry],
+        "release": folder,
+    }
+
+
+def mean_std(values: list[float], scale: float = 1.0, digits: int = 1) -> str:
+    """Mean and, over several seeds, standard deviation."""
+    spread = f" ± {scale * statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{scale * statistics.fmean(values):.{digits}f}{spread}"
+
+
+def print_table(runs: list[dict[str, Any]]) -> None:
+    """One line per arm: means over its seeds."""
+    head = ("arm", "steps", "CPU s", "exact match %", "LM loss", "cos paired", "unpaired", "retrieval@1", "map error")
+    print("{:<24}{:>6}{:>8}{:>16}{:>18}{:>14}{:>10}{:>13}{:>11}".format(*head))
+    for name in ARMS:
+        group = [run for run in runs if run["arm"] == name]
+
+        def column(key: str, group: list[dict[str, Any]] = group) -> list[float]:
+            return [run["metrics"][key] for run in group if key in run["metrics"]]
+
+        pairs = [
+            f"{statistics.fmean(column(key)):.2f}" if column(key) else "-"
+            for key in ("cos_paired", "cos_unpaired", "retrieval_at_1")
+        ]
+        cells = (
+            name,
+            group[0]["steps"],
+            f"{statistics.fmean(run['cpu_seconds'] for run in group):.0f}",
+            mean_std(column("exact_match"), 100),
+            mean_std(column("lm_loss"), 1, 3),
+            *pairs,
+            f"{statistics.fmean(run['linear_map_error'] for run in group):.2f}",
+        )
+        print("{:<24}{:>6}{:>8}{:>16}{:>18}{:>14}{:>10}{:>13}{:>11}".format(*cells))
+
+
+def entries(runs: list[dict[str, Any]], name: str, split: str, baseline: bool) -> list[dict[str, Any]]:
+    """One arm's numbers as entries of `results.json`."""
+    found = []
+    for run in (run for run in runs if run["arm"] == name):
+        for key, task, metric in (
+            ("exact_match", "sentence to regular expression", "exact match"),
+            ("lm_loss", "sentence to regular expression", "loss per answer token"),
+        ):
+            entry = {
+                "task": task,
+                "dataset": "NL-regex of trainers/nl_regex.py",
+                "split": split,
+                "num_examples": run["num_examples"],
+                "metric": metric,
+                "value": run["metrics"][key],
+                "features": None,
+                "seed": run["seed"],
+                "command": "python trainers/demo_llm.py",
+            }
+            found.append({**entry, "name": f"{name} ({run['steps']} steps)"} if baseline else entry)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--split", default="test", choices=("test", "validation"), help="Validation is for tuning.")
+    parser.add_argument("--output_dir", default="outputs/demo_llm")
+    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
+    options = parser.parse_args()
+    output = Path(options.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+
+    tokenizer = build_tokenizer()
+    train, validation, test = make_splits((TRAIN, VALIDATION, TEST))
+    ratio = token_ratio(train, tokenizer)
+    seen = {row["code"] for row in train}
+    shared = sum(row["code"] in seen for row in [*validation, *test])
+    print(f"{TRAIN} training pairs; {shared} of {VALIDATION + TEST} other regular expressions occur among them.")
+    print(f"A step of LLM-JEPA processes {ratio:.2f} times the tokens of a step of the LM alone.")
+    jobs = [
+        (name, seed, round(options.steps * (ratio if stretched else 1)), options.split, str(output / "runs"), {})
+        for seed in range(options.seeds)
+        for name, (_, stretched) in ARMS.items()
+    ]
+    os.environ["OMP_NUM_THREADS"] = "1"
+    runs = []
+    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
+        for run in pool.map(run_arm, *zip(*jobs, strict=True)):
+            runs.append(run)
+            print(
+                f"{run['arm']}, seed {run['seed']}: {run['steps']} steps in {run['cpu_seconds']:.0f} CPU s, "
+                f"exact match {100 * run['metrics']['exact_match']:.1f}%, LM loss {run['metrics']['lm_loss']:.3f}"
+            )
+
+    print(f"\n{options.split} split, {runs[0]['num_examples']} sentences, means over {options.seeds} seeds")
+    print_table(runs)
+    print("\nSentence, then what LLM-JEPA (seed 0) answers, and what is right where that differs:")
+    shown = next(run for run in runs if run["arm"] == "LLM-JEPA" and run["seed"] == 0)
+    for text, code, answer in shown["examples"]:
+        print(f"  {text}\n    {answer}" + ("" if answer == code else f"\n    right: {code}"))
+
+    def by_arm(value: Any) -> dict[str, list]:
+        return {name: [value(run) for run in runs if run["arm"] == name] for name in ARMS}
+
+    spectra = by_arm(lambda run: torch.tensor(run["spectrum"]))
+    picture = plot_displacement_spectra(
+        spectra, output / "text_to_code.png", by_arm(lambda run: run["metrics"]["exact_match"])
+    )
+    (output / "runs.json").write_text(json.dumps(runs, indent=1) + "\n")
+    release = publish(runs, Path(shown["release"]), picture, options.split, train)
+    check = output / "answers.json"
+    check.write_text(json.dumps([[text, answer] for text, _, answer in shown["examples"]]))
+    loaded = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", STRANGER, str(release), str(check)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+    if loaded.returncode:
+        sys.exit(f"error: plain transformers does not answer alike: {loaded.stderr.strip().splitlines()[-1]}")
+    print(f"\nLoaded by plain transformers, hf_jepa hidden: {loaded.stdout.strip()}")
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20
+    print(f"{time.monotonic() - started:.0f} s in all, {peak:.1f} GiB at most per process. Written:")
+    for path in (picture, output / "runs.json", release / "README.md", release):
+        print(f"  {path}")
+
+
+def publish(runs: list[dict[str, Any]], release: Path, picture: Path, split: str, train: list[dict[str, str]]) -> Path:
+    """Puts every arm's numbers and the picture into the release that the JEPA arm's first seed has written."""
+    from hf_jepa.hub import render_card
+
+    results = json.loads((release / "results.json").read_text())
+    results["model"]["name"] = "llm-jepa-nl-regex-tiny"
+    results["model"]["example"] = runs[0]["examples"][0][0]
+    results["data"] |= {"name": "NL-regex of trainers/nl_regex.py", "split": "train", "licence": "apache-2.0"}
+    results["data"]["num_examples"] = len(train)
+    results["training"]["recipe"] = "`recipe.yaml`"
+    results["compute"] = {
+        "cpu_seconds": next(run["cpu_seconds"] for run in runs if run["release"]),
+        "energy_kwh": None,
+        "energy_note": "no power meter on this machine",
+    }
+    results["evaluations"] = entries(runs, "LLM-JEPA", split, baseline=False)
+    others = [name for name in ARMS if name != "LLM-JEPA"]
+    results["baselines"] = [entry for name in others for entry in entries(runs, name, split, baseline=True)]
+    caption = "Singular values of Enc(Text) - Enc(Code) of every arm (mean and range over seeds), and exact match."
+    results["pictures"] = [{"file": picture.name, "caption": caption}]
+    (release / picture.name).write_bytes(picture.read_bytes())
+    (release / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    (release / "README.md").write_text(render_card(results))
+    return release
+
+
+if __name__ == "__main__":
+    main()
