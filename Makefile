@@ -58,6 +58,7 @@ cards: $(STAMP)
 
 bench: $(STAMP)
 	$(PY) scripts/benchmark.py
+	$(PY) scripts/benchmark_objectives.py
 
 clean:
 	rm -rf .venv build dist outputs demo_data .ruff_cache .pytest_cache src/*.egg-info

@@ -254,6 +254,7 @@ def main() -> None:
     results = measured_results(trainer)
     results["model"]["name"] = f"ijepa-fashion-mnist-tiny{'-long' if options.long else ''}"
     results["data"] |= {"name": "Fashion-MNIST", "split": "train", "licence": "mit"}
+    results["licence"] = "apache-2.0"
     results["training"] |= {"seconds": seconds, "recipe": "`recipe.yaml`"}
     results["pictures"] = [
         *CAPTIONS,

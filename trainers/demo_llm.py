@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from nl_regex import build_tokenizer, make_splits
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback
 from transformers.utils import logging
 
 from hf_jepa import LLMJepaForCausalLM
@@ -136,7 +136,7 @@ def run_arm(
         }
     )
     trainer = LLMJepaTrainer(model, args, train, rows, tokenizer)
-    trainer.pop_callback(next(c for c in trainer.callback_handler.callbacks if type(c).__name__ == "PrinterCallback"))
+    trainer.remove_callback(PrinterCallback)
     started = time.process_time()
     trainer.train()
     seconds = time.process_time() - started

@@ -232,7 +232,7 @@ def main(argv: list[str]) -> None:
         return
     results = measured_text_results(trainer)
     results["model"]["name"] = run_args.name or results["model"]["name"]
-    results["licence"] = model_args.licence or "apache-2.0"
+    results["licence"] = model_args.licence or ("apache-2.0" if model_args.model is None else "unknown")
     name = Path(pair_args.dataset).name if Path(pair_args.dataset).exists() else pair_args.dataset
     split = f"{pair_args.eval_split}{', unseen answers' if pair_args.unseen_only else ''}"
     results["data"] |= {"name": name, "split": pair_args.train_split, "licence": pair_args.data_licence}

@@ -11,6 +11,7 @@ from transformers import AutoModel
 
 from hf_jepa import JepaTrainer
 from hf_jepa.hub.release import PushError
+from hf_jepa.training.publishing import measured_results
 
 
 class Uploads(list):
@@ -43,7 +44,7 @@ def test_a_push_sends_a_release_without_pickles(
     trainer = make_trainer(hub_model_id="someone/tiny")
     trainer.train()
     trainer.evaluate()
-    assert trainer.push_to_hub() == "https://hub.invalid/someone/tiny"
+    assert trainer.push_to_hub(license="mit") == "https://hub.invalid/someone/tiny"
     [(repo_id, message, files)] = uploads
     assert (repo_id, message) == ("someone/tiny", "End of training")
     assert {"config.json", "model.safetensors", "README.md", "pretraining/model.safetensors"} <= files
@@ -58,6 +59,9 @@ def test_a_push_sends_a_release_without_pickles(
     assert results["training"]["steps"] == 4
     assert {entry["task"]: entry["value"] for entry in results["evaluations"]} == {"knn": 1.0, "linear": 1.0}
     assert results["data"]["num_examples"] == 24
+    assert results["licence"] == "mit"
+    # The trainer cannot know the licence of weights that it was given.
+    assert measured_results(trainer)["licence"] == "unknown"
 
 
 def test_a_failed_push_loses_nothing_and_names_the_command(

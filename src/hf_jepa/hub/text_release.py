@@ -152,5 +152,5 @@ def measured_text_results(trainer: "LLMJepaTrainer") -> dict[str, Any]:
         },
         "environment": environment_info(),
         "evaluations": evaluations,
-        "licence": "apache-2.0",
+        "licence": "unknown",
     }

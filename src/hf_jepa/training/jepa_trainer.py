@@ -27,7 +27,7 @@ from .callbacks import (
 from .draws import DrawCountedStream, DrawSeededDataset
 from .metrics import StepMetrics
 from .probes import probe_metrics
-from .publishing import push_folder, write_release
+from .publishing import measured_results, push_folder, write_release
 from .safe_checkpoint_trainer import SafeCheckpointTrainer
 from .schedules import warmup_cosine_learning_rate
 
@@ -395,6 +395,7 @@ class JepaTrainer(SafeCheckpointTrainer):
         revision: str | None = None,
         private: bool | None = None,
         *,
+        license: str | None = None,
         results: dict[str, Any] | None = None,
         recipe: dict[str, Any] | None = None,
         pictures: list[Path] | None = None,
@@ -409,6 +410,7 @@ class JepaTrainer(SafeCheckpointTrainer):
             token (`str`, *optional*): defaults to `args.hub_token`, then to the stored login.
             revision (`str`, *optional*): defaults to `args.hub_revision`.
             private (`bool`, *optional*): defaults to `args.hub_private_repo`.
+            license (`str`, *optional*): of the weights, as the Hub spells it; without it the card says "unknown".
             results (`dict`, *optional*): the content of `results.json`; defaults to what this trainer has measured.
             recipe (`dict`, *optional*): the resolved recipe.
             pictures (`list[Path]`, *optional*): files shown in the card.
@@ -426,7 +428,8 @@ class JepaTrainer(SafeCheckpointTrainer):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self._finish_current_push()
         self.save_state()
-        folder = write_release(self, results, recipe, pictures)
+        results = measured_results(self) if results is None else results
+        folder = write_release(self, results | ({"licence": license} if license else {}), recipe, pictures)
         message = commit_message or "End of training"
         return push_folder(self, folder, message, token=token, revision=revision, private=private)
 

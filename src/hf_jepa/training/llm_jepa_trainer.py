@@ -1,7 +1,6 @@
 """The trainer of LLM-JEPA: any causal language model, fine-tuned or trained from scratch on pairs of Text and Code."""
 
 import math
-from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,16 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ..data import CountedSampler, PairFormat, TextPairCollator, TextPairDataset
-from ..data.chat_views import as_messages
 from ..data.pair_collator import OfficialPairCollator
-from ..evaluation.generation import exact_match, generate_responses, starts_with
-from ..evaluation.pairs import pair_report
 from .callbacks import GuardCallback, SamplerEpochCallback, StepSeedCallback, TargetEMACallback
 from .draws import DrawSeededDataset
 from .llm_arguments import LLMJepaTrainingArguments, as_llm_jepa_arguments
+from .llm_evaluation import evaluation_answers, evaluation_losses, pair_index
 from .pair_metrics import PairMetrics
 from .publishing import push_folder
 from .safe_checkpoint_trainer import SafeCheckpointTrainer
 
 logger = logging.get_logger(__name__)
-
-_REPORTED_PAIRS = 1024
 
 
 class LLMJepaTrainer(SafeCheckpointTrainer):
@@ -101,7 +96,7 @@ class LLMJepaTrainer(SafeCheckpointTrainer):
             own.insert(0, TargetEMACallback())
         if data_collator is None:
             data_collator = collator_for(model, args, processing_class)
-        self._reads_rows = isinstance(data_collator, OfficialPairCollator)
+        self.reads_rows = isinstance(data_collator, OfficialPairCollator)
         if isinstance(eval_dataset, dict):
             eval_dataset = {name: self._encoded(rows, processing_class) for name, rows in eval_dataset.items()}
         else:
@@ -125,7 +120,7 @@ class LLMJepaTrainer(SafeCheckpointTrainer):
     # ---- Data ----
 
     def _encoded(self, rows: Any, tokenizer: Any) -> Any:
-        if rows is None or self._reads_rows or isinstance(rows, TextPairDataset):
+        if rows is None or self.reads_rows or isinstance(rows, TextPairDataset):
             return rows
         return TextPairDataset(rows, tokenizer, self.pair_format)
 
@@ -178,7 +173,7 @@ class LLMJepaTrainer(SafeCheckpointTrainer):
             return None
         # Sizes, which the host knows: nothing waits for the device.
         items = sum(len(batch["label_index"]) for batch in batch_samples)
-        pairs = sum(len(_pair_index(batch)) for batch in batch_samples)
+        pairs = sum(len(pair_index(batch)) for batch in batch_samples)
         if self.args.world_size == 1:
             self._num_pairs = max(pairs, 1)
             return max(items, 1)
@@ -262,72 +257,15 @@ class LLMJepaTrainer(SafeCheckpointTrainer):
         was_training = self.model.training
         self.model.eval()
         try:
-            found = self._evaluation_losses(dataset)
+            found = evaluation_losses(self, dataset)
             if self.args.generate_examples:
-                found |= self._evaluation_answers(dataset)
+                found |= evaluation_answers(self, dataset)
         finally:
             self.model.train(was_training)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _evaluation_losses(self, dataset: Any) -> dict[str, float]:
-        args, device = self.args, self.args.device
-        collator = copy(self.data_collator)
-        if hasattr(collator, "jepa_dropout"):
-            collator.jepa_dropout = 0.0
-        own = range(args.process_index, len(dataset), args.world_size)
-        sums = torch.zeros(4, dtype=torch.float64, device=device)
-        kept: list[tuple[torch.Tensor, ...]] = []
-        for start in range(0, len(own), args.per_device_eval_batch_size):
-            indices = own[start : start + args.per_device_eval_batch_size]
-            rows = [dataset[index] if self._reads_rows else dataset[index, index] for index in indices]
-            batch = {name: tensor.to(device) for name, tensor in collator(rows).items()}
-            with self.accelerator.autocast():
-                outputs = self.model(**batch, num_items_in_batch=1, num_pairs_in_batch=1)
-            terms = outputs.loss_components
-            sizes = sums.new_tensor([len(batch["label_index"]), len(_pair_index(batch))])
-            jepa = terms.get("jepa_loss", torch.zeros((), device=device))
-            sums += torch.cat([torch.stack([terms["lm_loss"], jepa]).double(), sizes])
-            if outputs.text_embeddings is not None and sum(len(part[0]) for part in kept) < _REPORTED_PAIRS:
-                triple = (outputs.text_embeddings, outputs.predicted_embeddings, outputs.code_embeddings)
-                kept.append(tuple(part.float() for part in triple))
-        lm_sum, jepa_sum, items, pairs = self.accelerator.gather(sums[None]).sum(dim=0).tolist()
-        found = {"lm_loss": lm_sum / max(items, 1)}
-        config = self.model.config
-        found["loss"] = config.jepa_gamma * found["lm_loss"]
-        if pairs:
-            found["jepa_loss"] = jepa_sum / pairs
-            found["loss"] += config.jepa_lambda * found["jepa_loss"]
-        if sum(len(part[0]) for part in kept) > 1:
-            found |= pair_report(*(torch.cat(part)[:_REPORTED_PAIRS] for part in zip(*kept, strict=True)))
-        return found
-
-    def _evaluation_answers(self, dataset: Any) -> dict[str, float]:
-        args, fmt = self.args, self.pair_format
-        if isinstance(dataset, TextPairDataset):
-            dataset, fmt = dataset.rows, dataset.pair_format
-        count = len(dataset) if args.generate_examples < 0 else min(args.generate_examples, len(dataset))
-        columns = (fmt.messages_column, fmt.text_column, fmt.code_column, fmt.system_prompt)
-        own = [as_messages(dataset[index], *columns) for index in range(args.process_index, count, args.world_size)]
-        hits = torch.zeros(2, device=args.device)
-        if own:
-            answers = generate_responses(
-                self.model.causal_lm,
-                self.processing_class,
-                [messages[:-1] for messages in own],
-                max_new_tokens=args.generate_max_new_tokens,
-                batch_size=args.per_device_eval_batch_size,
-                chat_template=fmt.chat_template,
-                **fmt.template_options,
-            )
-            truths = [messages[-1]["content"] for messages in own]
-            pairs = list(zip(answers, truths, strict=True))
-            scores = [sum(scorer(*pair) for pair in pairs) for scorer in (exact_match, starts_with)]
-            hits += torch.tensor(scores, device=args.device)
-        totals = (self.accelerator.gather(hits[None]).sum(dim=0) / count).tolist()
-        return {"exact_match": totals[0], "startswith": totals[1]}
 
     # ---- Guards ----
 
@@ -471,10 +409,6 @@ def collator_for(model: PreTrainedModel, args: LLMJepaTrainingArguments, tokeniz
         pad_to_multiple_of=args.pad_to_multiple_of,
         pad_token_id=tokenizer.pad_token_id or 0,
     )
-
-
-def _pair_index(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    return batch["displacement_index"] if "displacement_index" in batch else batch["code_index"]
 
 
 def _add_adapters(model: PreTrainedModel, peft_config: Any) -> None:

@@ -59,7 +59,7 @@ def measured_results(trainer: "JepaTrainer") -> dict[str, Any]:
         },
         "environment": environment_info(),
         "evaluations": evaluations,
-        "licence": "apache-2.0",
+        "licence": "unknown",
     }
 
 
