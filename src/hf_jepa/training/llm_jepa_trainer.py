@@ -329,12 +329,15 @@ class LLMJepaTrainer(SafeCheckpointTrainer):
         results = measured_text_results(self) if results is None else results
         return save_text_release(model, folder, self.processing_class, results, recipe, pictures or [])
 
-    def push_to_hub(self, commit_message: str | None = "End of training", **options: Any) -> str | None:
+    def push_to_hub(
+        self, commit_message: str | None = "End of training", *, license: str | None = None, **options: Any
+    ) -> str | None:
         """
         Publishes [`~LLMJepaTrainer.write_release`]'s folder.
 
         Args:
             commit_message (`str`, *optional*): of the commit.
+            license (`str`, *optional*): of the weights, as the Hub spells it; without it the card says "unknown".
             options: `token`, `revision` and `private`; each defaults to the trainer's argument.
 
         Returns:
@@ -343,10 +346,15 @@ class LLMJepaTrainer(SafeCheckpointTrainer):
         Raises:
             PushError: if the upload failed; it names the command that finishes it.
         """
+        from ..hub.text_release import measured_text_results
+
         if not self.is_world_process_zero():
             return None
-        allowed = {name: value for name, value in options.items() if name in ("token", "revision", "private")}
-        return push_folder(self, self.write_release(), commit_message or "End of training", **allowed)
+        results = measured_text_results(self) | ({"licence": license} if license else {})
+        folder = self.write_release(results)
+        # The stock trainer calls with `blocking`, too; an upload that fails has to be seen, so it always is.
+        known = {name: value for name, value in options.items() if name != "blocking"}
+        return push_folder(self, folder, commit_message or "End of training", **known)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.args.hub_strategy == "end" or not self.is_world_process_zero():
@@ -371,8 +379,7 @@ class PairingGuardCallback(GuardCallback):
             logger.warning(
                 f"At step {state.global_step} the paired cosine is {logs['cos_paired']:.3f} and the unpaired "
                 f"{logs['cos_unpaired']:.3f}: every Text predicts every Code alike, whatever the JEPA loss says. "
-                f"Usual "
-                'cures: `target="stop_gradient"` or `"ema"`, `regularizer="sigreg"` or `"vicreg"`, '
+                'Usual cures: `target="stop_gradient"` or `"ema"`, `regularizer="sigreg"` or `"vicreg"`, '
                 '`distance="infonce"`, a lower `jepa_lambda`.'
             )
 
@@ -449,7 +456,6 @@ def _check_full_precision(model: PreTrainedModel) -> None:
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
             raise ValueError(
                 f"`{name}` is trained in {parameter.dtype}, where most updates at the usual learning rates are "
-                f"rounded "
-                'away. Load the model with `dtype=torch.float32` and pass `bf16=True`, or set `regime="official"`, '
-                "which trains in bfloat16 as the released code does."
+                "rounded away. Load the model with `dtype=torch.float32` and pass `bf16=True`, or set "
+                '`regime="official"`, which trains in bfloat16 as the released code does.'
             )

@@ -105,7 +105,14 @@ def write_release(
     return folder
 
 
-def push_folder(trainer: "JepaTrainer", folder: Path, message: str, **options: Any) -> str:
+def push_folder(
+    trainer: "JepaTrainer",
+    folder: Path,
+    message: str,
+    token: str | None = None,
+    revision: str | None = None,
+    private: bool | None = None,
+) -> str:
     """
     Uploads a release to the trainer's repository.
 
@@ -113,7 +120,8 @@ def push_folder(trainer: "JepaTrainer", folder: Path, message: str, **options: A
         trainer ([`JepaTrainer`]): names the repository and the token.
         folder (`Path`): the release.
         message (`str`): of the commit.
-        options: `token`, `revision` and `private`; each defaults to the trainer's argument.
+        token (`str`, *optional*), revision (`str`, *optional*), private (`bool`, *optional*): each defaults to the
+            trainer's argument.
 
     Returns:
         `str`: the address of the commit.
@@ -126,12 +134,11 @@ def push_folder(trainer: "JepaTrainer", folder: Path, message: str, **options: A
     from ..hub.release import push_release
 
     args = trainer.args
-    given = {name: value for name, value in options.items() if value is not None}
     return push_release(
         folder,
         trainer.hub_model_id or args.hub_model_id or Path(args.output_dir).absolute().name,
-        private=given.get("private", args.hub_private_repo),
-        revision=given.get("revision", args.hub_revision),
+        private=args.hub_private_repo if private is None else private,
+        revision=args.hub_revision if revision is None else revision,
         commit_message=message,
-        api=HfApi(token=given.get("token", args.hub_token)),
+        api=HfApi(token=args.hub_token if token is None else token),
     )
