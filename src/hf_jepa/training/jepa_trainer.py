@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import PushInProgress, logging
 
-from ..data import CountedSampler, SeededImageDataset
+from ..data import SeededImageDataset
 from .arguments import as_jepa_arguments, lars
 from .batch_norm import synchronize_batch_norm
 from .callbacks import (
@@ -105,7 +105,6 @@ class JepaTrainer(SafeCheckpointTrainer):
         if args.world_size > 1:
             synchronize_batch_norm(model, args.device.type)
         self.probe_train_dataset = probe_train_dataset
-        self.train_sampler: CountedSampler | None = None
         self.metrics = StepMetrics()
         self.guard = GuardCallback(self._describe_step)
         own = [StepSeedCallback(), WeightDecayCallback(), SamplerEpochCallback(lambda: self.train_sampler), self.guard]
@@ -150,18 +149,6 @@ class JepaTrainer(SafeCheckpointTrainer):
             sampler_fn=self._get_train_sampler,
             is_training=True,
         )
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
-        rows = len(self.train_dataset if train_dataset is None else train_dataset)
-        shuffle = self.args.train_sampling_strategy != "sequential"
-        self.train_sampler = CountedSampler(
-            rows, seed=self._data_seed, batch_size=self.global_batch_size, shuffle=shuffle
-        )
-        return self.train_sampler
-
-    @property
-    def _data_seed(self) -> int:
-        return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
     def _stream_dataloader(self) -> DataLoader:
         args = self.args

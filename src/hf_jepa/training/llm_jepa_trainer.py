@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from ..data import CountedSampler, PairFormat, TextPairCollator, TextPairDataset
+from ..data import PairFormat, TextPairCollator, TextPairDataset
 from ..data.pair_collator import OfficialPairCollator
 from .callbacks import GuardCallback, SamplerEpochCallback, StepSeedCallback, TargetEMACallback
 from .draws import DrawSeededDataset
@@ -86,7 +86,6 @@ class LLMJepaTrainer(SafeCheckpointTrainer):
         if config.jepa_lambda == 0:
             _freeze_unused(model)
         self.pair_format = pair_format or PairFormat()
-        self.train_sampler: CountedSampler | None = None
         self.metrics = PairMetrics(args.pair_metrics_rows)
         self._num_pairs: torch.Tensor | int | None = None
         self._steps_logged = 0
@@ -143,18 +142,6 @@ class LLMJepaTrainer(SafeCheckpointTrainer):
             sampler_fn=self._get_train_sampler,
             is_training=True,
         )
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
-        rows = len(self.train_dataset if train_dataset is None else train_dataset)
-        shuffle = self.args.train_sampling_strategy != "sequential"
-        self.train_sampler = CountedSampler(
-            rows, seed=self._data_seed, batch_size=self.global_batch_size, shuffle=shuffle
-        )
-        return self.train_sampler
-
-    @property
-    def _data_seed(self) -> int:
-        return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
     def _describe_step(self, step: int) -> dict[str, Any]:
         first = step * self.global_batch_size

@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Sampler
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
+from ..data import CountedSampler
 from . import checkpoints
 
 logger = logging.get_logger(__name__)
@@ -16,14 +18,29 @@ logger = logging.get_logger(__name__)
 class SafeCheckpointTrainer(Trainer):
     """
     [`~transformers.Trainer`] with checkpoints that can be trusted: safetensors and JSON only, a completion marker
-    written last, weights restored whole or refused, and changed settings noticed on resume. The base of the trainers
-    here; its arguments must have `allow_changed_settings`.
+    written last, weights restored whole or refused, and changed settings noticed on resume. Samples come in one order
+    counted over the run, for any split over processes. The base of the trainers here; its arguments must have
+    `allow_changed_settings`.
     """
+
+    train_sampler: CountedSampler | None = None
 
     @property
     def global_batch_size(self) -> int:
         """`int`: images of one optimizer step, over all processes and accumulation steps."""
         return self.get_total_train_batch_size(self.args)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
+        rows = len(self.train_dataset if train_dataset is None else train_dataset)
+        shuffle = self.args.train_sampling_strategy != "sequential"
+        self.train_sampler = CountedSampler(
+            rows, seed=self._data_seed, batch_size=self.global_batch_size, shuffle=shuffle
+        )
+        return self.train_sampler
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """

@@ -9,6 +9,7 @@ from transformers import initialization as init
 from ...encoders import Pooling, patch_tokens, pooled_output, resolve_pooling, run_encoder
 from ...modeling_jepa import JepaPreTrainedModel
 from ...objectives.distributed import world_size
+from ...objectives.inputs import at_least_float32
 from .configuration_joint_embedding import JointEmbeddingPreTrainingConfig
 
 
@@ -223,3 +224,15 @@ class JointEmbeddingPreTrainedModel(JepaPreTrainedModel):
             `torch.FloatTensor` of shape `(batch, pooled width)`.
         """
         return self._pool(pixel_values)
+
+    @torch.no_grad()
+    def energy(
+        self, pixel_values: torch.FloatTensor, local_pixel_values: torch.FloatTensor | None = None
+    ) -> torch.FloatTensor:
+        """
+        How far an image's views lie apart: mean squared difference of its pairs of views. Arguments as in `forward`.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch,)`.
+        """
+        return pairwise_distance(at_least_float32(self.embed(pixel_values, local_pixel_values)[1]))

@@ -47,15 +47,3 @@ class RectifiedLpJepaForPreTraining(JointEmbeddingPreTrainedModel):
             context_features=pooled.flatten(0, 1).unsqueeze(1),
             projections=projections,
         )
-
-    @torch.no_grad()
-    def energy(
-        self, pixel_values: torch.FloatTensor, local_pixel_values: torch.FloatTensor | None = None
-    ) -> torch.FloatTensor:
-        """
-        How far an image's views lie apart: mean squared difference of its pairs of views. Arguments as in `forward`.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch,)`.
-        """
-        return pairwise_distance(at_least_float32(self.embed(pixel_values, local_pixel_values)[1]))

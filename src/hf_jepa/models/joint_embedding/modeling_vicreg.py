@@ -6,9 +6,8 @@ from transformers.utils.generic import can_return_tuple
 
 from ...modeling_jepa import JepaOutput
 from ...objectives import multi_view_vicreg, vicreg
-from ...objectives.vicreg import at_least_float32
 from .configuration_joint_embedding import VICRegPreTrainingConfig
-from .modeling_joint_embedding import JointEmbeddingPreTrainedModel, mlp, pairwise_distance
+from .modeling_joint_embedding import JointEmbeddingPreTrainedModel, mlp
 
 
 class VICRegForPreTraining(JointEmbeddingPreTrainedModel):
@@ -48,15 +47,3 @@ class VICRegForPreTraining(JointEmbeddingPreTrainedModel):
             context_features=pooled.flatten(0, 1).unsqueeze(1),
             projections=projections,
         )
-
-    @torch.no_grad()
-    def energy(
-        self, pixel_values: torch.FloatTensor, local_pixel_values: torch.FloatTensor | None = None
-    ) -> torch.FloatTensor:
-        """
-        How far an image's views lie apart: mean squared difference of its pairs of views. Arguments as in `forward`.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch,)`.
-        """
-        return pairwise_distance(at_least_float32(self.embed(pixel_values, local_pixel_values)[1]))
