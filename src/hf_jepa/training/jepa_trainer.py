@@ -339,11 +339,6 @@ class JepaTrainer(SafeCheckpointTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _raise_if_non_finite(self) -> None:
-        step = self.metrics.first_non_finite_step(self.accelerator)
-        if step is not None:
-            raise self.guard.report_non_finite(self.args, self.state, step, float("nan"), None)
-
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """
         Trains.

@@ -256,11 +256,6 @@ class LLMJepaTrainer(SafeCheckpointTrainer):
 
     # ---- Guards ----
 
-    def _raise_if_non_finite(self) -> None:
-        step = self.metrics.first_non_finite_step(self.accelerator)
-        if step is not None:
-            raise self.guard.report_non_finite(self.args, self.state, step, float("nan"), None)
-
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """
         Trains.

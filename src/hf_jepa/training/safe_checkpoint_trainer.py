@@ -19,8 +19,8 @@ class SafeCheckpointTrainer(Trainer):
     """
     [`~transformers.Trainer`] with checkpoints that can be trusted: safetensors and JSON only, a completion marker
     written last, weights restored whole or refused, and changed settings noticed on resume. Samples come in one order
-    counted over the run, for any split over processes. The base of the trainers here; its arguments must have
-    `allow_changed_settings`.
+    counted over the run, for any split over processes. The base of the trainers here, which set `metrics` and `guard`;
+    its arguments must have `allow_changed_settings`.
     """
 
     train_sampler: CountedSampler | None = None
@@ -29,6 +29,11 @@ class SafeCheckpointTrainer(Trainer):
     def global_batch_size(self) -> int:
         """`int`: images of one optimizer step, over all processes and accumulation steps."""
         return self.get_total_train_batch_size(self.args)
+
+    def _raise_if_non_finite(self) -> None:
+        step = self.metrics.first_non_finite_step(self.accelerator)
+        if step is not None:
+            raise self.guard.report_non_finite(self.args, self.state, step, float("nan"), None)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         rows = len(self.train_dataset if train_dataset is None else train_dataset)
