@@ -114,6 +114,42 @@ _METHODS = {
   note      = {arXiv:2011.10566}
 }""",
     ),
+    "vjepa": (
+        "V-JEPA",
+        "V-JEPA learns video features without labels: from the visible patches of a clip, a predictor must tell what "
+        "an exponential moving average of the encoder makes of blocks hidden through the whole clip.",
+        """@article{bardes2024vjepa,
+  title   = {Revisiting Feature Prediction for Learning Visual Representations from Video},
+  author  = {Bardes, Adrien and Garrido, Quentin and Ponce, Jean and Chen, Xinlei and Rabbat, Michael and
+             LeCun, Yann and Assran, Mahmoud and Ballas, Nicolas},
+  journal = {arXiv:2404.08471},
+  year    = {2024}
+}""",
+    ),
+    "vjepa2": (
+        "V-JEPA 2",
+        "V-JEPA 2 learns video features without labels, as V-JEPA does, with rotary positions and at scale: from the "
+        "visible patches of a clip, a predictor must tell what an exponential moving average of the encoder makes of "
+        "the hidden ones.",
+        """@article{assran2025vjepa2,
+  title   = {V-JEPA 2: Self-Supervised Video Models Enable Understanding, Prediction and Planning},
+  author  = {Assran, Mahmoud and Bardes, Adrien and Fan, David and Garrido, Quentin and others},
+  journal = {arXiv:2506.09985},
+  year    = {2025}
+}""",
+    ),
+    "vjepa2_1": (
+        "V-JEPA 2.1",
+        "V-JEPA 2.1 learns dense features of videos and images without labels: a predictor must tell what an "
+        "exponential moving average of the encoder makes of the hidden and of the visible patches, at several depths.",
+        """@article{murlabadia2026vjepa21,
+  title   = {V-JEPA 2.1: Unlocking Dense Features in Video Self-Supervised Learning},
+  author  = {Mur-Labadia, Lorenzo and Muckley, Matthew and Bar, Amir and Assran, Mido and Sinha, Koustuv and
+             Rabbat, Mike and LeCun, Yann and Ballas, Nicolas and Bardes, Adrien},
+  journal = {arXiv:2603.14482},
+  year    = {2026}
+}""",
+    ),
     "llm_jepa": (
         "LLM-JEPA",
         "LLM-JEPA fine-tunes a language model with a second loss beside next-token prediction: from its embedding of "
@@ -176,7 +212,9 @@ def _results_table(results: dict[str, Any]) -> list[list[str]]:
 
 
 def _pipeline(results: dict[str, Any]) -> str:
-    return "text-generation" if results["model"].get("modality") == "text" else "image-feature-extraction"
+    # The Hub has no task for the features of videos alone.
+    pipelines = {"text": "text-generation", "video": "feature-extraction"}
+    return pipelines.get(results["model"].get("modality"), "image-feature-extraction")
 
 
 def _eval_results(results: dict[str, Any]) -> list[EvalResult]:
