@@ -22,10 +22,23 @@ LAYOUT_FILE = "original_checkpoint.json"
 KeyMaps = dict[str, dict[str, tuple[str, ...]]]
 Groups = dict[str, dict[str, torch.Tensor]]
 
+# Tensors of the original file that no model of ours uses, beside the layout, for the way back.
+UNUSED_FILE = "original_unused.safetensors"
+# What distributed training and the video methods' multi-mask wrapper put before every key.
+_WRAPPERS = ("module.", "backbone.")
+
+
+def _common_prefix(keys: list[str]) -> str:
+    """The wrappers' names that every key starts with, such as `module.backbone.`."""
+    prefix = ""
+    while wrapper := next((name for name in _WRAPPERS if all(key.startswith(prefix + name) for key in keys)), None):
+        prefix += wrapper
+    return prefix
+
 
 def read_groups(checkpoint: dict[str, Any], names: Iterable[str], what: str) -> tuple[Groups, dict[str, str]]:
     """
-    The state dicts of a checkpoint, with the `module.` of a wrapped model taken off their keys.
+    The state dicts of a checkpoint, with the `module.` and `backbone.` of wrapped models taken off their keys.
 
     Args:
         checkpoint (`dict`): as read from the file.
@@ -47,7 +60,7 @@ def read_groups(checkpoint: dict[str, Any], names: Iterable[str], what: str) -> 
         )
     for name in names:
         state_dict = checkpoint[name]
-        prefix = "module." if all(str(key).startswith("module.") for key in state_dict) else ""
+        prefix = _common_prefix(list(map(str, state_dict))) if state_dict else ""
         tensors = {str(key).removeprefix(prefix): value for key, value in state_dict.items()}
         wrong = [key for key, value in tensors.items() if not isinstance(value, torch.Tensor)]
         if wrong or not tensors:

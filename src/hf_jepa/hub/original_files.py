@@ -89,11 +89,19 @@ def _is_plain_namespace(value: Any) -> bool:
         return False
 
 
+def first_of_list(key: str) -> str:
+    """The name of the group that is the first state dict of the list under `key`."""
+    return f"{key}.0"
+
+
 def _shared_names(checkpoint: dict[str, Any], groups: set[str]) -> list[str]:
     """Strings that several keys share as one object; pickle writes those once and then refers to them."""
     names = list(checkpoint)
-    for group in groups:
-        names += [*checkpoint[group], *(getattr(checkpoint[group], "_metadata", None) or ())]
+    for key, value in checkpoint.items():
+        if first_of_list(key) in groups:
+            value = value[0]
+        if {key, first_of_list(key)} & groups:
+            names += [*value, *(getattr(value, "_metadata", None) or ())]
     for value in checkpoint.values():
         if _is_plain_namespace(value):
             names += [text for text in (*vars(value), *vars(value).values()) if isinstance(text, str)]
@@ -106,7 +114,8 @@ def describe_layout(checkpoint: dict[str, Any], groups: Iterable[str], path: str
 
     Args:
         checkpoint: The dictionary read from `path`.
-        groups: Keys of `checkpoint` that hold state dicts.
+        groups: Keys of `checkpoint` that hold state dicts; `KEY.0` for the first of a list of them, the only one that
+            is kept.
         path: The file; the name of the archive inside it is kept, as torch derives it from the file's name.
 
     Returns:
@@ -118,9 +127,14 @@ def describe_layout(checkpoint: dict[str, Any], groups: Iterable[str], path: str
     entries: list[dict[str, Any]] = []
     dropped = []
     for key, value in checkpoint.items():
-        if key in groups:
+        in_list = first_of_list(key) in groups
+        if in_list:
+            dropped += [f"{key}.{index}" for index in range(1, len(value))]
+            value = value[0]
+        if in_list or key in groups:
             kind = "OrderedDict" if isinstance(value, OrderedDict) else "dict"
-            entries.append({"key": key, "kind": kind, "names": list(value), "metadata": _metadata_of(value)})
+            entry = {"key": key, "kind": kind, "names": list(value), "metadata": _metadata_of(value)}
+            entries.append(entry | ({"in_list": True} if in_list else {}))
             continue
         value = value.item() if isinstance(value, np.generic) else value
         if value is None or isinstance(value, bool | int | float | str):
@@ -135,6 +149,10 @@ def describe_layout(checkpoint: dict[str, Any], groups: Iterable[str], path: str
             archive_name = archive.namelist()[0].split("/")[0]
     shared = _shared_names(checkpoint, groups)
     return {"archive_name": archive_name, "entries": entries, "dropped": dropped, "shared_names": shared}
+
+
+def _group_of(entry: dict[str, Any]) -> str:
+    return first_of_list(entry["key"]) if entry.get("in_list") else entry["key"]
 
 
 def write_original_checkpoint(
@@ -154,7 +172,7 @@ def write_original_checkpoint(
         ValueError: the layout does not name exactly these tensors.
     """
     path = Path(path)
-    named = {entry["key"]: set(entry["names"]) for entry in layout["entries"] if "names" in entry}
+    named = {_group_of(entry): set(entry["names"]) for entry in layout["entries"] if "names" in entry}
     if named != {group: set(state_dict) for group, state_dict in tensors.items()}:
         raise ValueError("The recorded layout does not name the tensors of this model; delete it or convert again.")
     checkpoint: dict[str, Any] = {}
@@ -176,13 +194,13 @@ def write_original_checkpoint(
             continue
         state_dict = OrderedDict() if entry["kind"] == "OrderedDict" else {}
         for name in entry["names"]:
-            state_dict[name_object(name)] = tensors[entry["key"]][name].contiguous()
+            state_dict[name_object(name)] = tensors[_group_of(entry)][name].contiguous()
         if entry["metadata"] is not None and isinstance(state_dict, OrderedDict):
             state_dict._metadata = OrderedDict(
                 (name_object(name), {sys.intern(key): value for key, value in versions.items()})
                 for name, versions in entry["metadata"].items()
             )
-        checkpoint[name_object(entry["key"])] = state_dict
+        checkpoint[name_object(entry["key"])] = [state_dict] if entry.get("in_list") else state_dict
     path.parent.mkdir(parents=True, exist_ok=True)
     # torch.save names the archive inside the file after the file, so the file is born under its original name.
     archive_name = Path(layout["archive_name"] or path.name.partition(".")[0]).name
