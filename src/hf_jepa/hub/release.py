@@ -29,7 +29,9 @@ _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".tar", ".npy", "
 _TEXTS = {".json", ".yaml", ".yml", ".md", ".txt"}
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}\b")
 _CARD_FIELDS = ("architecture", "hidden_size", "hidden_sizes", "depths", "num_hidden_layers", "num_attention_heads")
-_CARD_FIELDS += ("image_size", "patch_size")
+_CARD_FIELDS += ("image_size", "crop_size", "frames_per_clip", "patch_size", "tubelet_size")
+# What reads a release's inputs: one of these must be there.
+_PROCESSORS = ("tokenizer_config.json", "video_preprocessor_config.json", "preprocessor_config.json")
 _TRANSIENT = {408, 429, 500, 502, 503, 504}
 
 
@@ -59,6 +61,33 @@ def default_image_processor(
     return ViTImageProcessor(
         size={"height": height, "width": width}, image_mean=list(image_mean), image_std=list(image_std)
     )
+
+
+def default_video_processor(
+    crop_size: int,
+    image_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+    image_std: Sequence[float] = IMAGENET_DEFAULT_STD,
+) -> Any:
+    """
+    The evaluation transform of the V-JEPA family, written out: the short side to `int(crop_size * 256 / 224)`, a
+    centre crop, ImageNet statistics (released code). Which frames of a video to take is the caller's.
+
+    Args:
+        crop_size: Height and width in pixels.
+        image_mean: Per channel, of pixels scaled to [0, 1].
+        image_std: Per channel.
+
+    Returns:
+        A `VJEPA2VideoProcessor`.
+    """
+    from transformers import VJEPA2VideoProcessor
+
+    return VJEPA2VideoProcessor(crop_size=crop_size, image_mean=list(image_mean), image_std=list(image_std))
+
+
+def is_video_model(model: PreTrainedModel) -> bool:
+    """Whether a model reads clips, `(batch, frames, channels, height, width)`."""
+    return model.main_input_name == "pixel_values_videos"
 
 
 def describe_model(model: PreTrainedModel, encoder: PreTrainedModel, which: str) -> dict[str, Any]:
@@ -216,19 +245,15 @@ def check_release(folder: str | os.PathLike) -> Path:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{str(folder)!r} is no folder.")
-    is_text = (folder / "tokenizer_config.json").is_file()
     config = "adapter_config.json" if (folder / "adapter_config.json").is_file() else "config.json"
-    required = [
-        config,
-        "tokenizer_config.json" if is_text else "preprocessor_config.json",
-        "README.md",
-        "results.json",
-    ]
+    required = [config, "README.md", "results.json"]
     models = [folder]
     if (folder / PRETRAINING_FOLDER).is_dir():
         required.append(f"{PRETRAINING_FOLDER}/config.json")
         models.append(folder / PRETRAINING_FOLDER)
     faults = [f"{name} is missing" for name in required if not (folder / name).is_file()]
+    if not any((folder / name).is_file() for name in _PROCESSORS):
+        faults.append(f"{' or '.join(_PROCESSORS)} is missing")
     for model in models:
         faults += _check_weights(model)
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
