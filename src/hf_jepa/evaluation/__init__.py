@@ -1,3 +1,4 @@
+from .attentive_heads import VJEPA1_PROBE, train_attentive_heads
 from .attentive_probe import attentive_probe
 from .closed_form import ProbeResult, logistic_probe, ridge_probe
 from .diagnostics import collapse_report, content_share, effective_rank, feature_std, lidar, rankme
@@ -14,6 +15,7 @@ from .run import TASKS, evaluate_model, load_encoder, processor_transform
 __all__ = [
     "SCORERS",
     "TASKS",
+    "VJEPA1_PROBE",
     "LowShotResult",
     "ProbeResult",
     "attentive_probe",
@@ -45,4 +47,5 @@ __all__ = [
     "ridge_probe",
     "score_responses",
     "sqlite_match",
+    "train_attentive_heads",
 ]

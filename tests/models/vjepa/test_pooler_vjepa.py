@@ -131,7 +131,6 @@ def test_official_initialisation(case, depth, self_attention_on):
     width = recorded["config"]["embed_dim"]
     probe = Probe(VJepaAttentivePooler(width, 4, depth - 1, self_attention_on), 10)
     init_attentive_pooler(probe.pooler)
-    seen = 0
     for key, (mean, std, *_, numel) in zip(recorded["keys"]["classifier"], statistics.tolist(), strict=True):
         ours = torch.cat([probe.get_parameter(name).detach().flatten() for name in our_keys(key)])
         assert ours.numel() == numel, key
@@ -140,8 +139,6 @@ def test_official_initialisation(case, depth, self_attention_on):
         else:
             # Twice, because both sides are samples.
             assert float(ours.std()) == pytest.approx(std, rel=2 * 5 / (2 * numel) ** 0.5), key
-        seen += 1
-    assert seen == len(list(recorded["keys"]["classifier"]))
 
 
 def test_bad_sizes_are_named():
