@@ -13,6 +13,17 @@ VOCABULARY = 60
 FAMILIES = {
     "llama": {"model_type": "llama"},
     "llama_tied": {"model_type": "llama", "tie_word_embeddings": True},
+    "llama3_rope": {
+        "model_type": "llama",
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    },
     "qwen2": {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
     "qwen3": {"model_type": "qwen3", "head_dim": 8},
     "mistral": {"model_type": "mistral", "sliding_window": 5},
@@ -26,6 +37,8 @@ FAMILIES = {
     "olmo2": {"model_type": "olmo2"},
     "phi": {"model_type": "phi"},
     "smollm3": {"model_type": "smollm3"},
+    # Learned positions; the head reads a module within the base model.
+    "opt": {"model_type": "opt", "ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.3, "dropout": 0.0},
 }
 
 

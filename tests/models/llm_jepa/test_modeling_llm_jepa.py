@@ -9,9 +9,13 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForPreTraining,
+    BertConfig,
+    BloomConfig,
+    FalconConfig,
     GPT2Config,
     LlamaConfig,
     MambaConfig,
+    MptConfig,
     PreTrainedTokenizerFast,
 )
 
@@ -310,8 +314,16 @@ def test_faults_of_batches(make_decoder, examples):
 
 
 def test_decoders_that_cannot_take_the_mask_are_refused(make_decoder, examples):
-    with pytest.raises(ValueError, match="MambaForCausalLM has no attention backbone"):
-        WRAP(AutoModelForCausalLM.from_config(MambaConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1)))
+    small = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    for config, message in (
+        (MambaConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1), "MambaForCausalLM has no attention backbone"),
+        (BertConfig(**small, intermediate_size=8), "BertLMHeadModel attends to what follows"),
+        (BloomConfig(vocab_size=9, hidden_size=8, n_layer=1, n_head=2), "BloomForCausalLM counts positions"),
+        (MptConfig(vocab_size=9, d_model=8, n_layers=1, n_heads=2), "MptForCausalLM counts positions"),
+        (FalconConfig(**small, alibi=True), "FalconForCausalLM counts positions"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            WRAP(AutoModelForCausalLM.from_config(config))
     decoder = make_decoder()
     decoder.config._attn_implementation = "paged|sdpa"
     with pytest.raises(ValueError, match="one of sdpa, flex_attention, eager"):

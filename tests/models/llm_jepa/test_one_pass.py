@@ -2,16 +2,31 @@
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_jepa import LLMJepaForCausalLM
 from hf_jepa.masking import pack_examples
 
+FAMILIES = (
+    "llama", "llama_tied", "llama3_rope", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "olmo2", "phi", "smollm3",
+    "opt",
+)  # fmt: skip
+# transformers itself refuses sdpa for soft-capped attention.
 BACKENDS = {"gemma2": ["eager"]}
-CASES = [
-    (family, backend)
-    for family in (["llama", "llama_tied", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "olmo2", "phi", "smollm3"])
-    for backend in BACKENDS.get(family, ["sdpa", "eager"])
-]
+CASES = [(family, backend) for family in FAMILIES for backend in BACKENDS.get(family, ["sdpa", "eager"])]
+OTHERS = (
+    "cohere", "cohere2", "ernie4_5", "exaone4", "glm4", "gpt2", "gpt_neox", "gpt_oss", "granite", "helium",
+    "ministral", "mixtral", "nemotron", "olmo", "olmo3", "persimmon", "phi3", "qwen3_moe", "seed_oss", "stablelm",
+    "starcoder2",
+)  # fmt: skip
+# Every family takes those of these that it knows.
+SIZES = {
+    "vocab_size": 60, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "hidden_size": 32, "n_embd": 32,
+    "intermediate_size": 48, "moe_intermediate_size": 16, "num_hidden_layers": 2, "n_layer": 2, "head_dim": 8,
+    "num_attention_heads": 4, "n_head": 4, "num_key_value_heads": 2, "num_experts": 4, "num_local_experts": 4,
+    "num_experts_per_tok": 2, "sliding_window": 5, "max_position_embeddings": 64, "n_positions": 64,
+    "initializer_range": 0.3, "attention_dropout": 0.0, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -64,21 +79,40 @@ def test_default_backend_of_softcapped_attention_is_one_that_computes_it(make_de
     check(decoder, examples, k=1)
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gemma3"])
-def test_flex_attention_equals_eager(make_decoder, examples, family):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_flex_attention_equals_separate_passes(make_decoder, examples, separate_passes, family):
     decoder = make_decoder(family, "eager")
     model = LLMJepaForCausalLM.from_decoder(decoder, num_predictor_tokens=2).eval()
+    torch.nn.init.normal_(model.predictor_tokens, std=0.3)
     batch = pack_examples(examples, 2, "shared", row_length=64, pad_to_multiple_of=128)
     with torch.no_grad():
-        expected = model(**batch)
+        loss, predictions, targets = separate_passes(decoder, examples, model.predictor_tokens)
         model.set_attn_implementation("flex_attention")
         # The kernel has no CPU backward pass, and compiling it would take longer than all tests here.
         with torch.compiler.set_stance("force_eager"):
             found = model(**batch)
-    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-5, atol=0)
-    for name in ("text", "predicted", "code"):
-        name = f"{name}_embeddings"
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.loss, loss, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.predicted_embeddings, predictions, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.target_embeddings, targets, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", OTHERS)
+def test_one_pass_of_further_families(examples, model_type):
+    known = AutoConfig.for_model(model_type)
+    sizes = {name: value for name, value in SIZES.items() if hasattr(known, name)}
+    decoder = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes)).eval()
+    model = LLMJepaForCausalLM.from_decoder(decoder, num_predictor_tokens=1).eval()
+    embedding, backbone = decoder.get_input_embeddings(), decoder.base_model
+    with torch.no_grad():
+        output = model(**pack_examples(examples, 1, "shared", row_length=64))
+        for number, example in enumerate(examples[:2]):
+            text = embedding(torch.tensor([example["input_ids"][: example["text_length"]]]))
+            code = embedding(torch.tensor([example["code_ids"]]))
+            asked = torch.cat([text, model.predictor_tokens[None]], dim=1)
+            for name, view in (("text", text), ("predicted", asked), ("code", code)):
+                expected = backbone(inputs_embeds=view, use_cache=False).last_hidden_state[0, -1]
+                found = output[f"{name}_embeddings"][number]
+                assert (found - expected).abs().max() <= 1e-5 * expected.abs().max(), name
 
 
 def test_predictors_do_not_reach_the_response_nor_text_the_code(make_decoder, examples):

@@ -12,12 +12,13 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from ...masking.attention import Tokens, attention_masks, check_attention, is_varlen, visible_from
+from ...masking.attention import Tokens, attention_masks, is_varlen, visible_from
 from ...masking.text import Layout, resolve_layout
 from ...modeling_jepa import JepaPreTrainedModel
 from ...objectives.inputs import at_least_float32
 from ...regularized import build_regularizer
 from .configuration_llm_jepa import LLMJepaConfig
+from .decoder_checks import check_decoder
 from .objective_llm_jepa import jepa_terms, pair_distances
 from .predictor_tokens import add_predictor_tokens, check_vocabulary, mean_token_vectors, predictor_token_ids
 
@@ -88,12 +89,7 @@ class LLMJepaForCausalLM(JepaPreTrainedModel):
         self.predictor_tokens = nn.Parameter(torch.empty(soft, width)) if soft else None
         self.predictor_head = nn.Linear(width, width, bias=False) if config.predictor_head == "linear" else None
         self.regularizer = build_regularizer(config)
-        if self.encoder is self.causal_lm or self.encoder._is_stateful:
-            raise ValueError(
-                f"{type(self.causal_lm).__name__} has no attention backbone of its own; LLM-JEPA needs a decoder with "
-                "full or sliding-window attention layers."
-            )
-        check_attention(self.causal_lm.config)
+        check_decoder(self.causal_lm, self.encoder)
         check_vocabulary(self.causal_lm, config.predictor_token_ids or ())
         if config.target == "ema":
             self.target_encoder = copy.deepcopy(self.encoder)
@@ -164,7 +160,8 @@ class LLMJepaForCausalLM(JepaPreTrainedModel):
     @property
     def encoder(self) -> PreTrainedModel:
         """The decoder's backbone, up to its final norm."""
-        return self.causal_lm.base_model
+        # The heads of some families (OPT) read the states of a module within the base model.
+        return self.causal_lm.base_model.get_decoder()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.causal_lm.get_input_embeddings()
