@@ -1,4 +1,5 @@
-"""Pictures of a run: training curves, collapse, masks, PCA feature maps, prediction similarity, hidden-part retrieval.
+"""Pictures of a run: training curves, collapse, masks, PCA feature maps (over time for clips), prediction
+similarity, hidden-part retrieval, surprise over time.
 
 Importing this package does not import matplotlib; drawing does (`pip install hf-jepa[viz]`).
 """
@@ -8,6 +9,7 @@ from .curves import plot_training_curves
 from .features import pca_colors, plot_feature_pca, plot_prediction_similarity
 from .masks import plot_masks, plot_retrieval
 from .pairs import plot_displacement_spectra
+from .video import plot_surprise, plot_video_pca
 from .views import plot_neighbours, plot_views
 
 __all__ = [
@@ -19,6 +21,8 @@ __all__ = [
     "plot_neighbours",
     "plot_prediction_similarity",
     "plot_retrieval",
+    "plot_surprise",
     "plot_training_curves",
+    "plot_video_pca",
     "plot_views",
 ]
