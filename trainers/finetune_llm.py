@@ -40,7 +40,8 @@ def build_format(args: PairArguments) -> PairFormat:
     for name in ("train_on", "read_at", "text_view", "code_view", "system_prompt"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
-    options |= {name: getattr(args, name) for name in ("text_column", "code_column", "messages_column")}
+    columns = ("text_column", "code_column", "messages_column", "text_view_column", "code_view_column")
+    options |= {name: getattr(args, name) for name in columns}
     if args.enable_thinking is not None:
         options["template_options"] = {"enable_thinking": args.enable_thinking}
     if args.format not in ("clean", "official"):
@@ -147,12 +148,14 @@ def build_trainer(
         k = model_args.num_predictor_tokens
         if model_args.predictor_mode != "vocab" and k:
             raise ValueError("layout='official' has predictor tokens of the vocabulary; set predictor_mode='vocab'.")
+        front = model_args.predictor_position == "front"
         collator = OfficialPairCollator(
             tokenizer,
-            tuple(f"<|predictor_{number}|>" for number in range(k, 0, -1)),
-            pair_args.max_length,
+            tuple(f"<|predictor_{number}|>" for number in (range(1, k + 1) if front else range(k, 0, -1))),
+            pair_format,
             pair_args.last_token,
-            **{name: getattr(pair_args, name) for name in ("messages_column", "text_column", "code_column")},
+            predictor_position=model_args.predictor_position,
+            direction=model_args.direction,
         )
     elif pair_args.layout != "auto":
         raise ValueError(f"`layout` is {pair_args.layout!r}; choose 'auto' or 'official'.")

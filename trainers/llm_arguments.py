@@ -52,7 +52,7 @@ class PairArguments:
     max_length: int = field(default=512, metadata={"help": "Tokens of a conversation."})
     train_on: str | None = field(default=None, metadata={"help": "response, all or text; default: the format's."})
     read_at: str | None = field(default=None, metadata={"help": "content or end_of_turn."})
-    text_view: str | None = field(default=None, metadata={"help": "shared or isolated; default: the format's."})
+    text_view: str | None = field(default=None, metadata={"help": "shared, isolated or plain; default: the format's."})
     code_view: str | None = field(default=None, metadata={"help": "assistant_only, plain or chat."})
     chat_template: str | None = field(default=None, metadata={"help": "Jinja; `plain` for contents and separators."})
     enable_thinking: bool | None = field(default=None, metadata={"help": "Qwen3: False keeps thoughts out."})
@@ -60,6 +60,8 @@ class PairArguments:
     text_column: str = field(default="text", metadata={"help": "Column of the user's content."})
     code_column: str = field(default="code", metadata={"help": "Column of the assistant's content."})
     messages_column: str = field(default="messages", metadata={"help": "Column of chats, where there is one."})
+    text_view_column: str | None = field(default=None, metadata={"help": "Column of the Text view, if not the chat."})
+    code_view_column: str | None = field(default=None, metadata={"help": "Column of the Code view, if not the chat."})
 
 
 @dataclass

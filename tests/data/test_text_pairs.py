@@ -8,7 +8,15 @@ from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from hf_jepa.data import PairFormat, TextPairDataset, encode_pair, official_views, paraphrase_rows, plain_chat_template
+from hf_jepa.data import (
+    OfficialPairCollator,
+    PairFormat,
+    TextPairDataset,
+    encode_pair,
+    official_views,
+    paraphrase_rows,
+    plain_chat_template,
+)
 
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
@@ -29,6 +37,18 @@ GEMMA = (
     "{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}"
     "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
+# SmolLM2's begin-of-text token is what opens every turn; without a system turn it brings its own.
+SMOLLM2 = (
+    "{% for m in messages %}{% if loop.first and messages[0]['role'] != 'system' %}<|im_start|>system\n"
+    "You are a helpful AI<|im_end|>\n{% endif %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# OLMo-2 ends the last turn alone, and its role names are no special tokens.
+OLMO2 = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% if not loop.last %}\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}\n<|assistant|>\n{% endif %}"
+)
 SPECIAL = [
     "<unk>", "<bos>", "<pad>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>", "<|im_end|>",
     "<start_of_turn>", "<end_of_turn>", "<|perception|>",
@@ -36,7 +56,7 @@ SPECIAL = [
 
 
 def byte_tokenizer(
-    chat_template: str | None, eos_token: str, pad_token: str | None = "<pad>"
+    chat_template: str | None, eos_token: str, pad_token: str | None = "<pad>", bos_token: str = "<bos>"
 ) -> PreTrainedTokenizerFast:
     """Byte-level BPE with a few merges, so that tokens straddle words and characters of several bytes are split."""
     tokenizer = Tokenizer(models.BPE())
@@ -51,7 +71,7 @@ def byte_tokenizer(
     )
     tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<bos>", eos_token=eos_token, pad_token=pad_token, unk_token="<unk>"
+        tokenizer_object=tokenizer, bos_token=bos_token, eos_token=eos_token, pad_token=pad_token, unk_token="<unk>"
     )
     fast.add_special_tokens({"additional_special_tokens": SPECIAL[3:]})
     fast.chat_template = chat_template
@@ -75,7 +95,14 @@ CHAT = [
     {"role": "user", "content": "lines with the string dog"},
     {"role": "assistant", "content": "(dog).*"},
 ]
-FAMILIES = {"llama3": (LLAMA3, "<|eot_id|>"), "qwen3": (QWEN3, "<|im_end|>"), "gemma": (GEMMA, "<end_of_turn>")}
+# template, end of turn, begin of text
+FAMILIES = {
+    "llama3": (LLAMA3, "<|eot_id|>", "<bos>"),
+    "qwen3": (QWEN3, "<|im_end|>", "<bos>"),
+    "gemma": (GEMMA, "<end_of_turn>", "<bos>"),
+    "smollm2": (SMOLLM2, "<|im_end|>", "<|im_start|>"),
+    "olmo2": (OLMO2, "<|eot_id|>", "<bos>"),
+}
 
 
 @pytest.mark.parametrize("k", [0, 1, 3])
@@ -104,10 +131,40 @@ def test_official_views_match_the_released_code(golden_dir, k):
     assert set(cut["labels_dataset"]) == {-100}
 
 
+@pytest.mark.parametrize("form", ["one_pass", "multi_pass"])
+@pytest.mark.parametrize("direction", ["text2code", "code2text"])
+@pytest.mark.parametrize("position", ["end", "front"])
+def test_official_rows_in_every_direction(form, direction, position):
+    tokenizer = byte_tokenizer(LLAMA3, "<|eot_id|>")
+    names = ("<|predictor_1|>", "<|predictor_2|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": list(names)}, replace_extra_special_tokens=False)
+    row = {"messages": CHAT, "context": "the context", "ending": [{"role": "assistant", "content": "the ending"}]}
+    fmt = PairFormat.official(text_view_column="context", code_view_column="ending", max_length=96)
+    tokens = names if position == "front" else names[::-1]
+    collator = OfficialPairCollator(tokenizer, tokens, fmt, -2, form, position, direction)
+    batch = collator([row, {**row, "context": "a longer context"}])
+    whole = tokenizer.decode(batch["input_ids"][0])
+    assert "lines with the string dog" in whole
+    glued = ("<|predictor_1|><|predictor_2|>{}" if position == "front" else "{}<|predictor_2|><|predictor_1|>").format
+    contents = {"text": ["the context", "a longer context"], "code": ["the ending"] * 2}
+    predicting = "text" if direction == "text2code" else "code"
+    for name, expected in contents.items():
+        for number, content in enumerate(expected):
+            row, column = batch[f"{name}_index"][number].tolist()
+            # Documents start again, also within a row.
+            start = (batch["document"][row] == batch["document"][row, column]).nonzero()[0].item()
+            seen = tokenizer.decode(batch["input_ids"][row, start : column + 1])
+            # Without its own predictor tokens behind it, a view is read where its content ends.
+            assert seen.endswith(glued(content) if name == predicting and position == "front" else content)
+            row, read = batch["predictor_index"][number].tolist()
+            if name == predicting:
+                assert tokenizer.decode(batch["input_ids"][row, start : read + 1]).endswith(glued(content))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_views_and_labels_of_each_family(family):
-    template, end = FAMILIES[family]
-    tokenizer = byte_tokenizer(template, end)
+    template, end, begin = FAMILIES[family]
+    tokenizer = byte_tokenizer(template, end, bos_token=begin)
     pair = encode_pair({"messages": CHAT}, tokenizer)
     text = tokenizer.decode(pair["input_ids"][: pair["text_length"]])
     assert text.endswith("lines with the string dog")
@@ -120,7 +177,8 @@ def test_views_and_labels_of_each_family(family):
     assert code.endswith("(dog).*")
     assert "string" not in code
     assert "assistant" in code or "model" in code
-    assert code.startswith("<bos>") == (family != "qwen3")
+    assert code.count("<bos>") == code.startswith("<bos>") == (begin == "<bos>" and family != "qwen3")
+    assert code.count("<|im_start|>") == (family in ("qwen3", "smollm2"))
     assert [tokenizer.decode(pair["input_ids"][a:b]).strip() for a, b in pair["spans"]] == [
         "lines with the string dog", "(dog).*",
     ]  # fmt: skip
@@ -130,8 +188,8 @@ def test_views_and_labels_of_each_family(family):
 def test_the_prompt_is_what_generation_is_given(family):
     from hf_jepa.data.chat_views import render
 
-    template, end = FAMILIES[family]
-    tokenizer = byte_tokenizer(template, end)
+    template, end, begin = FAMILIES[family]
+    tokenizer = byte_tokenizer(template, end, bos_token=begin)
     options = {"enable_thinking": False}
     pair = encode_pair({"messages": CHAT}, tokenizer, PairFormat(template_options=options))
     prompt = render(tokenizer, CHAT[:-1], add_generation_prompt=True, **options)
@@ -165,10 +223,21 @@ def test_options_of_views():
     everything = encode_pair(row, tokenizer, PairFormat(train_on="all", **columns))
     assert everything["labels"][0] == -100
     assert everything["labels"][1:] == everything["input_ids"][1:]
+    bare = encode_pair(row, tokenizer, PairFormat(text_view="plain", code_view="plain", **columns))
+    assert (decode(bare["text_ids"]), decode(bare["code_ids"])) == ("<bos>lines é", "<bos>(dog)")
     views = PairFormat(text_view="isolated", code_view="chat", text_view_column="t", code_view_column="c", **columns)
-    given = encode_pair({**row, "t": "context", "c": "ending"}, tokenizer, views)
+    given = encode_pair({**row, "t": "context", "c": [{"content": "ending"}]}, tokenizer, views)
     assert decode(given["text_ids"]).endswith("context")
     assert decode(given["code_ids"]).endswith("ending")
+    # The next token is learnt of the conversation all the same.
+    assert decode([token for token in given["labels"] if token != -100]) == "(dog)<|eot_id|>"
+    for change, message in (
+        ({}, "column 'c' holds None"),
+        ({"c": " "}, "column 'c' holds ' '"),
+        ({"c": []}, "one chat"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            encode_pair({**row, "t": "context", **change}, tokenizer, views)
 
 
 def test_paraphrases_for_pretraining():
@@ -228,7 +297,9 @@ def test_bad_rows_are_named(row, fmt, message):
         TextPairDataset([row], tokenizer, PairFormat(**fmt))[0]
 
 
-def test_a_tokenizer_without_template_is_refused():
+def test_a_tokenizer_without_pad_or_template_is_refused():
+    with pytest.raises(ValueError, match="no pad token"):
+        OfficialPairCollator(byte_tokenizer(LLAMA3, "<|eot_id|>", pad_token=None))
     with pytest.raises(ValueError, match="no chat template"):
         encode_pair({"text": "a", "code": "b"}, byte_tokenizer(None, "<|eot_id|>"))
 
@@ -242,5 +313,7 @@ def test_bad_formats_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             PairFormat(**options)
+    with pytest.raises(ValueError, match="generator is a stream"):
+        TextPairDataset((row for row in ()), byte_tokenizer(LLAMA3, "<|eot_id|>"))
     with pytest.raises(ValueError, match="empty"):
         TextPairDataset([], byte_tokenizer(LLAMA3, "<|eot_id|>"))

@@ -121,7 +121,7 @@ def test_official_rows_train(make_trainer):
     tokenizer.add_special_tokens(
         {"additional_special_tokens": ["<|predictor_1|>"]}, replace_extra_special_tokens=False
     )
-    collator = OfficialPairCollator(tokenizer, ("<|predictor_1|>",), max_length=64)
+    collator = OfficialPairCollator(tokenizer, ("<|predictor_1|>",), PairFormat.official(max_length=64))
     trainer = make_trainer(
         {"predictor_mode": "vocab"}, {"data_collator": collator, "eval_dataset": None}, regime="official"
     )

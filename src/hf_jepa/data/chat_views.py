@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -188,6 +188,10 @@ def official_views(
     predictor_tokens: Sequence[str] = (),
     max_length: int = 512,
     chat_template: str | None = None,
+    predictor_position: Literal["end", "front"] = "end",
+    direction: Literal["text2code", "code2text"] = "text2code",
+    view_contents: tuple[str, str] | None = None,
+    **template_options: Any,
 ) -> dict[str, list[int]]:
     """
     One conversation exactly as the released code of LLM-JEPA tokenizes it: the whole chat, the user's turn alone with
@@ -200,9 +204,15 @@ def official_views(
     Args:
         messages (`list[dict]`): ends with a user's and an assistant's turn.
         tokenizer (`PreTrainedTokenizerBase`): a fast one with a pad token.
-        predictor_tokens (`Sequence[str]`): in the order they are appended: the released code's descend, `k` to 1.
+        predictor_tokens (`Sequence[str]`): in the order in which they stand: the released code's descend, `k` to 1,
+            and ascend in front.
         max_length (`int`): tokens of each row; more are cut off on the right.
         chat_template (`str`, *optional*): instead of the tokenizer's.
+        predictor_position (`str`): behind the content or, the released `front_pred`, before it.
+        direction (`str`): glued to the user's content or, the released `reverse_pred`, to the assistant's.
+        view_contents (`tuple[str, str]`, *optional*): of the views, instead of the user's and the assistant's
+            (HellaSwag: context and correct ending).
+        template_options: for the template, such as `enable_thinking=False`.
 
     Returns:
         `dict[str, list[int]]`: `full_input_ids`, `full_attention_mask`, the same of `text` and `code`,
@@ -214,12 +224,15 @@ def official_views(
     pad = tokenizer.pad_token_id
     if pad is None:
         raise ValueError("The tokenizer has no pad token; the released code sets `tokenizer.pad_token = eos_token`.")
-    user, assistant = messages[-2:]
-    full = tokenize_chat(tokenizer, messages, 2, chat_template)
-    asked = {"role": "user", "content": user["content"] + "".join(predictor_tokens)}
+    full = tokenize_chat(tokenizer, messages, 2, chat_template, **template_options)
+    contents = list(view_contents or (turn["content"] for turn in messages[-2:]))
+    predicting, glued = int(direction == "code2text"), "".join(predictor_tokens)
+    front = predictor_position == "front"
+    contents[predicting] = glued + contents[predicting] if front else contents[predicting] + glued
     rows = {"full": full.input_ids}
-    for name, turn in (("text", asked), ("code", assistant)):
-        rows[name] = tokenizer(render(tokenizer, [turn], chat_template), add_special_tokens=False)["input_ids"]
+    for name, role, content in zip(("text", "code"), ("user", "assistant"), contents, strict=True):
+        rendered = render(tokenizer, [{"role": role, "content": content}], chat_template, **template_options)
+        rows[name] = tokenizer(rendered, add_special_tokens=False)["input_ids"]
     views: dict[str, list[int]] = {}
     for name, ids in rows.items():
         kept = ids[:max_length]
@@ -260,8 +273,7 @@ def _content_spans(rendered: str, pieces: list[str], contents: list[str]) -> lis
         return spans
     raise ValueError(
         "The chat template changes the contents it is given (beyond stripping spaces), so the views cannot be found "
-        "in "
-        "what it renders; pass another `chat_template`."
+        "in what it renders; pass another `chat_template`."
     )
 
 

@@ -10,6 +10,7 @@ from ..masking.text import pack_examples
 from ..masking.text_official import pack_official
 from .chat_views import as_messages, official_views
 from .seeding import mix_seed
+from .text_pairs import PairFormat, view_contents
 
 # Keep what is drawn for one purpose apart from other draws of the same seed.
 _DROPOUT, _TUBE = 0x4A45, 0x5354
@@ -36,8 +37,7 @@ class TextPairCollator:
 
     Raises:
         ValueError: for arguments out of range; when called, for a batch in which no example has a pair although none
-        was
-            dropped, or for randomness without draws.
+            was dropped, or for randomness without draws.
     """
 
     def __init__(
@@ -70,8 +70,7 @@ class TextPairCollator:
         if self.objective == "pairs" and all(example["code_ids"] is None for example in examples):
             raise ValueError(
                 "No example of this batch has a whole pair, so there is nothing for the JEPA loss: raise "
-                "`max_length`, "
-                "or train with a JEPA weight of 0."
+                "`max_length`, or train with a JEPA weight of 0."
             )
         prepared = [self._prepare(example) for example in examples]
         batch = pack_examples(prepared, self.num_predictor_tokens, self.layout, **self.pack_options)
@@ -108,23 +107,29 @@ class OfficialPairCollator:
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): a fast one with a pad token.
-        predictor_tokens (`Sequence[str]`): in the order they are appended: the released code's descend.
-        max_length (`int`): of every row.
+        predictor_tokens (`Sequence[str]`): in the order in which they stand: the released code's descend, and ascend
+            in front.
+        pair_format ([`~hf_jepa.data.PairFormat`], *optional*): names the columns, `max_length` and the template; what
+            labels and views are is the released code's.
         last_token (`int`): the token that is read, from the end of each view.
         form (`str`): `"one_pass"` or `"multi_pass"`.
-        columns: of [`~hf_jepa.data.as_messages`].
+        predictor_position, direction (`str`): as in [`~hf_jepa.data.official_views`].
 
     Returns (when called on rows of the dataset) as [`~hf_jepa.masking.pack_official`].
+
+    Raises:
+        ValueError: for predictor tokens that the tokenizer lacks, or no pad token.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
         predictor_tokens: tuple[str, ...] = (),
-        max_length: int = 512,
+        pair_format: PairFormat | None = None,
         last_token: int = -2,
         form: Literal["one_pass", "multi_pass"] = "one_pass",
-        **columns: Any,
+        predictor_position: Literal["end", "front"] = "end",
+        direction: Literal["text2code", "code2text"] = "text2code",
     ) -> None:
         unknown = [token for token in predictor_tokens if token not in tokenizer.get_vocab()]
         if unknown:
@@ -132,18 +137,17 @@ class OfficialPairCollator:
                 f"The tokenizer has no token {', '.join(unknown)}; add them with `add_special_tokens` and resize the "
                 "model's embeddings."
             )
+        if tokenizer.pad_token_id is None:
+            raise ValueError("The tokenizer has no pad token; the released code sets `pad_token = eos_token`.")
         self.tokenizer = tokenizer
         self.predictor_tokens = tuple(predictor_tokens)
-        self.max_length = max_length
+        self.pair_format = pair_format or PairFormat.official()
         self.last_token = last_token
         self.form = form
-        self.columns = columns
+        self.options: dict[str, Any] = {"predictor_position": predictor_position, "direction": direction}
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        views = [
-            official_views(as_messages(row, **self.columns), self.tokenizer, self.predictor_tokens, self.max_length)
-            for row in rows
-        ]
+        views = [self._views(row) for row in rows]
         stacked = {name: torch.tensor([view[name] for view in views]) for name in views[0]}
         inputs = {
             f"{view}_{kind}": stacked[f"{view}_{kind}"]
@@ -156,4 +160,18 @@ class OfficialPairCollator:
             num_predictor_tokens=len(self.predictor_tokens),
             last_token=self.last_token,
             form=self.form,
+            **self.options,
+        )
+
+    def _views(self, row: dict[str, Any]) -> dict[str, list[int]]:
+        fmt = self.pair_format
+        return official_views(
+            as_messages(row, fmt.messages_column, fmt.text_column, fmt.code_column, fmt.system_prompt),
+            self.tokenizer,
+            self.predictor_tokens,
+            fmt.max_length,
+            fmt.chat_template,
+            view_contents=view_contents(row, fmt),
+            **self.options,
+            **fmt.template_options,
         )

@@ -26,7 +26,8 @@ class PairFormat:
         ignore_pad_labels (`bool`): labels equal to the pad token are ignored: with pad = end of turn, as in the
             released setup, no end of turn is ever trained.
         text_view (`str`): where Enc(Text) is read. `"shared"`: in the conversation, system prompt included, at no
-            extra cost. `"isolated"`: in a copy of the user's turn alone, as the released code does.
+            extra cost. `"isolated"`: in a copy of the user's turn alone, as the released code does. `"plain"`: in a
+            copy of its content, without the template (the released `plain_jepa`, with `code_view="plain"`).
         code_view (`str`): tokens of the Code view. `"assistant_only"`: the assistant's header and content. `"plain"`:
             its content. `"chat"`: its turn rendered as a chat of its own, as the released code does. The first two
             start with the conversation's begin-of-text token, if it has one.
@@ -35,14 +36,14 @@ class PairFormat:
         template_options (`dict`): for the template, such as `{"enable_thinking": False}`.
         system_prompt (`str`, *optional*): put before two-column rows.
         messages_column, text_column, code_column (`str`): names of the columns.
-        text_view_column, code_view_column (`str`, *optional*): columns whose contents are the views instead of the
-            conversation's (HellaSwag: context and correct ending).
+        text_view_column, code_view_column (`str`, *optional*): columns whose contents (texts, or lists of one chat
+            message) are the views instead of the conversation's (HellaSwag: context and correct ending).
     """
 
     max_length: int = 512
     train_on: Literal["response", "all", "text"] = "response"
     ignore_pad_labels: bool = False
-    text_view: Literal["shared", "isolated"] = "shared"
+    text_view: Literal["shared", "isolated", "plain"] = "shared"
     code_view: Literal["assistant_only", "plain", "chat"] = "assistant_only"
     read_at: Literal["content", "end_of_turn"] = "content"
     chat_template: str | None = None
@@ -57,7 +58,7 @@ class PairFormat:
     def __post_init__(self) -> None:
         choices = {
             "train_on": ("response", "all", "text"),
-            "text_view": ("shared", "isolated"),
+            "text_view": ("shared", "isolated", "plain"),
             "code_view": ("assistant_only", "plain", "chat"),
             "read_at": ("content", "end_of_turn"),
         }
@@ -101,9 +102,9 @@ def encode_pair(
 
     Returns:
         `dict`: what [`~hf_jepa.masking.pack_examples`] takes: `input_ids` and `labels` of the conversation (not
-        shifted,
-        -100 ignored), `text_length` (the shared Text view is `input_ids[:text_length]`), `text_ids` (the isolated one,
-        or None) and `code_ids` (None where a view was cut off); and `spans`, where the contents lie in `input_ids`.
+        shifted, -100 ignored), `text_length` (the shared Text view is `input_ids[:text_length]`), `text_ids` (a view
+        of its own, or None) and `code_ids` (None where a view was cut off); and `spans`, where the contents lie in
+        `input_ids`.
 
     Raises:
         ValueError: for views that are empty, overlap, or leave nothing to train on after truncation.
@@ -128,8 +129,9 @@ def encode_pair(
             f"Nothing is left to train on: the conversation has {len(full)} tokens, of which the first "
             f"{fmt.max_length} hold no label. Raise `max_length` or drop such rows."
         )
-    text_ids = _text_view(row, messages[-2], tokenizer, fmt)
-    code_ids = _code_view(row, messages[-1], chat, tokenizer, fmt)
+    contents = view_contents(row, fmt) or tuple(turn["content"] for turn in messages[-2:])
+    text_ids = _text_view(contents[0], chat, tokenizer, fmt)
+    code_ids = _code_view(contents[1], chat, tokenizer, fmt)
     whole = text_end <= kept and (code_in_chat is None or code_in_chat[1] <= kept)
     whole = whole and len(text_ids or ()) <= fmt.max_length and len(code_ids) <= fmt.max_length
     return {
@@ -156,6 +158,11 @@ class TextPairDataset:
     def __init__(
         self, rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, pair_format: PairFormat | None = None
     ) -> None:
+        if not hasattr(rows, "__len__"):
+            raise ValueError(
+                f"{type(rows).__name__} is a stream, but text pairs are drawn by index; give a list or a map-style "
+                "dataset (`streaming=False`, or `Dataset.from_list(list(stream.take(n)))`)."
+            )
         if len(rows) == 0:
             raise ValueError("The dataset of text pairs is empty.")
         self.rows = rows
@@ -239,30 +246,50 @@ def _labels(
     return labels
 
 
+def view_contents(row: dict[str, Any], pair_format: PairFormat) -> tuple[str, str] | None:
+    """
+    The contents of views that have columns of their own, or None where the conversation's are the views.
+
+    Raises:
+        ValueError: for a column that is missing, or holds neither a text nor one chat message.
+    """
+    contents = []
+    for column in filter(None, (pair_format.text_view_column, pair_format.code_view_column)):
+        content = row.get(column)
+        if isinstance(content, list) and len(content) == 1:
+            content = content[0]["content"]
+        if not isinstance(content, str) or not content.strip():
+            raise ValueError(
+                f"The view's column {column!r} holds {content!r}; it must be a text, or a list of one chat message. "
+                f"The row has the columns {', '.join(map(repr, row))}."
+            )
+        contents.append(content)
+    return tuple(contents) or None
+
+
 def _text_view(
-    row: dict[str, Any], user: dict[str, str], tokenizer: PreTrainedTokenizerBase, fmt: PairFormat
+    content: str, chat: TokenizedChat, tokenizer: PreTrainedTokenizerBase, fmt: PairFormat
 ) -> list[int] | None:
     if fmt.text_view == "shared":
         return None
-    content = row[fmt.text_view_column] if fmt.text_view_column else user["content"]
-    return _alone("user", content, tokenizer, fmt)
+    if fmt.text_view == "isolated":
+        return _alone("user", content, tokenizer, fmt)
+    first, last = chat.spans[0]
+    return _begin(chat, first, tokenizer) + chat.input_ids[first : _place_read(chat, last - 1, fmt.read_at) + 1]
 
 
-def _code_view(
-    row: dict[str, Any],
-    assistant: dict[str, str],
-    chat: TokenizedChat,
-    tokenizer: PreTrainedTokenizerBase,
-    fmt: PairFormat,
-) -> list[int]:
+def _code_view(content: str, chat: TokenizedChat, tokenizer: PreTrainedTokenizerBase, fmt: PairFormat) -> list[int]:
     if fmt.code_view == "chat":
-        return _alone(
-            "assistant", row[fmt.code_view_column] if fmt.code_view_column else assistant["content"], tokenizer, fmt
-        )
+        return _alone("assistant", content, tokenizer, fmt)
     first, last = chat.spans[1]
     start = chat.header if fmt.code_view == "assistant_only" else first
-    begin = chat.input_ids[:1] if chat.input_ids[0] == tokenizer.bos_token_id and start > 0 else []
-    return begin + chat.input_ids[start : _place_read(chat, last - 1, fmt.read_at) + 1]
+    return _begin(chat, start, tokenizer) + chat.input_ids[start : _place_read(chat, last - 1, fmt.read_at) + 1]
+
+
+def _begin(chat: TokenizedChat, start: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The begin-of-text token for a view that starts at `start`, if the conversation has one and the view does not."""
+    bos = tokenizer.bos_token_id
+    return [bos] if chat.input_ids[0] == bos != chat.input_ids[start] else []
 
 
 def _alone(role: str, content: str, tokenizer: PreTrainedTokenizerBase, fmt: PairFormat) -> list[int]:

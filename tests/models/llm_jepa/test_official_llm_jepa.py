@@ -90,6 +90,16 @@ def test_official_embeddings_losses_and_gradients(golden_dir, decoder, case, pre
 
 
 @pytest.mark.parametrize("k", [0, 1, 3])
+def test_labels_of_the_assistant_alone(golden_dir, decoder, k):
+    golden = load_file(golden_dir / f"llm_jepa_k{k}.safetensors")
+    golden["batch/full_labels"] = load_file(golden_dir / "llm_jepa_data.safetensors")[f"k{k}/labels_dataset"]
+    for form in ("one_pass", "multi_pass"):
+        found = wrap(decoder, k)(**official_batch(golden, k, -2, form)).loss_components["lm_loss"]
+        recorded = golden[f"{form.replace('_', '')}/lm_loss_assistant_only"]
+        torch.testing.assert_close(found, recorded, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("k", [0, 1, 3])
 def test_positions_may_start_again_but_views_may_not_leak(golden_dir, decoder, k):
     golden = load_file(golden_dir / f"llm_jepa_k{k}.safetensors")
     batch = official_batch(golden, k, -2, "one_pass")
