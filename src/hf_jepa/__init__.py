@@ -22,6 +22,14 @@ if TYPE_CHECKING:
         VICRegPreTrainingConfig,
     )
     from .models.llm_jepa import LLMJepaConfig, LLMJepaForCausalLM
+    from .models.vjepa import (
+        VJepa2ForPreTraining,
+        VJepa2PreTrainingConfig,
+        VJepaConfig,
+        VJepaForPreTraining,
+        VJepaModel,
+        VJepaPreTrainingConfig,
+    )
     from .training import JepaTrainer, JepaTrainingArguments, LLMJepaTrainer, LLMJepaTrainingArguments
 
 _HOME = {
@@ -47,6 +55,12 @@ _HOME = {
     "SimSiamPreTrainingConfig": "models.joint_embedding",
     "VICRegForPreTraining": "models.joint_embedding",
     "VICRegPreTrainingConfig": "models.joint_embedding",
+    "VJepa2ForPreTraining": "models.vjepa",
+    "VJepa2PreTrainingConfig": "models.vjepa",
+    "VJepaConfig": "models.vjepa",
+    "VJepaForPreTraining": "models.vjepa",
+    "VJepaModel": "models.vjepa",
+    "VJepaPreTrainingConfig": "models.vjepa",
 }
 
 __all__ = [
@@ -72,6 +86,12 @@ __all__ = [
     "SimSiamPreTrainingConfig",
     "VICRegForPreTraining",
     "VICRegPreTrainingConfig",
+    "VJepa2ForPreTraining",
+    "VJepa2PreTrainingConfig",
+    "VJepaConfig",
+    "VJepaForPreTraining",
+    "VJepaModel",
+    "VJepaPreTrainingConfig",
     "__version__",
 ]
 

@@ -16,6 +16,14 @@ from .models.joint_embedding import (
     VICRegPreTrainingConfig,
 )
 from .models.llm_jepa import LLMJepaConfig, LLMJepaForCausalLM
+from .models.vjepa import (
+    VJepa2ForPreTraining,
+    VJepa2PreTrainingConfig,
+    VJepaConfig,
+    VJepaForPreTraining,
+    VJepaModel,
+    VJepaPreTrainingConfig,
+)
 
 # (config, model, Auto classes beside AutoConfig)
 MODELS = [
@@ -27,6 +35,9 @@ MODELS = [
     (SimSiamPreTrainingConfig, SimSiamForPreTraining, (AutoModel, AutoModelForPreTraining)),
     (VICRegPreTrainingConfig, VICRegForPreTraining, (AutoModel, AutoModelForPreTraining)),
     (LLMJepaConfig, LLMJepaForCausalLM, (AutoModel, AutoModelForPreTraining)),
+    (VJepaConfig, VJepaModel, (AutoModel,)),
+    (VJepaPreTrainingConfig, VJepaForPreTraining, (AutoModel, AutoModelForPreTraining)),
+    (VJepa2PreTrainingConfig, VJepa2ForPreTraining, (AutoModel, AutoModelForPreTraining)),
 ]
 
 

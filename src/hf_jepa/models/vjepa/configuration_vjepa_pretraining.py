@@ -1,0 +1,97 @@
+"""Configurations of V-JEPA, V-JEPA 2 and V-JEPA 2.1 pretraining."""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from .configuration_vjepa import GENERATION_FIELDS, VJepaConfig
+
+
+@strict
+class VJepaPreTrainingConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`VJepaForPreTraining`] (arXiv 2404.08471). Defaults are those of the released code.
+
+    Args:
+        encoder_config (`dict` or [`VJepaConfig`], *optional*): encoders and predictor. When omitted, V-JEPA's ViT-L.
+        loss_exponent (`float`, defaults to 1.0): the loss is the mean of `|prediction - target|^e / e`; 1 is L1, as
+            in all releases.
+        variance_weight (`float`, defaults to 0.0): weight of the variance regularizer of predictions, the mean of
+            `relu(1 - std over tokens)`; 0 in all releases, and then not computed.
+        context_loss_weight (`float`, defaults to 0.0): V-JEPA 2.1: weight of the loss on visible tokens, 0.5 in the
+            release; the trainer warms it up. With 0 it is not computed. Needs the encoder's `pred_context_output`.
+        context_loss_distance (`bool`, defaults to `True`): V-JEPA 2.1: whether a visible token counts by
+            `1 / sqrt(d)`, `d` being its distance in the (time, row, column) grid to the nearest target token, as in
+            the released pretraining; its cooldown counts all the same.
+        mask_token_by (`"mask"` or `"group"`): which mask token stands for hidden tokens: one per mask of a clip (the
+            recipe that drew it), as in V-JEPA, or one per group of clips of one length, as in V-JEPA 2 and 2.1, so
+            that with one length only the first is trained.
+
+    Raises:
+        `ValueError`: for weights that make no sense, or a predictor without a head for visible tokens.
+    """
+
+    model_type = "vjepa_pretraining"
+    sub_configs_defaults = {
+        "encoder_config": SubConfigSpec(
+            config_class=VJepaConfig, init_kwargs={**GENERATION_FIELDS["1"], "pred_num_attention_heads": 16}
+        )
+    }
+
+    encoder_config: dict | PreTrainedConfig | None = None
+    loss_exponent: float | int = 1.0
+    variance_weight: float | int = 0.0
+    context_loss_weight: float | int = 0.0
+    context_loss_distance: bool = True
+    mask_token_by: Literal["mask", "group"] = "mask"
+
+    @classmethod
+    def from_size(cls, size: str, generation: str = "1", **kwargs: Any) -> "VJepaPreTrainingConfig":
+        """
+        A published size by name, e.g. `VJepa2PreTrainingConfig.from_size("large", crop_size=256, frames_per_clip=16)`.
+
+        Args:
+            size, generation (`str`): as in [`VJepaConfig.from_size`].
+            kwargs: other fields of this config and of its `encoder_config`.
+        """
+        own = {name: kwargs.pop(name) for name in list(kwargs) if name in _OWN_FIELDS}
+        if generation == "2.1":
+            own = {"context_loss_weight": 0.5, **own}
+        return cls(encoder_config=VJepaConfig.from_size(size, generation, **kwargs), **own)
+
+    def validate_losses(self) -> None:
+        """Refuses weights that make no sense; runs whenever a config is made."""
+        if not 0.0 < self.loss_exponent < float("inf"):
+            raise ValueError(f"`loss_exponent` must be positive and finite, got {self.loss_exponent}.")
+        for name in ("variance_weight", "context_loss_weight"):
+            if not 0.0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"`{name}` must be a finite number that is not negative, got {getattr(self, name)}.")
+        encoder = self.encoder_config
+        if not isinstance(encoder, PreTrainedConfig):
+            return
+        if encoder.model_type != "vjepa":
+            raise ValueError(f"`encoder_config` must be of model type 'vjepa', got {encoder.model_type!r}.")
+        if self.context_loss_weight and not encoder.pred_context_output:
+            raise ValueError("`context_loss_weight` needs a predictor with `pred_context_output=True`.")
+
+
+_OWN_FIELDS = ("loss_exponent", "variance_weight", "context_loss_weight", "context_loss_distance", "mask_token_by")
+
+
+@strict
+class VJepa2PreTrainingConfig(VJepaPreTrainingConfig):
+    r"""
+    Configuration of [`VJepa2ForPreTraining`] (V-JEPA 2, arXiv 2506.09985; V-JEPA 2.1, arXiv 2603.14482): the fields of
+    [`VJepaPreTrainingConfig`] with V-JEPA 2's defaults. `VJepa2PreTrainingConfig.from_size(size, "2.1")` is V-JEPA 2.1.
+    """
+
+    model_type = "vjepa2_pretraining"
+    sub_configs_defaults = {"encoder_config": SubConfigSpec(config_class=VJepaConfig)}
+
+    mask_token_by: Literal["mask", "group"] = "group"
+
+    @classmethod
+    def from_size(cls, size: str, generation: str = "2", **kwargs: Any) -> "VJepa2PreTrainingConfig":
+        return super().from_size(size, generation, **kwargs)

@@ -1,0 +1,367 @@
+"""V-JEPA, V-JEPA 2 and V-JEPA 2.1 pretraining: context encoder, EMA target encoder, predictor."""
+
+import copy
+from typing import Literal, NamedTuple
+
+import torch
+from transformers import PreTrainedModel, VJEPA2Model
+from transformers import initialization as init
+from transformers.utils.generic import can_return_tuple
+
+from ...attention import MEASURED_ATTENTION
+from ...modeling_jepa import JepaOutput, JepaPreTrainedModel
+from ...predictor import gather_tokens
+from .configuration_vjepa import VJepaConfig
+from .configuration_vjepa_pretraining import VJepa2PreTrainingConfig, VJepaPreTrainingConfig
+from .encoder_vjepa import Grid, VJepaEncoder, check_each_mask, grid_of
+from .modeling_vjepa import VJepaModel, check_pairs
+from .objective_vjepa import context_weights, normalize_levels, power_distance, variance_regularizer
+from .predictor_vjepa import VJepaPredictor
+
+Clips = torch.Tensor | list[torch.Tensor]
+Masks = list[torch.Tensor] | list[list[torch.Tensor]]
+
+
+class Pair(NamedTuple):
+    """
+    A context mask and the target mask it predicts, of one group of clips.
+
+    Args:
+        group (`int`), mask (`int`): which group of clips, and which mask of it.
+        grid (`tuple[int, int, int]`): time slots, rows and columns of the clips.
+        context, target (`torch.Tensor` of shape `(batch, kept)`): int64 token indices.
+    """
+
+    group: int
+    mask: int
+    grid: Grid
+    context: torch.Tensor
+    target: torch.Tensor
+
+
+class Prediction(NamedTuple):
+    """What [`VJepaForPreTraining.predict`] returns: lists with one tensor per [`Pair`]."""
+
+    pairs: list[Pair]
+    context_features: list[torch.Tensor]
+    predictions: list[torch.Tensor]
+    targets: list[torch.Tensor]
+    context_predictions: list[torch.Tensor] | None
+    context_targets: list[torch.Tensor] | None
+
+
+class VJepaForPreTraining(JepaPreTrainedModel):
+    """
+    V-JEPA (arXiv 2404.08471): from the visible tokens of a clip, predict what an EMA copy of the encoder makes of the
+    hidden ones. Follows the released code: L1 on targets that are layer-normed without affine; one context, one
+    prediction and one mask token for every recipe that draws masks. [`VJepa2ForPreTraining`] is the same model with the
+    defaults of V-JEPA 2 and 2.1.
+
+    All masks of all clips share one pass of the encoder and one of the predictor, although they keep different numbers
+    of tokens; only visible tubelets are embedded.
+
+    Example:
+
+    ```python
+    >>> from hf_jepa import VJepaForPreTraining, VJepaPreTrainingConfig
+    >>> model = VJepaForPreTraining(VJepaPreTrainingConfig.from_size("tiny", crop_size=64, frames_per_clip=8))
+    >>> context_mask, target_mask = [torch.arange(0, 24).expand(2, -1)], [torch.arange(24, 64).expand(2, -1)]
+    >>> loss = model(torch.randn(2, 8, 3, 64, 64), context_mask, target_mask).loss
+    ```
+    """
+
+    config: VJepaPreTrainingConfig
+    main_input_name = "pixel_values_videos"
+    input_modalities = ("video",)
+
+    def __init__(self, config: VJepaPreTrainingConfig):
+        if config._attn_implementation is None:
+            config._attn_implementation = MEASURED_ATTENTION
+        super().__init__(config)
+        # The composite's own post_init draws the weights; drawing them in each part first would be work done twice.
+        with init.no_init_weights():
+            self.encoder = VJepaEncoder(config.encoder_config)
+            self.target_encoder = VJepaEncoder(config.encoder_config)
+            self.predictor = VJepaPredictor(config.encoder_config)
+        # V-JEPA 2.1 warms this up: a trainer may set it before every step.
+        self.context_loss_weight = float(config.context_loss_weight)
+        self.freeze_target()
+        self.post_init()
+        # post_init draws the two encoders independently (they are equal only from here on).
+        if self.device.type != "meta":
+            self.sync_target()
+
+    @classmethod
+    def from_encoder(cls, encoder: str | PreTrainedModel, **config_kwargs) -> "VJepaForPreTraining":
+        """
+        Continues pretraining from a released model: its encoder becomes both context and target encoder, and its
+        predictor is the predictor.
+
+        Args:
+            encoder (`str` or `PreTrainedModel`): a model id or local folder of in-tree `vjepa2` or of [`VJepaModel`],
+                or such a model, loaded.
+            config_kwargs: fields of the pretraining config.
+
+        Raises:
+            `ValueError`: for another kind of model.
+        """
+        if isinstance(encoder, str):
+            encoder = VJepaModel.from_pretrained(encoder, dtype=torch.float32)
+        if not isinstance(encoder, VJepaModel | VJEPA2Model):
+            raise ValueError(f"Expected a `VJepaModel` or an in-tree `VJEPA2Model`, got {type(encoder).__name__}.")
+        fields = {name: value for name, value in encoder.config.to_dict().items() if name != "model_type"}
+        model = cls(cls.config_class(encoder_config=VJepaConfig(**fields), **config_kwargs))
+        model.encoder.load_state_dict(encoder.encoder.state_dict())
+        model.predictor.load_state_dict(encoder.predictor.state_dict())
+        model.sync_target()
+        return model
+
+    def freeze_target(self) -> None:
+        super().freeze_target()
+        for part in (self.encoder, self.predictor):
+            if self.config.encoder_config.position_embedding_type == "sincos":
+                part.embeddings.position_embeddings.requires_grad_(False)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values_videos: Clips,
+        context_mask: Masks,
+        target_mask: Masks,
+        mask_token_index: list[int] | list[list[int]] | None = None,
+    ) -> JepaOutput:
+        """
+        Args:
+            pixel_values_videos (`torch.FloatTensor` of shape `(batch, frames, channels, height, width)`): any size
+                that patches divide. Or a list of such tensors, groups of clips of different lengths or sizes; every
+                other argument then is a list with one entry per group.
+            context_mask (`list` of int64 tensors of shape `(batch, kept)`): visible tokens, indices in (time, row,
+                column) order. Lengths may differ between masks.
+            target_mask (`list` of int64 tensors of shape `(batch, kept)`): what context mask `i` predicts.
+            mask_token_index (`list[int]`, *optional*): the mask token of every mask; defaults to the rule of the
+                config (`mask_token_by`).
+
+        Returns:
+            [`JepaOutput`]: `predictions`, `targets` and `context_features` are tuples with one tensor of shape
+            `(batch, kept, width)` per mask, group by group.
+
+        Raises:
+            `ValueError`: for clips or masks that do not fit.
+        """
+        result = self.predict(pixel_values_videos, context_mask, target_mask, mask_token_index)
+        exponent = self.config.loss_exponent
+        losses = [
+            power_distance(prediction, target, exponent).mean()
+            for prediction, target in zip(result.predictions, result.targets, strict=True)
+        ]
+        loss = torch.stack(losses).mean()
+        components = {"prediction_loss": loss.detach()}
+        if self.config.variance_weight:
+            groups = dict.fromkeys(pair.group for pair in result.pairs)
+            variance = torch.stack(
+                [
+                    variance_regularizer(
+                        [z for z, pair in zip(result.predictions, result.pairs) if pair.group == group]
+                    )
+                    for group in groups
+                ]
+            ).mean()
+            components["variance"] = variance.detach()
+            loss = loss + self.config.variance_weight * variance
+        if result.context_predictions is not None:
+            context_loss = self._context_loss(result)
+            components["context_loss"] = context_loss.detach()
+            loss = loss + self.context_loss_weight * context_loss
+        return JepaOutput(
+            loss=loss,
+            loss_components=components,
+            predictions=tuple(result.predictions),
+            targets=tuple(result.targets),
+            context_features=tuple(result.context_features),
+        )
+
+    def _context_loss(self, result: Prediction) -> torch.Tensor:
+        """V-JEPA 2.1's loss on visible tokens (arXiv 2603.14482, released code), before its weight."""
+        losses = []
+        for pair, prediction, target in zip(
+            result.pairs, result.context_predictions, result.context_targets, strict=True
+        ):
+            error = power_distance(prediction, target, self.config.loss_exponent).mean(dim=-1)
+            if self.config.context_loss_distance:
+                error = error * context_weights(pair.context, pair.target, pair.grid[1:])
+            losses.append(error.mean())
+        return torch.stack(losses).mean()
+
+    def predict(
+        self,
+        pixel_values_videos: Clips,
+        context_mask: Masks,
+        target_mask: Masks,
+        mask_token_index: list[int] | list[list[int]] | None = None,
+    ) -> Prediction:
+        """The method without its loss; arguments as in `forward`."""
+        encoder_config = self.config.encoder_config
+        clips, pairs, token_index = self._pairs(pixel_values_videos, context_mask, target_mask, mask_token_index)
+        masks = [[pair.context for pair in pairs if pair.group == group] for group in range(len(clips))]
+        levels = encoder_config.predicted_levels
+        features = self.encoder(clips, masks, levels)
+        predict_context = bool(self.config.context_loss_weight)
+        predictions, context_predictions = self.predictor(
+            features,
+            [pair.context for pair in pairs],
+            [pair.target for pair in pairs],
+            [pair.grid for pair in pairs],
+            token_index,
+            [clips[pair.group].shape[1] == 1 for pair in pairs],
+            predict_context,
+        )
+        with torch.no_grad():
+            whole = [normalize_levels(part, levels) for part in self.target_encoder(clips, num_levels=levels)]
+            targets = [gather_tokens(whole[pair.group], pair.target) for pair in pairs]
+            context_targets = None
+            if predict_context:
+                context_targets = [gather_tokens(whole[pair.group], pair.context) for pair in pairs]
+        return Prediction(pairs, features, predictions, targets, context_predictions, context_targets)
+
+    def _pairs(
+        self, pixel_values_videos: Clips, context_mask: Masks, target_mask: Masks, mask_token_index: list | None
+    ) -> tuple[list[torch.Tensor], list[Pair], list[int]]:
+        """Every argument as groups, checked; the mask token of every pair."""
+        if isinstance(pixel_values_videos, torch.Tensor):
+            pixel_values_videos, context_mask, target_mask = [pixel_values_videos], [context_mask], [target_mask]
+            mask_token_index = None if mask_token_index is None else [mask_token_index]
+        if not len(pixel_values_videos) == len(context_mask) == len(target_mask) > 0:
+            raise ValueError(
+                f"Every group of clips needs a list of context masks and one of target masks, got "
+                f"{len(pixel_values_videos)} groups, {len(context_mask)} in `context_mask` and {len(target_mask)} in "
+                "`target_mask`."
+            )
+        pairs = []
+        for group, (clips, contexts, targets) in enumerate(
+            zip(pixel_values_videos, context_mask, target_mask, strict=True)
+        ):
+            grid = grid_of(self.config.encoder_config, clips)
+            check_each_mask("context_mask", contexts, clips.shape[0], grid)
+            check_each_mask("target_mask", targets, clips.shape[0], grid)
+            check_pairs(contexts, targets)
+            pairs += [
+                Pair(group, mask, grid, context, target)
+                for mask, (context, target) in enumerate(zip(contexts, targets, strict=True))
+            ]
+        if mask_token_index is not None:
+            token_index = [index for group in mask_token_index for index in group]
+        else:
+            token_index = [pair.mask if self.config.mask_token_by == "mask" else pair.group for pair in pairs]
+        if len(token_index) != len(pairs):
+            raise ValueError(f"`mask_token_index` has {len(token_index)} entries for {len(pairs)} masks.")
+        return list(pixel_values_videos), pairs, token_index
+
+    @torch.no_grad()
+    def energy(
+        self,
+        pixel_values_videos: torch.FloatTensor,
+        context_mask: list[torch.LongTensor] | None = None,
+        target_mask: list[torch.LongTensor] | None = None,
+        mask_token_index: list[int] | None = None,
+        per_time_step: bool = False,
+    ) -> torch.FloatTensor:
+        """
+        How badly each clip's hidden tokens are predicted: the loss of `forward` on targets before its mean over the
+        batch. Over time it is the surprise that tests of intuitive physics measure: what comes is harder to predict
+        where the clip does something impossible.
+
+        Args:
+            pixel_values_videos (`torch.FloatTensor` of shape `(batch, frames, channels, height, width)`).
+            context_mask, target_mask, mask_token_index (*optional*): as in `forward`. Without masks every time slot
+                but the first is predicted from all slots before it.
+            per_time_step (`bool`): whether to keep time slots apart.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch,)`, averaged over masks, tokens and features. With `per_time_step`
+            `(batch, slots)`, averaged over what is predicted of a slot; NaN where nothing is.
+        """
+        if context_mask is None and target_mask is None:
+            grid = grid_of(self.config.encoder_config, pixel_values_videos)
+            context_mask, target_mask = causal_masks(pixel_values_videos.shape[0], grid, pixel_values_videos.device)
+        result = self.predict(pixel_values_videos, context_mask, target_mask, mask_token_index)
+        errors = [
+            power_distance(prediction, target, self.config.loss_exponent).mean(dim=-1)
+            for prediction, target in zip(result.predictions, result.targets, strict=True)
+        ]
+        if not per_time_step:
+            return torch.stack([error.mean(dim=1) for error in errors]).mean(dim=0)
+        slots, rows, columns = result.pairs[0].grid
+        slot = torch.cat([pair.target for pair in result.pairs], dim=1) // (rows * columns)
+        error = torch.cat(errors, dim=1)
+        total = error.new_zeros(len(error), slots).scatter_add_(1, slot, error)
+        return total / torch.zeros_like(total).scatter_add_(1, slot, torch.ones_like(error))
+
+    @torch.no_grad()
+    def get_features(
+        self, pixel_values_videos: torch.FloatTensor, which: Literal["target", "context"] = "target"
+    ) -> torch.FloatTensor:
+        """
+        Features of whole clips.
+
+        Args:
+            pixel_values_videos (`torch.FloatTensor` of shape `(batch, frames, channels, height, width)`).
+            which (`str`): `"target"` or `"context"`.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, tokens, width)`: the tokens after the last norm.
+        """
+        return self._encoder(which)([pixel_values_videos])[0]
+
+    def export_encoder(self, which: Literal["target", "context"] = "target") -> PreTrainedModel:
+        """
+        A copy of one encoder with the predictor, trainable and in eval mode: the in-tree `VJEPA2Model` where that can
+        express it, else a [`VJepaModel`].
+
+        In-tree predicts with the mask token 1, which V-JEPA 2 training on clips of one length never trains.
+
+        Args:
+            which (`str`): `"target"`, the encoder the papers evaluate, or `"context"`.
+        """
+        with init.no_init_weights():
+            model = VJepaModel(copy.deepcopy(self.config.encoder_config)).to(self.device, self.dtype)
+        model.encoder.load_state_dict(self._encoder(which).state_dict())
+        model.predictor.load_state_dict(self.predictor.state_dict())
+        try:
+            return model.export_in_tree()
+        except ValueError:
+            return model.eval()
+
+
+def causal_masks(
+    batch_size: int, grid: Grid, device: torch.device
+) -> tuple[list[torch.LongTensor], list[torch.LongTensor]]:
+    """Context and target masks that predict every time slot but the first from all slots before it."""
+    slots, rows, columns = grid
+    if slots < 2:
+        raise ValueError(f"A clip of {slots} time slot has no past to predict from; pass masks or a longer clip.")
+    tokens = torch.arange(slots * rows * columns, device=device).expand(batch_size, -1)
+    area = rows * columns
+    return (
+        [tokens[:, : slot * area] for slot in range(1, slots)],
+        [tokens[:, slot * area : (slot + 1) * area] for slot in range(1, slots)],
+    )
+
+
+class VJepa2ForPreTraining(VJepaForPreTraining):
+    """
+    V-JEPA 2 (arXiv 2506.09985) and V-JEPA 2.1 (arXiv 2603.14482): [`VJepaForPreTraining`] with rotary positions and one
+    mask token per group of clips of one length. V-JEPA 2.1 adds a loss on visible tokens, four supervised levels and
+    an image tokenizer, see [`VJepa2PreTrainingConfig`].
+
+    Example:
+
+    ```python
+    >>> from hf_jepa import VJepa2ForPreTraining, VJepa2PreTrainingConfig
+    >>> model = VJepa2ForPreTraining(VJepa2PreTrainingConfig.from_size("tiny", "2.1", crop_size=64, frames_per_clip=8))
+    >>> context_mask, target_mask = [torch.arange(0, 24).expand(2, -1)], [torch.arange(24, 64).expand(2, -1)]
+    >>> sorted(model(torch.randn(2, 8, 3, 64, 64), context_mask, target_mask).loss_components)
+    ['context_loss', 'prediction_loss']
+    ```
+    """
+
+    config: VJepa2PreTrainingConfig
