@@ -218,6 +218,32 @@ def test_a_release_generates_with_plain_transformers(make_trainer):
     assert run.stdout.split() == [str(token) for token in expected[0, ids.shape[1] :].tolist()]
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_release_has_as_many_rows_as_its_tokenizer_has_tokens(make_trainer, keep):
+    trainer = make_trainer({"predictor_mode": "vocab", "num_predictor_tokens": 2})
+    sizes = len(WORLD["build_tokenizer"]()), len(trainer.processing_class)
+    assert sizes[1] == sizes[0] + 2
+    folder = trainer.write_release(keep_predictor_tokens=keep)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert model.get_input_embeddings().weight.shape[0] == model.config.vocab_size == len(tokenizer) == sizes[keep]
+    assert ("<|predictor_2|>" in tokenizer.all_special_tokens) == keep
+    known = trainer.processing_class(ROWS[0]["text"])["input_ids"]
+    assert tokenizer(ROWS[0]["text"])["input_ids"] == known
+    assert max(tokenizer("<|predictor_2|>")["input_ids"]) < len(tokenizer)
+
+
+def test_adapters_that_leave_predictor_tokens_as_they_were_drawn(make_trainer, caplog):
+    from peft import LoraConfig
+    from transformers.utils import logging
+
+    adapter = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    with caplog.at_level("WARNING"):
+        logging.enable_propagation()
+        make_trainer({"predictor_mode": "vocab"}, {"peft_config": adapter})
+        logging.disable_propagation()
+    assert any("predictor tokens' embeddings are not trained" in record.message for record in caplog.records)
+
+
 def test_collapsed_pairs_are_warned_about_once(make_trainer, caplog):
     trainer = make_trainer(max_steps=12, collapse_margin=3.0)
     with caplog.at_level("WARNING"):

@@ -69,7 +69,8 @@ def save_text_release(
         recipe (`dict`, *optional*): the resolved recipe.
         pictures (`Sequence` of paths): copied; captions come from `results["pictures"]`.
         merge_adapter (`bool`): write a whole model where the decoder has an adapter, instead of the adapter alone.
-        keep_predictor_tokens (`bool`): keep vocabulary rows that were added for predictor tokens.
+        keep_predictor_tokens (`bool`): keep vocabulary rows that were added for predictor tokens, and the tokens of
+            the tokenizer.
 
     Returns:
         The folder.
@@ -96,6 +97,8 @@ def save_text_release(
         staged = Path(temporary)
         published.save_pretrained(staged)
         tokenizer.save_pretrained(staged)
+        if not keep_predictor_tokens and model.config.predictor_token_ids:
+            _drop_tokens(staged, set(model.config.predictor_token_ids))
         for picture in pictures:
             shutil.copyfile(picture, staged / Path(picture).name)
         if recipe is not None:
@@ -106,6 +109,17 @@ def save_text_release(
         for file in sorted(staged.iterdir()):
             file.replace(folder / file.name)
     return folder
+
+
+def _drop_tokens(folder: Path, ids: set[int]) -> None:
+    """Takes added tokens out of a saved tokenizer, which would else name rows that the embedding no longer has."""
+    file, config_file = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    saved, config = (json.loads(path.read_text(encoding="utf-8")) for path in (file, config_file))
+    names = {token["content"] for token in saved["added_tokens"] if token["id"] in ids}
+    saved["added_tokens"] = [token for token in saved["added_tokens"] if token["id"] not in ids]
+    config["extra_special_tokens"] = [name for name in config.get("extra_special_tokens", []) if name not in names]
+    for path, content in ((file, saved), (config_file, config)):
+        path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def measured_text_results(trainer: "LLMJepaTrainer") -> dict[str, Any]:

@@ -286,6 +286,8 @@ class LLMJepaTrainer(SafeCheckpointTrainer):
         results: dict[str, Any] | None = None,
         recipe: dict[str, Any] | None = None,
         pictures: list[Path] | None = None,
+        merge_adapter: bool = False,
+        keep_predictor_tokens: bool = False,
     ) -> Path:
         """
         Writes what is worth publishing to `output_dir/release`: a causal LM (or adapter) that plain transformers (and
@@ -295,6 +297,8 @@ class LLMJepaTrainer(SafeCheckpointTrainer):
             results (`dict`, *optional*): the content of `results.json`; defaults to what this trainer has measured.
             recipe (`dict`, *optional*): the resolved recipe.
             pictures (`list[Path]`, *optional*): files shown in the card.
+            merge_adapter (`bool`): a whole model where the decoder has an adapter.
+            keep_predictor_tokens (`bool`): keep the predictor tokens of the vocabulary, if they are there.
 
         Returns:
             `Path`: the folder.
@@ -309,7 +313,16 @@ class LLMJepaTrainer(SafeCheckpointTrainer):
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         folder = Path(self.args.output_dir) / "release"
         results = measured_text_results(self) if results is None else results
-        return save_text_release(model, folder, self.processing_class, results, recipe, pictures or [])
+        return save_text_release(
+            model,
+            folder,
+            self.processing_class,
+            results,
+            recipe,
+            pictures or [],
+            merge_adapter,
+            keep_predictor_tokens,
+        )
 
     def push_to_hub(
         self, commit_message: str | None = "End of training", *, license: str | None = None, **options: Any
@@ -409,6 +422,13 @@ def _add_adapters(model: PreTrainedModel, peft_config: Any) -> None:
             'target="stop_gradient" or "shared" with `peft_config`.'
         )
     model.decoder = get_peft_model(model.decoder, peft_config)
+    ids = sorted(set(model.config.predictor_token_ids or ()))
+    embedding = model.get_input_embeddings()
+    if ids and not any(parameter.requires_grad for parameter in embedding.parameters()):
+        logger.warning(
+            f"The predictor tokens' embeddings are not trained by these adapters, as in the released code; give "
+            f"`LoraConfig(trainable_token_indices={ids})`, or use predictor_mode='soft', whose vectors always are."
+        )
 
 
 def _align_special_tokens(model: PreTrainedModel, tokenizer: Any) -> None:

@@ -258,8 +258,15 @@ def test_predictor_tokens_in_the_vocabulary(make_decoder, tokenizer, examples):
         assert embedding.weight.shape[0] == 62
     batch = pack_examples(examples, 5, "shared", predictor_token_ids=model.config.predictor_token_ids)
     assert model(**batch).loss.isfinite()
-    assert model.export_decoder().config.vocab_size == 62
+    kept = model.export_decoder()
+    assert kept.config.vocab_size == 62
+    with torch.no_grad():
+        # What would be the likeliest next token is never said.
+        kept.get_output_embeddings().weight[57:] = kept.base_model(torch.tensor([[5, 6]])).last_hidden_state[0, -1]
+    assert kept(torch.tensor([[5, 6]])).logits[0, -1].argmax() >= 57
+    assert kept.generate(torch.tensor([[5, 6]]), max_new_tokens=1, do_sample=False)[0, -1] < 57
     small = model.export_decoder(keep_predictor_tokens=False)
+    assert small.generation_config.suppress_tokens == [57, 58, 59]
     assert small.config.vocab_size == small.get_output_embeddings().weight.shape[0] == 60
     ids = torch.tensor([examples[0]["input_ids"]])
     torch.testing.assert_close(small(ids).logits, model.decoder(ids).logits[..., :60])

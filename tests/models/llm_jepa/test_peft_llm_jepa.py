@@ -81,3 +81,33 @@ def test_a_training_checkpoint_restores_adapters(model, examples, tmp_path):
     assert not torch.allclose(model(**batch).loss, expected)
     model.load_state_dict(state)
     assert torch.equal(model(**batch).loss, expected)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_trained_rows_of_predictor_tokens(make_decoder, examples, tmp_path, tied):
+    decoder = make_decoder("llama_tied" if tied else "llama")
+    decoder.resize_token_embeddings(62)
+    config = LoraConfig(
+        r=2,
+        target_modules=["q_proj"],
+        trainable_token_indices=[60, 61],
+        task_type="CAUSAL_LM",
+        ensure_weight_tying=tied,
+    )
+    options = {"predictor_mode": "vocab", "predictor_token_ids": [61, 60], "original_vocab_size": 60}
+    model = LLMJepaForCausalLM.from_decoder(get_peft_model(decoder, config), num_predictor_tokens=2, **options)
+    batch = pack_examples(examples, 2, "shared", predictor_token_ids=[61, 60])
+    optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=0.01)
+    before = model(**batch)
+    before.loss.backward()
+    optimizer.step()
+    after = model.eval()(**batch)
+    assert (after.predicted_embeddings - before.predicted_embeddings).abs().max() > 1e-3
+    # The base has no such rows: the adapter alone would not load.
+    with pytest.raises(ValueError, match="merge_adapter=True"):
+        model.export_decoder(merge_adapter=False, keep_predictor_tokens=False)
+    merged = model.export_decoder(keep_predictor_tokens=False)
+    assert merged.get_input_embeddings().weight.shape[0] == merged.get_output_embeddings().weight.shape[0] == 60
+    ids = torch.tensor([examples[0]["input_ids"]])
+    expected = model.decoder(ids).logits[..., :60]
+    torch.testing.assert_close(merged(ids).logits, expected, rtol=1e-4, atol=1e-5)

@@ -191,15 +191,26 @@ class LLMJepaForCausalLM(JepaPreTrainedModel):
             merge_adapter (`bool`): merge a peft adapter into the weights; `False` returns the peft model, whose
                 `save_pretrained` writes the adapter alone.
             keep_predictor_tokens (`bool`): `False` cuts off vocabulary rows that `from_decoder` added. Ids in rows
-                that a padded vocabulary already had stay.
+                that a padded vocabulary already had stay. What stays is never generated.
+
+        Raises:
+            `ValueError`: for an adapter that trains rows which are to be cut off.
         """
         decoder = copy.deepcopy(self.decoder)
         if merge_adapter and decoder is not _causal_lm(decoder):
             decoder = decoder.merge_and_unload()
-        size = self.config.original_vocab_size
-        plain = _causal_lm(decoder)
+        size, plain = self.config.original_vocab_size, _causal_lm(decoder)
         if not keep_predictor_tokens and size is not None and plain.get_input_embeddings().weight.shape[0] > size:
+            if not isinstance(plain.get_input_embeddings(), nn.Embedding):
+                raise ValueError(
+                    "The adapter trains predictor tokens (`trainable_token_indices`) in rows that its base model "
+                    "lacks; export with merge_adapter=True, or with keep_predictor_tokens=True for a resized base."
+                )
             plain.resize_token_embeddings(size)
+        rows = plain.get_input_embeddings().weight.shape[0]
+        if stay := sorted({token for token in self.config.predictor_token_ids or () if token < rows}):
+            # The rows of a tied embedding are rows of the head, too.
+            plain.generation_config.suppress_tokens = stay
         return decoder.eval()
 
     @can_return_tuple
