@@ -1,6 +1,6 @@
 """The one table of model types; registering them with the Auto classes is all that `import hf_jepa` does."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForVideoClassification
 
 from .models.cjepa import CJepaForPreTraining, CJepaPreTrainingConfig
 from .models.data2vec_vision import Data2VecVisionForPreTraining, Data2VecVisionPreTrainingConfig
@@ -19,8 +19,11 @@ from .models.llm_jepa import LLMJepaConfig, LLMJepaForCausalLM
 from .models.vjepa import (
     VJepa2ForPreTraining,
     VJepa2PreTrainingConfig,
+    VJepaActionAnticipationConfig,
     VJepaConfig,
+    VJepaForActionAnticipation,
     VJepaForPreTraining,
+    VJepaForVideoClassification,
     VJepaModel,
     VJepaPreTrainingConfig,
 )
@@ -36,6 +39,8 @@ MODELS = [
     (VICRegPreTrainingConfig, VICRegForPreTraining, (AutoModel, AutoModelForPreTraining)),
     (LLMJepaConfig, LLMJepaForCausalLM, (AutoModel, AutoModelForPreTraining)),
     (VJepaConfig, VJepaModel, (AutoModel,)),
+    (VJepaConfig, VJepaForVideoClassification, (AutoModelForVideoClassification,)),
+    (VJepaActionAnticipationConfig, VJepaForActionAnticipation, (AutoModel,)),
     (VJepaPreTrainingConfig, VJepaForPreTraining, (AutoModel, AutoModelForPreTraining)),
     (VJepa2PreTrainingConfig, VJepa2ForPreTraining, (AutoModel, AutoModelForPreTraining)),
 ]

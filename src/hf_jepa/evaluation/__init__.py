@@ -1,3 +1,4 @@
+from .anticipation import class_mean_recall
 from .attentive_heads import VJEPA1_PROBE, train_attentive_heads
 from .attentive_probe import attentive_probe
 from .closed_form import ProbeResult, logistic_probe, ridge_probe
@@ -19,6 +20,7 @@ __all__ = [
     "LowShotResult",
     "ProbeResult",
     "attentive_probe",
+    "class_mean_recall",
     "collapse_report",
     "content_share",
     "displacement_spectrum",

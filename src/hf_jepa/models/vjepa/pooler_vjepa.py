@@ -21,17 +21,20 @@ class VJepaPoolerAttention(nn.Module):
         out_proj (`"used"`, `"unused"` or `"none"`): `"none"` is V-JEPA 2's cross-attention, which has no output
             projection. V-JEPA 1's stores one that its forward pass never uses (`"unused"`): it is kept, frozen, so
             that a checkpoint goes through unchanged.
+        dropout (`float`): chance that a weight of the attention is dropped in training.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, out_proj: Literal["used", "unused", "none"]):
+    def __init__(
+        self, hidden_size: int, num_heads: int, out_proj: Literal["used", "unused", "none"], dropout: float = 0.0
+    ):
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.dropout = num_heads, dropout
         self.q_proj = nn.Linear(hidden_size, hidden_size)
         self.k_proj = nn.Linear(hidden_size, hidden_size)
         self.v_proj = nn.Linear(hidden_size, hidden_size)
         self.uses_out_proj = out_proj == "used"
         if out_proj != "none":
-            self.out_proj = nn.Linear(hidden_size, hidden_size).requires_grad_(self.uses_out_proj)
+            self.out_proj = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, queries: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """
@@ -47,7 +50,10 @@ class VJepaPoolerAttention(nn.Module):
             return states.view(*states.shape[:2], self.num_heads, -1).transpose(1, 2)
 
         output = F.scaled_dot_product_attention(
-            heads(self.q_proj(queries)), heads(self.k_proj(tokens)), heads(self.v_proj(tokens))
+            heads(self.q_proj(queries)),
+            heads(self.k_proj(tokens)),
+            heads(self.v_proj(tokens)),
+            dropout_p=self.dropout if self.training else 0.0,
         )
         output = output.transpose(1, 2).flatten(2)
         return self.out_proj(output) if self.uses_out_proj else output
@@ -69,10 +75,10 @@ class VJepaPoolerMLP(nn.Module):
 class VJepaPoolerSelfAttentionLayer(GradientCheckpointingLayer):
     """A pre-norm transformer block without positions."""
 
-    def __init__(self, hidden_size: int, num_heads: int, intermediate_size: int, eps: float):
+    def __init__(self, hidden_size: int, num_heads: int, intermediate_size: int, eps: float, dropout: float):
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(hidden_size, eps=eps)
-        self.self_attn = VJepaPoolerAttention(hidden_size, num_heads, "used")
+        self.self_attn = VJepaPoolerAttention(hidden_size, num_heads, "used", dropout)
         self.layer_norm2 = nn.LayerNorm(hidden_size, eps=eps)
         self.mlp = VJepaPoolerMLP(hidden_size, intermediate_size)
 
@@ -87,11 +93,17 @@ class VJepaPoolerCrossAttentionLayer(GradientCheckpointingLayer):
     """A block whose queries read the normed tokens; the queries themselves are not normed before they do."""
 
     def __init__(
-        self, hidden_size: int, num_heads: int, intermediate_size: int, eps: float, out_proj: Literal["unused", "none"]
+        self,
+        hidden_size: int,
+        num_heads: int,
+        intermediate_size: int,
+        eps: float,
+        dropout: float,
+        out_proj: Literal["unused", "none"],
     ):
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(hidden_size, eps=eps)
-        self.cross_attn = VJepaPoolerAttention(hidden_size, num_heads, out_proj)
+        self.cross_attn = VJepaPoolerAttention(hidden_size, num_heads, out_proj, dropout)
         self.layer_norm2 = nn.LayerNorm(hidden_size, eps=eps)
         self.mlp = VJepaPoolerMLP(hidden_size, intermediate_size)
 
@@ -116,6 +128,7 @@ class VJepaAttentivePooler(nn.Module):
         num_queries (`int`): 1 to classify; 3 (verb, noun, action) to anticipate.
         mlp_ratio (`float`): the MLPs' width over `hidden_size`: 4 whatever the encoder's.
         layer_norm_eps (`float`): 1e-5 whatever the encoder's.
+        attention_dropout (`float`): 0 in all published probes.
 
     Raises:
         `ValueError`: for heads that do not divide the width, or a number out of range.
@@ -130,6 +143,7 @@ class VJepaAttentivePooler(nn.Module):
         num_queries: int = 1,
         mlp_ratio: float = 4.0,
         layer_norm_eps: float = 1e-5,
+        attention_dropout: float = 0.0,
     ):
         super().__init__()
         if num_attention_heads < 1 or hidden_size % num_attention_heads:
@@ -145,7 +159,7 @@ class VJepaAttentivePooler(nn.Module):
         if self_attention_on not in ("tokens", "query"):
             raise ValueError(f'self_attention_on must be "tokens" or "query", got {self_attention_on!r}.')
         self.self_attention_on = self_attention_on
-        sizes = (hidden_size, num_attention_heads, int(hidden_size * mlp_ratio), layer_norm_eps)
+        sizes = (hidden_size, num_attention_heads, int(hidden_size * mlp_ratio), layer_norm_eps, attention_dropout)
         self.query_tokens = nn.Parameter(torch.zeros(1, num_queries, hidden_size))
         self.cross_attention_layer = VJepaPoolerCrossAttentionLayer(
             *sizes, out_proj="unused" if self_attention_on == "query" else "none"
@@ -153,6 +167,12 @@ class VJepaAttentivePooler(nn.Module):
         self.self_attention_layers = nn.ModuleList(
             VJepaPoolerSelfAttentionLayer(*sizes) for _ in range(num_self_attention_layers)
         )
+        self.freeze_unused()
+
+    def freeze_unused(self) -> None:
+        """V-JEPA 1's unused projection never gets a gradient, which DDP would wait for."""
+        if self.self_attention_on == "query":
+            self.cross_attention_layer.cross_attn.out_proj.requires_grad_(False)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """
