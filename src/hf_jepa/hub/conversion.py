@@ -1,6 +1,7 @@
 """Between original training checkpoints and this package's models: every key accounted for, both ways."""
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -93,6 +95,12 @@ def count_blocks(tensors: dict[str, torch.Tensor], blocks: str = "blocks") -> in
     return max(indices, default=-1) + 1
 
 
+def mlp_ratio(hidden_size: int, intermediate_size: int) -> float:
+    """The ratio that gives an MLP's width back when a model multiplies by it and cuts."""
+    ratio = intermediate_size / hidden_size
+    return ratio if int(hidden_size * ratio) == intermediate_size else math.nextafter(ratio, math.inf)
+
+
 def convert_groups(
     groups: Groups, key_maps: KeyMaps, expected: dict[str, torch.Tensor], what: str, faults: Iterable[str] = ()
 ) -> dict[str, torch.Tensor]:
@@ -170,6 +178,7 @@ def save_converted(
     licence: str,
     layout: dict[str, Any],
     processor: Any | None = None,
+    unused: Groups | None = None,
 ) -> Path:
     """
     Writes a converted model as a release, and beside it what the way back needs.
@@ -181,7 +190,8 @@ def save_converted(
         which (`str`): the encoder at the root.
         licence (`str`): of the checkpoint.
         layout (`dict`): what this family remembers; must have `prefixes`, the groups' key prefixes.
-        processor (*optional*): the image processor.
+        processor (*optional*): the image or video processor.
+        unused (*optional*): tensors of the groups that no model of ours has, kept for the way back.
 
     Returns:
         `Path`: the folder.
@@ -197,10 +207,43 @@ def save_converted(
     }
     layout = describe_layout(checkpoint, layout["prefixes"], path) | layout
     folder = save_release(model, output_dir, results=results, which=which, processor=processor)
-    (folder / "pretraining" / LAYOUT_FILE).write_text(json.dumps(layout, indent=1) + "\n", encoding="utf-8")
+    write_layout(folder / "pretraining", layout, unused)
+    return folder
+
+
+def write_layout(folder: Path, layout: dict[str, Any], unused: Groups | None = None) -> None:
+    """Writes what the way back needs, beside the weights in `folder`: the layout, and tensors that we do not use."""
+    (folder / LAYOUT_FILE).write_text(json.dumps(layout, indent=1) + "\n", encoding="utf-8")
+    (folder / UNUSED_FILE).unlink(missing_ok=True)
+    flat = {f"{group}/{key}": tensor for group, tensors in (unused or {}).items() for key, tensor in tensors.items()}
+    if flat:
+        save_file({name: tensor.contiguous() for name, tensor in flat.items()}, folder / UNUSED_FILE)
     if layout["dropped"]:
         logger.warning(f"Not kept (the release holds weights only): {', '.join(layout['dropped'])}.")
-    return folder
+
+
+def read_layout(folder: Path) -> tuple[dict[str, Any] | None, Groups]:
+    """The recorded layout, if there is one, and the tensors that we do not use, by group."""
+    unused: Groups = {}
+    if (folder / UNUSED_FILE).is_file():
+        for name, tensor in load_file(folder / UNUSED_FILE).items():
+            group, _, key = name.partition("/")
+            unused.setdefault(group, {})[key] = tensor
+    file = folder / LAYOUT_FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None, unused
+
+
+def composite_folder(folder: str | os.PathLike) -> Path:
+    """
+    Where a release, or its `pretraining/` folder itself, holds the composite.
+
+    Raises:
+        `ValueError`: if `folder` is none.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{str(folder)!r} is no folder; pass a converted or trained release.")
+    return folder / "pretraining" if (folder / "pretraining").is_dir() else folder
 
 
 def load_converted(
@@ -212,17 +255,13 @@ def load_converted(
     Raises:
         `ValueError`: if the folder holds no whole `model_class`.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{str(folder)!r} is no folder; pass a converted or trained release.")
-    composite = folder / "pretraining" if (folder / "pretraining").is_dir() else folder
+    composite = composite_folder(folder)
     model = load_pretraining(composite)
     if not isinstance(model, model_class):
         raise ValueError(
             f"{str(composite)!r} holds a {type(model).__name__}; only {model_class.__name__} has this layout."
         )
-    layout_file = composite / LAYOUT_FILE
-    return model, json.loads(layout_file.read_text(encoding="utf-8")) if layout_file.is_file() else None
+    return model, read_layout(composite)[0]
 
 
 def write_original(

@@ -19,6 +19,7 @@ from ...hub.conversion import (
     convert_groups,
     count_blocks,
     load_converted,
+    mlp_ratio,
     original_groups,
     read_groups,
     save_converted,
@@ -132,9 +133,6 @@ def _infer_config(
     predictor_depth = count_blocks(groups["predictor"], "predictor_blocks")
     # The released code builds the predictor with as many heads as the encoder.
     predictor_heads = _heads(predictor_hidden, predictor_depth, predictor_num_attention_heads or heads)
-    ratio = predictor_intermediate / predictor_hidden
-    if int(predictor_hidden * ratio) != predictor_intermediate:
-        ratio = math.nextafter(ratio, math.inf)
     encoder_config = IJepaConfig(
         hidden_size=hidden,
         num_hidden_layers=depth,
@@ -150,7 +148,7 @@ def _infer_config(
         predictor_hidden_size=predictor_hidden,
         predictor_num_hidden_layers=predictor_depth,
         predictor_num_attention_heads=predictor_heads,
-        predictor_mlp_ratio=ratio,
+        predictor_mlp_ratio=mlp_ratio(predictor_hidden, predictor_intermediate),
     )
 
 
