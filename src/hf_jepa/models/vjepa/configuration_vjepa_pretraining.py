@@ -84,7 +84,8 @@ _OWN_FIELDS = ("loss_exponent", "variance_weight", "context_loss_weight", "conte
 class VJepa2PreTrainingConfig(VJepaPreTrainingConfig):
     r"""
     Configuration of [`VJepa2ForPreTraining`] (V-JEPA 2, arXiv 2506.09985; V-JEPA 2.1, arXiv 2603.14482): the fields of
-    [`VJepaPreTrainingConfig`] with V-JEPA 2's defaults. `VJepa2PreTrainingConfig.from_size(size, "2.1")` is V-JEPA 2.1.
+    [`VJepaPreTrainingConfig`] with V-JEPA 2's defaults. `VJepa2PreTrainingConfig.from_size(size, "2.1")` is V-JEPA
+    2.1.
     """
 
     model_type = "vjepa2_pretraining"

@@ -54,8 +54,8 @@ class VJepaForPreTraining(JepaPreTrainedModel):
     """
     V-JEPA (arXiv 2404.08471): from the visible tokens of a clip, predict what an EMA copy of the encoder makes of the
     hidden ones. Follows the released code: L1 on targets that are layer-normed without affine; one context, one
-    prediction and one mask token for every recipe that draws masks. [`VJepa2ForPreTraining`] is the same model with the
-    defaults of V-JEPA 2 and 2.1.
+    prediction and one mask token for every recipe that draws masks. [`VJepa2ForPreTraining`] is the same model with
+    the defaults of V-JEPA 2 and 2.1.
 
     All masks of all clips share one pass of the encoder and one of the predictor, although they keep different numbers
     of tokens; only visible tubelets are embedded.
@@ -157,15 +157,10 @@ class VJepaForPreTraining(JepaPreTrainedModel):
         loss = torch.stack(losses).mean()
         components = {"prediction_loss": loss.detach()}
         if self.config.variance_weight:
-            groups = dict.fromkeys(pair.group for pair in result.pairs)
-            variance = torch.stack(
-                [
-                    variance_regularizer(
-                        [z for z, pair in zip(result.predictions, result.pairs) if pair.group == group]
-                    )
-                    for group in groups
-                ]
-            ).mean()
+            by_group: dict[int, list[torch.Tensor]] = {}
+            for pair, prediction in zip(result.pairs, result.predictions, strict=True):
+                by_group.setdefault(pair.group, []).append(prediction)
+            variance = torch.stack([variance_regularizer(group) for group in by_group.values()]).mean()
             components["variance"] = variance.detach()
             loss = loss + self.config.variance_weight * variance
         if result.context_predictions is not None:
@@ -349,9 +344,9 @@ def causal_masks(
 
 class VJepa2ForPreTraining(VJepaForPreTraining):
     """
-    V-JEPA 2 (arXiv 2506.09985) and V-JEPA 2.1 (arXiv 2603.14482): [`VJepaForPreTraining`] with rotary positions and one
-    mask token per group of clips of one length. V-JEPA 2.1 adds a loss on visible tokens, four supervised levels and
-    an image tokenizer, see [`VJepa2PreTrainingConfig`].
+    V-JEPA 2 (arXiv 2506.09985) and V-JEPA 2.1 (arXiv 2603.14482): [`VJepaForPreTraining`] with rotary positions and
+    one mask token per group of clips of one length. V-JEPA 2.1 adds a loss on visible tokens, four supervised levels
+    and an image tokenizer, see [`VJepa2PreTrainingConfig`].
 
     Example:
 

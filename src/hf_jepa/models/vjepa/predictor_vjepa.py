@@ -73,7 +73,7 @@ class VJepaPredictor(VJepaPreTrainedModel):
             if config.pred_zero_init_mask_tokens:
                 init.zeros_(module.mask_tokens)
             else:
-                init.trunc_normal_(module.mask_tokens, std=config.initializer_range)
+                init.normal_(module.mask_tokens, std=config.initializer_range)
             if config.use_image_tokenizer:
                 init.normal_(module.video_modality, std=1e-6)
                 init.normal_(module.image_modality, std=1e-6)
