@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ..encoders import patch_tokens, pooled_output
 from ..modeling_jepa import JepaPreTrainedModel
+from .video import clip_tokens, is_video_encoder, join_clips, split_clips
 
 Pool = Literal["mean", "none", "last4", "pooled"]
 
@@ -30,11 +31,12 @@ def extract_features(
     Frozen features of a dataset, in its order. The model's mode and the global random state are left as they were.
 
     Args:
-        model (`PreTrainedModel`): Any vision model: a plain encoder, a model with a head (its backbone is used), a
-            timm wrapper, or a [`~hf_jepa.modeling_jepa.JepaPreTrainedModel`] (its target encoder is used). A model
-            already on `device` is not moved; otherwise it is moved there and stays.
-        dataset (`Dataset`): Map-style samples `{"pixel_values": (C, H, W) float32, "label": int (optional)}`.
-        batch_size (`int`): Images at a time.
+        model (`PreTrainedModel`): Any vision model: a plain encoder of images or of videos, a model with a head (its
+            backbone is used), a timm wrapper, or a [`~hf_jepa.modeling_jepa.JepaPreTrainedModel`] (its target encoder
+            is used). A model already on `device` is not moved; otherwise it is moved there and stays.
+        dataset (`Dataset`): Map-style samples `{"pixel_values": (C, H, W) float32, "label": int (optional)}`, or of
+            videos `{"pixel_values_videos": ([segments, [views,]] F, C, H, W) float32, ...}`.
+        batch_size (`int`): Images or videos at a time.
         pool (`str`): `"mean"`: average of the patch tokens of the last layer. `"none"`: all patch tokens. `"last4"`:
             averages of the patch tokens of the last four layers, concatenated, the last layer's last (I-JEPA's
             evaluation); the three inner layers are layer-normed without affine, to which a linear probe is equal up to
@@ -47,8 +49,8 @@ def extract_features(
         progress (`bool`): Show a progress bar.
 
     Returns:
-        `tuple`: features on the CPU in float32, `(n, D)`, `(n, tokens, D)` or `(n, 4 * D)`, and labels `(n,)` int64 or
-        `None` if the samples have none.
+        `tuple`: features on the CPU in float32, `(n, D)`, `(n, tokens, D)` (of several views `(n, views, tokens, D)`)
+        or `(n, 4 * D)`, and labels `(n,)` int64 or `None` if the samples have none.
 
     Raises:
         ValueError: If the dataset is empty or has no length, the model gives no tokens or too few layers, or the
@@ -89,15 +91,24 @@ def pooled_features(model: PreTrainedModel, pixel_values: torch.Tensor, pool: Po
 
     Args:
         model (`PreTrainedModel`): Any vision model.
-        pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`): Images, on the model's device.
-        pool (`str`): `"mean"`, `"none"`, `"last4"` or `"pooled"`.
+        pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`): Images, on the model's device;
+            a video encoder sees each as a still clip. Or clips of shape `(batch, frames, channels, height, width)`,
+            `(batch, segments, frames, ...)` or `(batch, segments, views, frames, ...)`; an image encoder sees their
+            frames one by one.
+        pool (`str`): `"mean"`, `"none"`, `"last4"` or `"pooled"`; of clips `"mean"`, over all segments and views, or
+            `"none"`.
 
     Returns:
-        `torch.FloatTensor` of shape `(batch, D)`, `(batch, tokens, D)` or `(batch, 4 * D)`.
+        `torch.FloatTensor` of shape `(batch, D)`, `(batch, tokens, D)` (of several views
+        `(batch, views, tokens, D)`) or `(batch, 4 * D)`.
 
     Raises:
-        ValueError: If the model gives no tokens, or fewer than four layers for `"last4"`.
+        ValueError: If the model gives no tokens, fewer than four layers for `"last4"`, or `pool` is not for clips.
     """
+    if pixel_values.ndim == 4 and is_video_encoder(model):
+        pixel_values = pixel_values[:, None].expand(-1, getattr(model.config, "num_frames", 1), -1, -1, -1)
+    if pixel_values.ndim != 4:
+        return _clip_features(model, pixel_values, pool)
     if pool == "pooled" and hasattr(model, "get_pooled_features"):
         return model.get_pooled_features(pixel_values)
     if isinstance(model, JepaPreTrainedModel):
@@ -129,6 +140,20 @@ def pooled_features(model: PreTrainedModel, pixel_values: torch.Tensor, pool: Po
     return torch.cat([layer.mean(dim=1) for layer in (*inner, tokens)], dim=-1)
 
 
+def _clip_features(model: PreTrainedModel, pixel_values: torch.Tensor, pool: Pool) -> torch.Tensor:
+    if pool not in ("mean", "none"):
+        raise ValueError(f'Of clips there are features pool="mean" and "none", got {pool!r}.')
+    clips, segments, views = split_clips(pixel_values)
+    if is_video_encoder(model):
+        tokens = clip_tokens(model, clips)
+    else:
+        tokens = pooled_features(model, clips.flatten(0, 1), "none").unflatten(0, clips.shape[:2]).flatten(1, 2)
+    tokens = join_clips(tokens, segments, views)
+    if pool == "mean":
+        return tokens.mean(dim=(1, 2))
+    return tokens[:, 0] if views == 1 else tokens
+
+
 def _whole_image_kwargs(backbone: nn.Module, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
     if backbone.config.model_type != "vit_mae":
         return {}
@@ -153,7 +178,8 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _collate(samples: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    pixel_values = torch.stack([sample["pixel_values"] for sample in samples])
+    key = "pixel_values_videos" if "pixel_values_videos" in samples[0] else "pixel_values"
+    pixel_values = torch.stack([sample[key] for sample in samples])
     labels = torch.tensor([int(sample["label"]) for sample in samples]) if "label" in samples[0] else None
     return pixel_values, labels
 
@@ -168,6 +194,6 @@ def _allocate(shape: tuple[int, ...]) -> torch.Tensor:
         if needed > available:
             raise ValueError(
                 f"Features of shape {shape} need {needed / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free: "
-                'use fewer images or pool="mean".'
+                'use fewer rows or pool="mean".'
             )
     return torch.empty(shape, dtype=torch.float32)
