@@ -9,6 +9,7 @@ from .seeding import forked_rng, mix_seed
 from .text_loading import load_text_dataset
 from .text_pairs import PairFormat, TextPairDataset, encode_pair, paraphrase_rows
 from .transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform, train_transform
+from .video_collator import VideoMaskCollator
 from .views import MultiViewTransform, ViewAugmentation
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "TextPairCollator",
     "TextPairDataset",
     "TooManyBadImagesError",
+    "VideoMaskCollator",
     "ViewAugmentation",
     "decode_image",
     "encode_pair",
