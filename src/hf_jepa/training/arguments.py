@@ -17,6 +17,8 @@ class JepaTrainingArguments(TrainingArguments):
     r"""
     Arguments of [`JepaTrainer`]: those of [`~transformers.TrainingArguments`] plus the schedules of the originals,
     probes and guards. The defaults are the published I-JEPA recipe (facebookresearch/ijepa `in1k_vith14_ep300`).
+    The recipes of V-JEPA are written out in `trainers/recipes`. What is constant in V-JEPA 2 has its end equal to its
+    start (`learning_rate_end=learning_rate`, `weight_decay_end=weight_decay`, `ema_momentum_end=ema_momentum`).
 
     Args:
         ema_momentum (`float`, *optional*, defaults to 0.996):
@@ -27,6 +29,9 @@ class JepaTrainingArguments(TrainingArguments):
             Where the warmup starts. Defaults to a fifth of `learning_rate`, the ratio of the published recipe.
         learning_rate_end (`float`, *optional*, defaults to 1e-6):
             Where the cosine ends, and its floor.
+        learning_rate_linear_decay (`float`, *optional*):
+            Instead of the cosine: keep the learning rate after the warmup, and let it fall to `learning_rate_end` in a
+            straight line over this share of the schedule, its last. 1.0 is V-JEPA 2's cooldown, 15/315 V-JEPA 2-AC.
         weight_decay_end (`float`, *optional*, defaults to 0.4):
             Where the cosine of the weight decay ends; it starts at `weight_decay`.
         lars_trust_coefficient (`float`, *optional*):
@@ -36,6 +41,15 @@ class JepaTrainingArguments(TrainingArguments):
             Let LARS lower the learning rate of a parameter, never raise it (LARC), as Rectified LpJEPA's code does.
         decay_vectors (`bool`, *optional*, defaults to `False`):
             Decay biases and norms too, as the released code of SimSiam and LeJEPA's MINIMAL.md do.
+        clip_after_steps (`float`, *optional*, defaults to 0.0):
+            Updates, or below 1 a share of the run, before `max_grad_norm` is heeded. V-JEPA (with `max_grad_norm`
+            10.0): 41/300, one epoch after the warmup.
+        clip_separately (`bool`, *optional*, defaults to `False`):
+            Clip the context encoder and everything else by themselves, each to `max_grad_norm`, as V-JEPA does.
+        context_loss_start_step (`int`, *optional*, defaults to 0), context_loss_full_step (`int`, *optional*, \
+            defaults to 0):
+            The update up to which V-JEPA 2.1's loss on visible tokens does not count, and the one from which it has
+            the weight that the model's config gives it. Published: 15,000 and 30,000, and in the cooldown 0 and 0.
         schedule_horizon (`float`, *optional*, defaults to 1.0):
             The schedules reach their ends after `schedule_horizon * max_steps` updates (`ipe_scale` in the originals);
             at least 1. Warmup is not stretched, as in the original.
@@ -53,6 +67,9 @@ class JepaTrainingArguments(TrainingArguments):
             Number of such logs in a row after which `collapse_action` is taken.
         collapse_action (`str`, *optional*, defaults to `"warn"`):
             `"warn"` or `"stop"`. The first such log is always warned about.
+        start_from_checkpoint (`str`, *optional*):
+            A training checkpoint of an earlier phase: the run starts with its weights and the optimizer's moments, but
+            at update 0, with settings and schedules of its own (V-JEPA 2's cooldown). A resumed run has no use for it.
         allow_changed_settings (`bool`, *optional*, defaults to `False`):
             Resume although settings that shape the trajectory differ from those of the checkpoint.
 
@@ -96,12 +113,21 @@ class JepaTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Learning rate that the warmup starts from; default: learning_rate / 5."}
     )
     learning_rate_end: float = field(default=1e-6, metadata={"help": "Learning rate at the end of the cosine."})
+    learning_rate_linear_decay: float | None = field(
+        default=None, metadata={"help": "Share of the schedule, its last, over which the rate falls linearly."}
+    )
     weight_decay_end: float = field(default=0.4, metadata={"help": "Weight decay at the end of its cosine."})
     lars_trust_coefficient: float | None = field(
         default=None, metadata={"help": "Train with LARS (momentum 0.9) and this trust coefficient."}
     )
     lars_clip: bool = field(default=False, metadata={"help": "LARS never raises a learning rate (LARC)."})
     decay_vectors: bool = field(default=False, metadata={"help": "Decay biases and norms too."})
+    clip_after_steps: float = field(
+        default=0.0, metadata={"help": "Updates, or below 1 a share of the run, before gradients are clipped."}
+    )
+    clip_separately: bool = field(default=False, metadata={"help": "Clip context encoder and the rest separately."})
+    context_loss_start_step: int = field(default=0, metadata={"help": "Last update without the context loss."})
+    context_loss_full_step: int = field(default=0, metadata={"help": "First update with the whole context loss."})
     schedule_horizon: float = field(
         default=1.0, metadata={"help": "Stretches every schedule beyond the run (`ipe_scale` in the originals)."}
     )
@@ -117,6 +143,9 @@ class JepaTrainingArguments(TrainingArguments):
     )
     collapse_patience: int = field(default=3, metadata={"help": "Collapsed logs in a row before the action."})
     collapse_action: str = field(default="warn", metadata={"help": "What a collapse does: `warn` or `stop`."})
+    start_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "Checkpoint of an earlier phase, whose weights and moments a new run takes."}
+    )
     allow_changed_settings: bool = field(
         default=False, metadata={"help": "Resume although settings differ from those of the checkpoint."}
     )
@@ -148,6 +177,8 @@ class JepaTrainingArguments(TrainingArguments):
             "learning_rate_end",
             "weight_decay",
             "weight_decay_end",
+            "clip_after_steps",
+            "context_loss_start_step",
             "collapse_std_threshold",
             "collapse_rank_threshold",
         ):
@@ -156,6 +187,21 @@ class JepaTrainingArguments(TrainingArguments):
         if self.lars_trust_coefficient is not None and not self.lars_trust_coefficient > 0:
             raise ValueError(
                 f"`lars_trust_coefficient` is {self.lars_trust_coefficient}; give a positive one, or None."
+            )
+        if self.learning_rate_linear_decay is not None and not 0.0 < self.learning_rate_linear_decay <= 1.0:
+            raise ValueError(
+                f"`learning_rate_linear_decay` is {self.learning_rate_linear_decay}; it is a share of the schedule, "
+                "in (0, 1]."
+            )
+        if (self.clip_after_steps or self.clip_separately) and not self.max_grad_norm:
+            raise ValueError(
+                f"`clip_after_steps` is {self.clip_after_steps} and `clip_separately` {self.clip_separately}, but "
+                "`max_grad_norm` is 0: nothing is clipped. V-JEPA has 10.0."
+            )
+        if not self.context_loss_full_step >= self.context_loss_start_step:
+            raise ValueError(
+                f"`context_loss_full_step` is {self.context_loss_full_step}; give `context_loss_start_step` "
+                f"({self.context_loss_start_step}) or more."
             )
         if not self.schedule_horizon >= 1.0:
             raise ValueError(
@@ -185,9 +231,23 @@ class JepaTrainingArguments(TrainingArguments):
         Returns:
             `int`: updates of the warmup.
         """
-        if self.warmup_steps >= 1:
-            return int(self.warmup_steps)
-        return round(num_training_steps * self.warmup_steps)
+        return _as_updates(self.warmup_steps, num_training_steps)
+
+    def get_clip_start(self, num_training_steps: int) -> int:
+        """
+        0-based index of the first update that `max_grad_norm` applies to.
+
+        Args:
+            num_training_steps (`int`): updates of the whole run.
+
+        Returns:
+            `int`: updates before it.
+        """
+        return _as_updates(self.clip_after_steps, num_training_steps)
+
+
+def _as_updates(value: float, num_training_steps: int) -> int:
+    return int(value) if value >= 1 else round(num_training_steps * value)
 
 
 def as_jepa_arguments(args: TrainingArguments) -> JepaTrainingArguments:

@@ -14,7 +14,7 @@ from transformers.utils import logging
 from ..data import CountedSampler
 from ..data.seeding import mix_seed
 from .arguments import JepaTrainingArguments
-from .schedules import cosine_weight_decay, linear_ema_momentum
+from .schedules import cosine_weight_decay, linear_ema_momentum, progressive_share
 
 logger = logging.get_logger(__name__)
 
@@ -53,6 +53,11 @@ def weight_decay_at(step: int, args: JepaTrainingArguments, max_steps: int) -> f
     return cosine_weight_decay(step, total, start=args.weight_decay, end=args.weight_decay_end)
 
 
+def context_loss_weight_at(step: int, args: JepaTrainingArguments, weight: float) -> float:
+    """What the loss on visible tokens, of weight `weight` once warmed up, weighs in the 0-based update `step`."""
+    return weight * progressive_share(step, start=args.context_loss_start_step, full=args.context_loss_full_step)
+
+
 class TargetEMACallback(TrainerCallback):
     """
     Moves the target encoder after each optimizer step, once per step under gradient accumulation and not at all when
@@ -85,6 +90,17 @@ class WeightDecayCallback(TrainerCallback):
         for group in optimizer.param_groups:
             if group.get("decays", group["weight_decay"] != 0.0):
                 group["weight_decay"] = value
+
+
+class ContextLossCallback(TrainerCallback):
+    """Warms V-JEPA 2.1's loss on visible tokens up, before each step."""
+
+    def on_step_begin(
+        self, args: JepaTrainingArguments, state: TrainerState, control: TrainerControl, model=None, **_
+    ) -> None:
+        value = context_loss_weight_at(state.global_step, args, model.config.context_loss_weight)
+        # A tensor: compiled code would take a number for a constant and compile again in every step.
+        model.context_loss_weight = torch.tensor(value)
 
 
 class StepSeedCallback(TrainerCallback):

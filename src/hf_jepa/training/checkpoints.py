@@ -32,6 +32,7 @@ TRAJECTORY_SETTINGS = (
     "learning_rate",
     "learning_rate_start",
     "learning_rate_end",
+    "learning_rate_linear_decay",
     "lr_scheduler_type",
     "warmup_steps",
     "weight_decay",
@@ -42,12 +43,16 @@ TRAJECTORY_SETTINGS = (
     "lars_clip",
     "decay_vectors",
     "schedule_horizon",
+    "context_loss_start_step",
+    "context_loss_full_step",
     "optim",
     "optim_args",
     "adam_beta1",
     "adam_beta2",
     "adam_epsilon",
     "max_grad_norm",
+    "clip_after_steps",
+    "clip_separately",
     "bf16",
     "fp16",
 )
@@ -214,7 +219,9 @@ def save_optimizer(optimizer: torch.optim.Optimizer, names: list[str], folder: P
     (folder / OPTIMIZER_SETTINGS).write_text(json.dumps(settings))
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, names: list[str], folder: Path) -> None:
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, names: list[str], folder: Path, keep_settings: bool = False
+) -> None:
     """
     Restores what [`save_optimizer`] wrote.
 
@@ -222,6 +229,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, names: list[str], folder: P
         optimizer (`torch.optim.Optimizer`): built over the same parameters.
         names (`list[str]`): the parameters' names in the order of the groups.
         folder (`Path`): the checkpoint.
+        keep_settings (`bool`): restore the state of the parameters only, not learning rates and the like.
 
     Raises:
         ValueError: if the checkpoint has no optimizer, or one over other parameters.
@@ -241,6 +249,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, names: list[str], folder: P
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = value
     groups = [{key: _as_tuple(value, key) for key, value in group.items()} for group in settings["param_groups"]]
+    if keep_settings:
+        groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
@@ -291,7 +301,8 @@ def changed_settings(folder: Path, args: dict[str, Any], run: dict[str, Any], co
     saved_config = gained | json.loads((folder / "config.json").read_text())
     # With a fixed number of updates the number of epochs is never read.
     unread = {"num_train_epochs"} if args["max_steps"] > 0 and saved_args["max_steps"] > 0 else set()
-    settings = [name for name in TRAJECTORY_SETTINGS if name not in unread]
+    # So with the arguments: what the package has gained since is off unless asked for.
+    settings = [name for name in TRAJECTORY_SETTINGS if name not in unread and (name in saved_args or args.get(name))]
     bookkeeping = {"transformers_version", "architectures", "dtype", "_name_or_path", "torch_dtype"}
     return [
         *_differences({name: saved_args.get(name) for name in settings}, {name: args.get(name) for name in settings}),

@@ -1,7 +1,6 @@
 """The trainer of the mask-predicting and the joint-embedding JEPAs."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +12,32 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import PushInProgress, logging
 
 from ..data import SeededImageDataset
+from . import checkpoints
 from .arguments import as_jepa_arguments, lars
 from .batch_norm import synchronize_batch_norm
 from .callbacks import (
+    ContextLossCallback,
     GuardCallback,
     SamplerEpochCallback,
     StepSeedCallback,
     TargetEMACallback,
     WeightDecayCallback,
+    context_loss_weight_at,
     momentum_at,
     weight_decay_at,
 )
 from .draws import DrawCountedStream, DrawSeededDataset
 from .metrics import StepMetrics
+from .optimization import (
+    check_full_precision,
+    clip_parts,
+    keep_untrained_rows,
+    learning_rate_schedule,
+    parameter_groups,
+)
 from .probes import probe_metrics
 from .publishing import measured_results, push_folder, write_release
 from .safe_checkpoint_trainer import SafeCheckpointTrainer
-from .schedules import warmup_cosine_learning_rate
 
 logger = logging.get_logger(__name__)
 
@@ -47,17 +55,18 @@ class JepaTrainer(SafeCheckpointTrainer):
     with gradient accumulation they are another objective than one large batch.
 
     Logged besides `loss`, `grad_norm` and `learning_rate`: the terms of the loss, `ema_momentum`, `weight_decay`,
-    `target_std` and `target_rankme` (of the target encoder's tokens of recent whole images),
-    `prediction_token_std` and `target_token_std` (of what the loss compares), `projector_std` (of a joint-embedding
-    model's projections over the batch), `images_per_second` (over all processes, probes and saving left out). Means
-    are over the updates since the last log, and over processes.
+    `context_loss_weight` (V-JEPA 2.1), `target_std` and `target_rankme` (of the target encoder's tokens of recent
+    whole images or clips), `prediction_token_std` and `target_token_std` (of what the loss compares), `projector_std`
+    (of a joint-embedding model's projections over the batch), `images_per_second` (clips, of a video model; over all
+    processes, probes and saving left out). Means are over the updates since the last log, and over processes.
 
     Args:
         model ([`~hf_jepa.modeling_jepa.JepaPreTrainedModel`]): in float32.
         args ([`JepaTrainingArguments`]): an ordinary `TrainingArguments` works too, with a constant weight decay.
         data_collator (`Callable`): such as [`~hf_jepa.data.MaskCollator`]; its `draws_per_step` is set here.
         train_dataset (`Dataset` or `IterableDataset`): [`~hf_jepa.data.SeededImageDataset`],
-            [`~hf_jepa.data.SeededImageStream`], or any dataset of dicts with `pixel_values` `(C, H, W)` float32.
+            [`~hf_jepa.data.SeededImageStream`], or any dataset of dicts with `pixel_values` `(C, H, W)` or
+            `pixel_values_videos` `(F, C, H, W)`, float32.
         eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*): labelled images that the probes are scored on.
         probe_train_dataset (`Dataset`, *optional*): labelled images that the probes are fitted on.
         kwargs: everything else that `Trainer` takes (`processing_class`, `callbacks`, `optimizers`, ...).
@@ -101,7 +110,7 @@ class JepaTrainer(SafeCheckpointTrainer):
             )
         self.has_target = getattr(model, "target_encoder", None) is not None
         if self.has_target:
-            _check_full_precision(model)
+            check_full_precision(model)
         if args.world_size > 1:
             synchronize_batch_norm(model, args.device.type)
         self.probe_train_dataset = probe_train_dataset
@@ -110,6 +119,12 @@ class JepaTrainer(SafeCheckpointTrainer):
         own = [StepSeedCallback(), WeightDecayCallback(), SamplerEpochCallback(lambda: self.train_sampler), self.guard]
         if self.has_target:
             own.insert(0, TargetEMACallback())
+        self.has_context_loss = bool(getattr(model.config, "context_loss_weight", 0.0))
+        if self.has_context_loss:
+            own.append(ContextLossCallback())
+        if getattr(getattr(model.config, "encoder_config", None), "use_image_tokenizer", False):
+            # A process need not have both images and clips in a step.
+            args.ddp_find_unused_parameters = True
         super().__init__(
             model=model,
             args=args,
@@ -123,6 +138,10 @@ class JepaTrainer(SafeCheckpointTrainer):
             raise ValueError(
                 "DeepSpeed ZeRO-3 cuts parameters into pieces that the EMA target cannot follow; use ZeRO-2, or FSDP2."
             )
+        if self.is_deepspeed_enabled and (args.clip_separately or args.clip_after_steps):
+            raise ValueError("DeepSpeed clips by itself, from the first update on and all parameters together.")
+        if args.start_from_checkpoint and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            raise ValueError("`start_from_checkpoint` reads whole parameters, which DeepSpeed and FSDP cut up.")
 
     # ---- Data ----
 
@@ -201,13 +220,17 @@ class JepaTrainer(SafeCheckpointTrainer):
             else:
                 optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = optimizer_class(groups, **options)
+            for name, parameter in model.named_parameters():
+                if name.endswith("mask_tokens") and parameter.requires_grad:
+                    keep_untrained_rows(self.optimizer, parameter)
         return self.optimizer
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
         """
-        The original's warmup-cosine learning rate, or with another `lr_scheduler_type` transformers' own.
+        The originals' learning rate (see [`learning_rate_schedule`]), or with another `lr_scheduler_type`
+        transformers' own.
 
         Args:
             num_training_steps (`int`): updates of the whole run.
@@ -224,14 +247,7 @@ class JepaTrainer(SafeCheckpointTrainer):
                 "share below 1, such as 0.1."
             )
         if self.lr_scheduler is None and args.lr_scheduler_type == "cosine":
-            rate = partial(
-                warmup_cosine_learning_rate,
-                total_steps=int(args.schedule_horizon * num_training_steps),
-                warmup_steps=warmup_steps,
-                start=args.learning_rate_start,
-                peak=args.learning_rate,
-                end=args.learning_rate_end,
-            )
+            rate = learning_rate_schedule(args, num_training_steps)
             # LambdaLR multiplies the base rate; it is read before the update it belongs to, as in the original.
             scale = 1.0 / args.learning_rate if args.learning_rate else 0.0
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -261,6 +277,21 @@ class JepaTrainer(SafeCheckpointTrainer):
             self.metrics.update(outputs, inputs[self.model.main_input_name], self.state.global_step)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As the stock trainer; the main input may be a list of groups of clips."""
+        name = self.model.main_input_name
+        groups = inputs.get(name)
+        if not isinstance(groups, list):
+            return super().floating_point_ops(inputs)
+        return sum(super(JepaTrainer, self).floating_point_ops({name: group}) for group in groups)
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor | None:
+        if self.state.global_step < self.args.get_clip_start(self.state.max_steps):
+            return None
+        if self.args.clip_separately:
+            return clip_parts(self.model, self.args.max_grad_norm, self.accelerator)
+        return super()._clip_grad_norm(model)
+
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         # The stock trainer walks over all gradients in every step to get a number that it only logs.
         if grad_norm is None and self.args.logging_strategy == "steps":
@@ -270,8 +301,12 @@ class JepaTrainer(SafeCheckpointTrainer):
                 return None
         return super()._get_grad_norm(model, grad_norm=grad_norm)
 
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        prepared = super()._prepare_for_training(*args, **kwargs)
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if self.args.start_from_checkpoint and resume_from_checkpoint is None:
+            names = checkpoints.optimized_names(self.model, self.optimizer)
+            folder = Path(self.args.start_from_checkpoint)
+            checkpoints.load_optimizer(self.optimizer, names, folder, keep_settings=True)
         if self.is_fsdp_enabled:
             # Features are read outside forward; FSDP has to gather the root's shards there too.
             for name in {"get_features", "get_pooled_features"} & set(dir(self.model)):
@@ -294,12 +329,15 @@ class JepaTrainer(SafeCheckpointTrainer):
             logs["weight_decay"] = weight_decay_at(step, self.args, self.state.max_steps)
             if self.has_target:
                 logs["ema_momentum"] = momentum_at(step, self.args, self.state.max_steps)
+            if self.has_context_loss:
+                weight = self.model.config.context_loss_weight
+                logs["context_loss_weight"] = context_loss_weight_at(step, self.args, weight)
         super().log(logs, start_time)
 
     @torch.no_grad()
     def _recent_features(self) -> torch.Tensor | None:
         pixels = self.metrics.last_pixels
-        if pixels is None or len(pixels) < 2:
+        if pixels is None:
             return None
         with self.accelerator.autocast():
             return self.model.get_features(pixels)
@@ -350,10 +388,16 @@ class JepaTrainer(SafeCheckpointTrainer):
 
         Raises:
             ValueError: if the checkpoint is incomplete, does not fit the model, or is of a run with other settings
-                (unless `allow_changed_settings`).
+                (unless `allow_changed_settings`); if `start_from_checkpoint` is incomplete or does not fit.
             NonFiniteLossError: if the loss becomes NaN or infinite.
         """
         self.metrics = StepMetrics()
+        if self.args.start_from_checkpoint and not resume_from_checkpoint:
+            folder = Path(self.args.start_from_checkpoint)
+            reason = checkpoints.incompleteness(folder)
+            if reason is not None:
+                raise ValueError(f"Cannot start from {folder}: {reason}. Name a complete training checkpoint.")
+            checkpoints.load_model_strictly(self.model, folder)
         if hasattr(self.model, "batch_warning"):
             warning = self.model.batch_warning(self._train_batch_size * self.args.world_size)
             if warning is not None:
@@ -436,41 +480,3 @@ class JepaTrainer(SafeCheckpointTrainer):
                 # Training goes on, or has ended well: a failed upload must not look like a failed run.
                 logger.error(str(job.exception()))
         self.push_in_progress = None
-
-
-def parameter_groups(model: torch.nn.Module, weight_decay: float, decay_vectors: bool = False) -> list[dict[str, Any]]:
-    """
-    The original's four groups: encoder and rest with decay, encoder and rest without. A parameter does not decay if
-    "bias" is in its name or it is a vector, unless the model has a rule of its own (`model.decays`); frozen ones are
-    left out.
-
-    Args:
-        model (`nn.Module`): a composite whose context encoder is `model.encoder`.
-        weight_decay (`float`): of the groups that decay; [`WeightDecayCallback`] changes it as the run goes on.
-        decay_vectors (`bool`): biases and vectors decay too.
-
-    Returns:
-        `list[dict]`: groups for a torch optimizer, those that would be empty left out.
-    """
-    decays = getattr(model, "decays", lambda name, parameter: "bias" not in name and parameter.ndim != 1)
-    members: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {
-        (decayed, is_encoder): [] for decayed in (True, False) for is_encoder in (True, False)
-    }
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            members[decay_vectors or decays(name, parameter), name.startswith("encoder.")].append(parameter)
-    return [
-        {"params": parameters, "weight_decay": weight_decay if decayed else 0.0, "decays": decayed}
-        for (decayed, _), parameters in members.items()
-        if parameters
-    ]
-
-
-def _check_full_precision(model: PreTrainedModel) -> None:
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and parameter.dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                f"`{name}` is {parameter.dtype}, but the weights behind an EMA target must be float32: small updates "
-                "are rounded away below it. Load the model with `dtype=torch.float32` and pass `bf16=True` to the "
-                "training arguments for speed."
-            )

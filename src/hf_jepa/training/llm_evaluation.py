@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..data import TextPairDataset
+from ..data import TextPairCollator, TextPairDataset
 from ..data.chat_views import as_messages
 from ..evaluation.generation import exact_match, generate_responses, starts_with
 from ..evaluation.pairs import pair_report
@@ -25,7 +25,7 @@ def pair_index(batch: dict[str, torch.Tensor]) -> torch.Tensor:
 def evaluation_losses(trainer: "LLMJepaTrainer", dataset: Any) -> dict[str, float]:
     """
     Losses of a dataset, per labelled token and per pair, and what its first pairs look like; every process takes a
-    share.
+    share. InfoNCE compares the pairs of one evaluation batch of all processes.
 
     Args:
         trainer ([`LLMJepaTrainer`]): names model, collator and batch size.
@@ -36,15 +36,19 @@ def evaluation_losses(trainer: "LLMJepaTrainer", dataset: Any) -> dict[str, floa
     """
     args, device = trainer.args, trainer.args.device
     collator = copy(trainer.data_collator)
-    if hasattr(collator, "jepa_dropout"):
-        collator.jepa_dropout = 0.0
+    if isinstance(collator, TextPairCollator):
+        collator.jepa_dropout, collator.require_pairs = 0.0, False
     own = range(args.process_index, len(dataset), args.world_size)
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     kept: list[tuple[torch.Tensor, ...]] = []
-    for start in range(0, len(own), args.per_device_eval_batch_size):
-        indices = own[start : start + args.per_device_eval_batch_size]
-        rows = [dataset[index] if trainer.reads_rows else dataset[index, index] for index in indices]
+    size = args.per_device_eval_batch_size
+    for number in range(-(-len(dataset) // (size * args.world_size))):
+        indices = own[number * size : (number + 1) * size]
+        rows = [dataset[index] if trainer.reads_rows else dataset[index, index] for index in indices or (0,)]
         batch = {name: tensor.to(device) for name, tensor in collator(rows).items()}
+        if not indices:
+            # Terms that compare pairs wait for every process; this one has no more rows, and counts nothing.
+            batch |= {name: tensor[:0] for name, tensor in batch.items() if name.endswith("_index")}
         with trainer.accelerator.autocast():
             outputs = trainer.model(**batch, num_items_in_batch=1, num_pairs_in_batch=1)
         terms = outputs.loss_components

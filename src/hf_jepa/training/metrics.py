@@ -11,6 +11,7 @@ from accelerate import Accelerator
 # Singular values of this many rows say as much, and cost milliseconds.
 _MAX_RANK_ROWS = 1024
 _MAX_IMAGES = 64
+_MAX_CLIPS = 8
 
 
 class StepMetrics:
@@ -38,14 +39,15 @@ class StepMetrics:
         self._paused += time.perf_counter() - start
 
     @torch.no_grad()
-    def update(self, outputs: Any, pixel_values: torch.Tensor, step: int) -> None:
+    def update(self, outputs: Any, pixel_values: torch.Tensor | list[torch.Tensor], step: int) -> None:
         """
         Adds one micro-batch.
 
         Args:
             outputs ([`~hf_jepa.modeling_jepa.JepaOutput`]): what the model returned.
             pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`, or `(batch, views,
-                channels, height, width)` from a joint-embedding model): what it was given.
+                channels, height, width)` from a joint-embedding model, or `(batch, frames, channels, height, width)`
+                from a video model, or a `list` of those): what it was given.
             step (`int`): 0-based index of the optimizer update.
         """
         values = dict(outputs.loss_components or {})
@@ -63,10 +65,14 @@ class StepMetrics:
         position = torch.full((), float(step), device=loss.device)
         self._first_bad = torch.where(torch.isfinite(loss), self._first_bad, torch.minimum(self._first_bad, position))
         self._micro_batches += 1
-        self._images += len(pixel_values)
+        groups = [pixel_values] if isinstance(pixel_values, torch.Tensor) else pixel_values
+        self._images += sum(map(len, groups))
+        # Clips of one size can be compared; the largest group stands for all.
+        images = max(groups, key=len)
         # Of several views (batch, views, C, H, W), the first stands for the image.
-        images = pixel_values if getattr(outputs, "projections", None) is None else pixel_values[:, 0]
-        self.last_pixels = images[:_MAX_IMAGES].detach()
+        if getattr(outputs, "projections", None) is not None:
+            images = images[:, 0]
+        self.last_pixels = images[: _MAX_IMAGES if images.ndim == 4 else _MAX_CLIPS].detach()
 
     def first_non_finite_step(self, accelerator: Accelerator) -> int | None:
         """0-based index of the first update whose loss was NaN or infinite in any process, or None. Synchronises."""
@@ -81,24 +87,33 @@ class StepMetrics:
 
         Args:
             accelerator (`Accelerator`): gathers across processes; every process has to call this.
-            features (`torch.FloatTensor` of shape `(batch, tokens, width)`, *optional*): of some images.
+            features (`torch.FloatTensor` of shape `(batch, tokens, width)`, *optional*): of some images; a process
+                that has no two leaves this to the others.
 
         Returns:
-            `dict[str, float]`: the terms of the loss, stds, `target_rankme`, `images_per_second` and, if there was
-            one, `non_finite_step`.
+            `dict[str, float]`: the terms of the loss, stds, `target_rankme`, `images_per_second` (clips, of a video
+            model) and, if there was one, `non_finite_step`.
         """
         if not self._micro_batches:
             return {}
         names = sorted(self._sums)
         values = [self._sums[name] / self._micro_batches for name in names]
-        if features is not None:
-            names += ["target_std", "target_rankme"]
-            values += [feature_std(features), feature_rankme(features)]
+        # In mixed batches a process may have no two clips of one length; rows must be of one width all the same.
+        comparable = features is not None and len(features) > 1
+        values += (
+            [feature_std(features), feature_rankme(features)]
+            if comparable
+            else [torch.zeros_like(self._first_bad)] * 2
+        )
+        values += [torch.full_like(self._first_bad, float(comparable)), self._first_bad]
         seconds = max(time.perf_counter() - self._since - self._paused, 1e-9)
-        row = torch.stack([*values, self._first_bad]).float()[None]
+        row = torch.stack(values).float()[None]
         # One gather and one transfer for everything.
         table = accelerator.gather(row).cpu()
-        result = dict(zip(names, table[:, :-1].mean(0).tolist(), strict=True))
+        result = dict(zip(names, table[:, : len(names)].mean(0).tolist(), strict=True))
+        measured = table[table[:, -2] > 0, len(names) : -2]
+        if len(measured):
+            result |= dict(zip(("target_std", "target_rankme"), measured.mean(0).tolist(), strict=True))
         first_bad = table[:, -1].min().item()
         if first_bad != float("inf"):
             result["non_finite_step"] = int(first_bad)

@@ -2,7 +2,8 @@
 
 `step` is always the 0-based index of the optimizer update. Nothing here has state, so a resumed run reads the same
 values as an uninterrupted one. The offsets are those of the original I-JEPA code, whose learning-rate and weight-decay
-counters are incremented *before* they are read (update 0 uses position 1) while the momentum's is not.
+counters are incremented *before* they are read (update 0 uses position 1) while the momentum's is not; V-JEPA and
+V-JEPA 2 have the same.
 """
 
 import math
@@ -30,6 +31,32 @@ def warmup_cosine_learning_rate(
         return start + position / warmup_steps * (peak - start)
     progress = min(1.0, (position - warmup_steps) / max(1, total_steps - warmup_steps))
     return max(end, end + (peak - end) * 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+def warmup_stable_decay_learning_rate(
+    step: int, total_steps: int, *, warmup_steps: int, decay_steps: int, start: float, peak: float, end: float
+) -> float:
+    """
+    Linear warmup from `start` to `peak`, then constant, and over the last `decay_steps` a straight line to `end`
+    (V-JEPA 2's cooldown, which is all decay, and V-JEPA 2-AC; released code).
+
+    Args:
+        step (`int`): 0-based index of the optimizer update.
+        total_steps (`int`): updates until `end` is reached; already stretched by the schedule horizon.
+        warmup_steps (`int`): updates until `peak` is reached.
+        decay_steps (`int`): updates of the line down.
+        start (`float`): value that the warmup starts from; the first update already uses one increment more.
+        peak (`float`): highest value.
+        end (`float`): last value.
+
+    Returns:
+        `float`: learning rate of this update.
+    """
+    position = step + 1
+    if position < warmup_steps:
+        return start + position / warmup_steps * (peak - start)
+    decayed = position - (total_steps - decay_steps)
+    return peak + min(1.0, max(0, decayed) / max(1, decay_steps)) * (end - peak)
 
 
 def cosine_weight_decay(step: int, total_steps: int, *, start: float, end: float) -> float:
@@ -67,3 +94,21 @@ def linear_ema_momentum(step: int, total_steps: float, *, start: float, end: flo
         return end
     value = start + step * (end - start) / total_steps
     return min(value, end) if start <= end else max(value, end)
+
+
+def progressive_share(step: int, *, start: int, full: int) -> float:
+    """
+    0 before `start`, 1 from `full` on, a straight line between them: how V-JEPA 2.1 brings in its loss on visible
+    tokens (released code: 15,000 and 30,000).
+
+    Args:
+        step (`int`): 0-based index of the optimizer update.
+        start (`int`): last update with the share 0.
+        full (`int`): first update with the share 1.
+
+    Returns:
+        `float`: in [0, 1].
+    """
+    if step >= full:
+        return 1.0
+    return max(0, step - start) / (full - start)
