@@ -20,6 +20,7 @@ VJEPA1_PROBE: dict[str, Any] = {
     "self_attention_on": "query",
     "learning_rates": (1e-3,),
     "weight_decays": (0.01,),
+    "batch_size": 256,
     "max_grad_norm": 1.0,
 }
 
@@ -109,7 +110,7 @@ def train_attentive_heads(
     learning_rates: Sequence[float] = (5e-3, 3e-3, 1e-3, 3e-4, 1e-4),
     weight_decays: Sequence[float] = (0.01, 0.1, 0.4, 0.8),
     epochs: int = 20,
-    batch_size: int = 256,
+    batch_size: int = 64,
     max_grad_norm: float | None = None,
     held_out_fraction: float = 0.1,
     seed: int = 0,

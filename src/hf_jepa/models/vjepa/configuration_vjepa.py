@@ -36,6 +36,7 @@ GENERATION_FIELDS: dict[str, dict[str, Any]] = {
         "frames_per_clip": 16,
         "pred_num_mask_tokens": 2,
         "depth_scaled_init": False,
+        "num_pooler_layers": 0,
     },
     "2": {},
     "2.1": {
@@ -67,7 +68,8 @@ class VJepaConfig(PreTrainedConfig):
             hidden_act, initializer_range: the encoder's, as in-tree.
         drop_path_rate (`float`, defaults to 0.0): highest rate of stochastic depth, per sample and mask.
         attention_probs_dropout_prob, attention_dropout (`float`, default to 0.0): of blocks and of the pooler.
-        num_pooler_layers (`int`, defaults to 3): self-attention blocks of a classifier's attentive pooler.
+        num_pooler_layers (`int`, defaults to 3): self-attention blocks of a classifier's attentive pooler, on the
+            tokens; with a sine-cosine table on the query (V-JEPA 1, whose released probes have none).
         pooler_num_attention_heads (`int`, defaults to 16): the released probes of every size have 16 heads; in-tree
             takes the encoder's.
         pooler_layer_norm_eps (`float`, defaults to 1e-5): of the pooler; in-tree takes the encoder's 1e-6.
