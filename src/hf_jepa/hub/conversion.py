@@ -178,6 +178,7 @@ def save_converted(
     licence: str,
     layout: dict[str, Any],
     processor: Any | None = None,
+    data: dict[str, Any] | None = None,
     unused: Groups | None = None,
 ) -> Path:
     """
@@ -191,6 +192,7 @@ def save_converted(
         licence (`str`): of the checkpoint.
         layout (`dict`): what this family remembers; must have `prefixes`, the groups' key prefixes.
         processor (*optional*): the image or video processor.
+        data (`dict`, *optional*): what is known of the training data, for the card.
         unused (*optional*): tensors of the groups that no model of ours has, kept for the way back.
 
     Returns:
@@ -201,6 +203,7 @@ def save_converted(
             "name": Path(output_dir).resolve().name,
             "family": model.config.model_type.removesuffix("_pretraining"),
         },
+        "data": data or {},
         "licence": licence,
         "source_licence": licence,
         "conversion": {"file": path.name, "sha256": sha256_of(path), "encoder": which},
@@ -285,7 +288,8 @@ def write_original(
         layout["prefixes"] = dict.fromkeys(groups, default_prefix)
         layout["entries"] = [
             {
-                "key": group,
+                "key": group.removesuffix(".0"),
+                "in_list": group.endswith(".0"),
                 "kind": "OrderedDict",
                 "names": [default_prefix + key for key in tensors],
                 "metadata": None,

@@ -7,7 +7,8 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,11 +91,28 @@ def is_video_model(model: PreTrainedModel) -> bool:
     return model.main_input_name == "pixel_values_videos"
 
 
+def _family_of(model: PreTrainedModel) -> str:
+    """The method's name on cards. V-JEPA's generations are one type of encoder, told apart by its positions."""
+    encoder_config = getattr(model.config, "encoder_config", None) or model.config
+    if getattr(encoder_config, "rope_layout", None) is None:
+        return model.config.model_type.removesuffix("_pretraining")
+    if encoder_config.position_embedding_type == "sincos":
+        return "vjepa"
+    return "vjepa2_1" if encoder_config.rope_layout == "interleaved" else "vjepa2"
+
+
+def _describe_video(model: PreTrainedModel, root: PreTrainedModel) -> dict[str, Any]:
+    """What a card must know of models that read clips; nothing of others."""
+    if not is_video_model(model):
+        return {}
+    return {"modality": "video", "needs_hf_jepa": type(root).__module__.startswith("hf_jepa.")}
+
+
 def describe_model(model: PreTrainedModel, encoder: PreTrainedModel, which: str) -> dict[str, Any]:
     """The facts of `results["model"]` that the model itself knows."""
     model_type = model.config.model_type
     return {
-        "family": model_type.removesuffix("_pretraining"),
+        "family": _family_of(model),
         "model_type": model_type,
         "class": type(model).__name__,
         "encoder": which,
@@ -106,7 +124,14 @@ def describe_model(model: PreTrainedModel, encoder: PreTrainedModel, which: str)
         | ({"image_size": model.config.image_size} if hasattr(model.config, "image_size") else {}),
         "pooling": getattr(model.config, "pooling", None),
         **deviations(model.config),
+        **_describe_video(model, encoder),
     }
+
+
+def _default_processor(model: PreTrainedModel, encoder: PreTrainedModel) -> Any:
+    if is_video_model(model):
+        return default_video_processor(encoder.config.crop_size)
+    return default_image_processor(model.config if hasattr(model.config, "image_size") else encoder.config)
 
 
 def _move_into(staged: Path, folder: Path) -> None:
@@ -115,6 +140,21 @@ def _move_into(staged: Path, folder: Path) -> None:
         if destination.is_dir() and not destination.is_symlink():
             shutil.rmtree(destination)
         os.replace(item, destination)
+
+
+@contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """A folder beside the release to write it in, which is checked and moved into place at the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".release-") as temporary:
+        yield Path(temporary)
+        check_release(temporary)
+        _move_into(Path(temporary), folder)
+
+
+def _write_card(folder: Path, results: dict[str, Any]) -> None:
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(render_card(results), encoding="utf-8")
 
 
 def save_release(
@@ -137,7 +177,8 @@ def save_release(
         model (`JepaPreTrainedModel`): the trained composite.
         folder (`str` or `PathLike`): where to write; files of an earlier release are replaced.
         results (`dict`): what was measured (see [`~hf_jepa.hub.card.render_card`]); the model's own facts are added.
-        processor (*optional*): the image processor to save; by default the encoder's size with ImageNet statistics.
+        processor (*optional*): the image or video processor to save; by default the encoder's size with ImageNet
+            statistics.
         recipe (`dict`, *optional*): the resolved recipe.
         pictures (`Sequence` of paths): copied to the root. Captions come from `results["pictures"]`.
         which (`str`): the encoder at the root; without an EMA target there is the context encoder alone.
@@ -164,21 +205,48 @@ def save_release(
         {"file": name, "caption": captions.get(name, Path(name).stem.replace("_", " "))} for name in names
     ]
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".release-") as temporary:
-        staged = Path(temporary)
+    with _staged(folder) as staged:
         encoder.save_pretrained(staged)
-        sized = model.config if hasattr(model.config, "image_size") else encoder.config
-        (processor or default_image_processor(sized)).save_pretrained(staged)
+        (processor or _default_processor(model, encoder)).save_pretrained(staged)
         model.save_pretrained(staged / PRETRAINING_FOLDER)
         for picture in pictures:
             shutil.copyfile(picture, staged / Path(picture).name)
         if recipe is not None:
             (staged / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-        (staged / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        (staged / "README.md").write_text(render_card(results), encoding="utf-8")
-        check_release(staged)
-        _move_into(staged, folder)
+        _write_card(staged, results)
+    return folder
+
+
+def save_video_classifier(
+    model: PreTrainedModel, folder: str | os.PathLike, *, results: dict[str, Any], processor: Any | None = None
+) -> Path:
+    """
+    Writes an encoder with its classifier as a release of one floor: model, video processor, `results.json`, card.
+
+    Args:
+        model (`PreTrainedModel`): the classifier.
+        folder (`str` or `PathLike`): where to write; files of an earlier release are replaced.
+        results (`dict`): as for [`save_release`]; the model's own facts are added.
+        processor (*optional*): the video processor; by default that of the config's size.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    facts = {
+        "family": _family_of(model),
+        "model_type": model.config.model_type,
+        "encoder_class": type(model).__name__,
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "num_labels": model.config.num_labels,
+        "encoder_config": {key: value for key, value in model.config.to_dict().items() if key in _CARD_FIELDS},
+        **_describe_video(model, model),
+    }
+    results = results | {"model": {**results.get("model", {}), **facts}}
+    with _staged(folder) as staged:
+        model.save_pretrained(staged)
+        (processor or default_video_processor(model.config.crop_size)).save_pretrained(staged)
+        _write_card(staged, results)
     return folder
 
 
