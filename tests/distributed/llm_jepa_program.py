@@ -1,6 +1,7 @@
-"""One process of a tiny LLM-JEPA run; `test_llm_jepa_ddp.py` starts it alone or as one of two."""
+"""One process of several tiny LLM-JEPA runs; `test_llm_jepa_ddp.py` starts it alone or as one of two."""
 
 import json
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -12,9 +13,23 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hf_jepa import LLMJepaForCausalLM, LLMJepaTrainer, LLMJepaTrainingArguments
 
 WORLD = runpy.run_path(str(Path(__file__).parents[2] / "trainers" / "nl_regex.py"))
+PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
+# fields of the model's configuration, share without pairs, examples per step, micro-batches of two processes
+CASES = {
+    # Most micro-batches of two hold no or one pair.
+    "jepa": ({"num_predictor_tokens": 1}, 0.6, 8, 2),
+    "stp": ({"objective": "stp", "num_predictor_tokens": 0, "jepa_lambda": 0.5}, 0.6, 8, 2),
+    # What compares pairs with each other does so across processes, one micro-batch at a time; here processes hold
+    # unequally many.
+    "infonce": ({"num_predictor_tokens": 1, "distance": "infonce"}, 0.3, 8, 1),
+    "sigreg": ({"num_predictor_tokens": 1, "regularizer": "sigreg", "num_slices": 16}, 0.3, 8, 1),
+    "vicreg": ({"num_predictor_tokens": 0, "regularizer": "vicreg", "target": "stop_gradient"}, 0.3, 8, 1),
+}
 
 
-def main(output: Path, batch_size: int, accumulation: int) -> None:
+def run(output: Path, case: str) -> None:
+    fields, jepa_dropout, examples, accumulation = CASES[case]
+    accumulation = accumulation if PROCESSES > 1 else 1
     rows = WORLD["make_splits"]((20,), seed=1)[0]
     tokenizer = WORLD["build_tokenizer"]()
     torch.manual_seed(0)
@@ -26,19 +41,19 @@ def main(output: Path, batch_size: int, accumulation: int) -> None:
         num_attention_heads=2,
         eos_token_id=tokenizer.eos_token_id,
     )
-    model = LLMJepaForCausalLM.from_decoder(LlamaForCausalLM(config), num_predictor_tokens=1)
+    model = LLMJepaForCausalLM.from_decoder(LlamaForCausalLM(config), **fields)
     args = LLMJepaTrainingArguments(
         output_dir=str(output),
         max_steps=3,
-        per_device_train_batch_size=batch_size,
+        per_device_train_batch_size=examples // PROCESSES // accumulation,
         gradient_accumulation_steps=accumulation,
-        per_device_eval_batch_size=2,
+        # Five rows: in the last of two rounds, one of two processes has none.
+        per_device_eval_batch_size=4 // PROCESSES,
         learning_rate=0.05,
         optim="sgd",
         lr_scheduler_type="constant",
         max_grad_norm=0.0,
-        # Most micro-batches of two then hold no or one pair.
-        jepa_dropout=0.6,
+        jepa_dropout=jepa_dropout,
         logging_steps=1,
         generate_examples=5,
         generate_max_new_tokens=4,
@@ -47,14 +62,15 @@ def main(output: Path, batch_size: int, accumulation: int) -> None:
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-    trainer = LLMJepaTrainer(model, args, rows, rows[:7], tokenizer)
+    trainer = LLMJepaTrainer(model, args, rows, rows[:5], tokenizer)
     trainer.train()
     trainer.evaluate()
     if args.process_index == 0:
         weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-        save_file(weights, output / "weights.safetensors")
-        (output / "log.json").write_text(json.dumps(trainer.state.log_history))
+        save_file(weights, output / f"{case}.safetensors")
+        (output / f"{case}.json").write_text(json.dumps(trainer.state.log_history))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    for name in CASES:
+        run(Path(sys.argv[1]), name)

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -150,8 +151,29 @@ def test_logs_and_evaluation(make_trainer):
     assert metrics["eval_lm_loss"] == pytest.approx(losses / count, rel=1e-5)
 
 
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(make_trainer, tmp_path):
+def test_rows_whose_views_are_cut_off_are_evaluated_without_their_pair(make_trainer):
+    trainer = make_trainer(per_device_eval_batch_size=1)
+    sizes = [len(trainer.eval_dataset[index]["input_ids"]) for index in range(5)]
+    whole = trainer.evaluate()
+    longest = max(sizes)
+    # The longest row keeps a part of its answer to learn, but no whole view of it.
+    fmt = PairFormat(max_length=longest - 2)
+    cut = make_trainer(trainer={"pair_format": fmt}, per_device_eval_batch_size=1)
+    assert any(cut.eval_dataset[index]["code_ids"] is None for index in range(5))
+    metrics = cut.evaluate()
+    assert metrics["eval_jepa_loss"] != pytest.approx(whole["eval_jepa_loss"])
+    kept = [index for index in range(5) if sizes[index] < longest]
+    alone = make_trainer(trainer={"eval_dataset": [ROWS[index] for index in kept]}).evaluate()
+    assert metrics["eval_jepa_loss"] == pytest.approx(alone["eval_jepa_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(make_trainer, tmp_path, adapter):
+    from peft import LoraConfig
+
+    config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM") if adapter else None
     options = {"max_steps": 4, "jepa_dropout": 0.3, "optim": "adamw_torch", "save_strategy": "steps", "save_steps": 2}
+    options["trainer"] = {"peft_config": config}
     whole = make_trainer(**options)
     whole.train()
     resumed = make_trainer(**options)
@@ -182,19 +204,44 @@ def test_adapters_alone_are_trained_and_peft_reloads_them(make_trainer, tmp_path
     reloaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), folder)
     ids = torch.tensor([[2, 7, 9, 11]])
     torch.testing.assert_close(reloaded(ids).logits, trainer.model.eval().decoder(ids).logits)
+    # Where the adapter knows its base, transformers loads both; merged, it is an ordinary model.
+    adapted = shutil.copytree(folder, tmp_path / "adapter")
+    config = json.loads((adapted / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(tmp_path / "base")
+    (adapted / "adapter_config.json").write_text(json.dumps(config))
+    shutil.rmtree(folder)
+    merged = trainer.write_release(merge_adapter=True)
+    assert not (merged / "adapter_config.json").exists()
+    assert answers_of_a_stranger(adapted, merged) == [answer_of(trainer.model.causal_lm, folder)] * 2
 
 
 STRANGER = """
 import sys
 sys.modules["hf_jepa"] = None
 from transformers import AutoModelForCausalLM, AutoTokenizer
-model, tokenizer = (auto.from_pretrained(sys.argv[1]) for auto in (AutoModelForCausalLM, AutoTokenizer))
-messages = [{"role": "user", "content": "lines with a vowel"}]
-prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-prompt.pop("token_type_ids", None)
-answer = model.generate(**prompt, max_new_tokens=3, do_sample=False)[0, prompt["input_ids"].shape[1]:]
-print(*answer.tolist())
+for folder in sys.argv[1:]:
+    model, tokenizer = (auto.from_pretrained(folder) for auto in (AutoModelForCausalLM, AutoTokenizer))
+    messages = [{"role": "user", "content": "lines with a vowel"}]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    prompt.pop("token_type_ids", None)
+    answer = model.generate(**prompt, max_new_tokens=3, do_sample=False)[0, prompt["input_ids"].shape[1]:]
+    print(*answer.tolist())
 """
+
+
+def answer_of(model: torch.nn.Module, folder: Path) -> list[int]:
+    messages = [{"role": "user", "content": "lines with a vowel"}]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    ids = prompt["input_ids"]
+    return model.eval().generate(input_ids=ids, max_new_tokens=3, do_sample=False)[0, ids.shape[1] :].tolist()
+
+
+def answers_of_a_stranger(*folders: Path) -> list[list[int]]:
+    command = [sys.executable, "-W", "ignore", "-c", STRANGER, *map(str, folders)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return [[int(token) for token in line.split()] for line in run.stdout.splitlines()]
 
 
 def test_a_release_generates_with_plain_transformers(make_trainer):
@@ -206,16 +253,7 @@ def test_a_release_generates_with_plain_transformers(make_trainer):
     card = (folder / "README.md").read_text()
     assert "pipeline_tag: text-generation" in card
     assert "LLM-JEPA" in card
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    messages = [{"role": "user", "content": "lines with a vowel"}]
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    ids = prompt["input_ids"]
-    expected = trainer.model.eval().causal_lm.generate(input_ids=ids, max_new_tokens=3, do_sample=False)
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", STRANGER, str(folder)], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout.split() == [str(token) for token in expected[0, ids.shape[1] :].tolist()]
+    assert answers_of_a_stranger(folder) == [answer_of(trainer.model.causal_lm, folder)]
 
 
 @pytest.mark.parametrize("keep", [False, True])

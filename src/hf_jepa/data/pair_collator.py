@@ -32,6 +32,7 @@ class TextPairCollator:
         tube_variant (`str`): `"paper"` draws from the whole conversation, `"random_span"`, the released code's, from
             the contents.
         tube_times (`int`): displacement pairs per example.
+        require_pairs (`bool`): refuse a batch of which no example has a whole pair.
         pack_options: of [`~hf_jepa.masking.pack_examples`]: `predictor_token_ids`, `predictor_position`, `direction`,
             `row_length`, `pad_to_multiple_of`, `pad_token_id`.
 
@@ -49,6 +50,7 @@ class TextPairCollator:
         seed: int = 0,
         tube_variant: Literal["paper", "random_span"] = "paper",
         tube_times: int = 1,
+        require_pairs: bool = True,
         **pack_options: Any,
     ) -> None:
         if objective not in ("pairs", "tube", "none"):
@@ -64,10 +66,12 @@ class TextPairCollator:
         self.seed = seed
         self.tube_variant = tube_variant
         self.tube_times = tube_times
+        self.require_pairs = require_pairs
         self.pack_options = pack_options
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        if self.objective == "pairs" and all(example["code_ids"] is None for example in examples):
+        wanted = self.objective == "pairs" and self.require_pairs
+        if wanted and all(example["code_ids"] is None for example in examples):
             raise ValueError(
                 "No example of this batch has a whole pair, so there is nothing for the JEPA loss: raise "
                 "`max_length`, or train with a JEPA weight of 0."
