@@ -1,4 +1,5 @@
 from .chat_views import official_views, plain_chat_template
+from .clip_sampling import ClipSampler, clip_indices, frame_step_for_fps
 from .collators import MaskCollator, MultiViewCollator
 from .dataset import SeededImageDataset, SeededImageStream, TooManyBadImagesError
 from .decoding import decode_image
@@ -10,33 +11,55 @@ from .text_loading import load_text_dataset
 from .text_pairs import PairFormat, TextPairDataset, encode_pair, paraphrase_rows
 from .transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform, train_transform
 from .video_collator import VideoMaskCollator
+from .video_dataset import MixedVideoDataset, SeededVideoDataset, TooManyBadVideosError
+from .video_decoding import decode_frames, open_video, probe_video, video_backend
+from .video_loading import load_video_dataset
+from .video_readers import VideoDecodeError, VideoInfo, VideoReader
+from .video_transforms import resize_as_cv2, video_eval_transform, video_train_transform
 from .views import MultiViewTransform, ViewAugmentation
 
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "ClipSampler",
     "CountedSampler",
     "MaskCollator",
+    "MixedVideoDataset",
     "MultiViewCollator",
     "MultiViewTransform",
     "OfficialPairCollator",
     "PairFormat",
     "SeededImageDataset",
     "SeededImageStream",
+    "SeededVideoDataset",
     "TextPairCollator",
     "TextPairDataset",
     "TooManyBadImagesError",
+    "TooManyBadVideosError",
+    "VideoDecodeError",
+    "VideoInfo",
     "VideoMaskCollator",
+    "VideoReader",
     "ViewAugmentation",
+    "clip_indices",
+    "decode_frames",
     "decode_image",
     "encode_pair",
     "eval_transform",
     "forked_rng",
+    "frame_step_for_fps",
     "load_image_dataset",
     "load_text_dataset",
+    "load_video_dataset",
     "mix_seed",
     "official_views",
+    "open_video",
     "paraphrase_rows",
     "plain_chat_template",
+    "probe_video",
+    "resize_as_cv2",
     "train_transform",
+    "video_backend",
+    "video_eval_transform",
+    "video_train_transform",
 ]

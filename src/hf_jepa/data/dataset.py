@@ -17,26 +17,29 @@ class TooManyBadImagesError(RuntimeError):
     """More images of a dataset cannot be used than `max_bad_fraction` allows."""
 
 
-def _prepare(dataset: Any, image_column: str, label_column: str | None) -> Any:
+def _prepare(dataset: Any, column: str, label_column: str | None, argument: str = "image_column") -> Any:
     """Keeps the named columns and turns decoding off, so that a broken file cannot raise inside `datasets`."""
     from datasets import Image as ImageFeature
+    from datasets import Video as VideoFeature
 
-    check_columns(dataset, image_column, label_column)
-    columns = [image_column] if label_column is None else [image_column, label_column]
+    check_columns(dataset, column, label_column, argument)
+    columns = [column] if label_column is None else [column, label_column]
     dataset = dataset.select_columns(columns)
-    if dataset.features is not None and isinstance(dataset.features[image_column], ImageFeature):
-        dataset = dataset.cast_column(image_column, ImageFeature(decode=False))
+    feature = (dataset.features or {}).get(column)
+    if isinstance(feature, (ImageFeature, VideoFeature)):
+        dataset = dataset.cast_column(column, type(feature)(decode=False))
     return dataset
 
 
-def check_columns(dataset: Any, image_column: str, label_column: str | None) -> None:
+def check_columns(dataset: Any, column: str, label_column: str | None, argument: str = "image_column") -> None:
     """
     Checks that a `datasets` dataset has the named columns.
 
     Args:
         dataset (`datasets.Dataset` or `datasets.IterableDataset`): The dataset.
-        image_column (`str`): Column of images.
+        column (`str`): Column of images or videos.
         label_column (`str`, *optional*): Column of integer labels.
+        argument (`str`): What the user calls `column`, for the message.
 
     Raises:
         ValueError: If a column is missing (the message lists the columns there are) or the labels are not integers.
@@ -44,9 +47,9 @@ def check_columns(dataset: Any, image_column: str, label_column: str | None) -> 
     names = dataset.column_names
     if names is None:
         names = list(next(iter(dataset), {}))
-    for argument, column in (("image_column", image_column), ("label_column", label_column)):
-        if column is not None and column not in names:
-            raise ValueError(f"{argument}={column!r} is not a column of this dataset, which has {sorted(names)}.")
+    for name, value in ((argument, column), ("label_column", label_column)):
+        if value is not None and value not in names:
+            raise ValueError(f"{name}={value!r} is not a column of this dataset, which has {sorted(names)}.")
     feature = (dataset.features or {}).get(label_column)
     if not getattr(feature, "dtype", "int64").startswith(("int", "uint", "bool")):
         raise ValueError(
@@ -64,7 +67,103 @@ def _sample(image: Image.Image, label: Any, draw: int, seed: int, transform: Ima
     return sample
 
 
-class SeededImageDataset(Dataset):
+class SeededDataset(Dataset):
+    """
+    What the seeded datasets of images and of videos share: rows of a map-style `datasets` dataset by `index` or
+    `(index, draw)`; what cannot be loaded is counted, named once in the log and replaced by the next usable row.
+
+    Subclasses say what they hold (`kind`), which error ends a run (`too_many_error`), how the cell of a row is loaded,
+    and what sample it makes.
+    """
+
+    kind: str
+    too_many_error: type[RuntimeError]
+
+    def __init__(
+        self, dataset: Any, column: str, label_column: str | None, seed: int, max_bad_fraction: float
+    ) -> None:
+        import datasets
+
+        if not isinstance(dataset, datasets.Dataset):
+            raise ValueError(
+                f"dataset must be a datasets.Dataset, got {type(dataset).__name__}: take one split of a DatasetDict, "
+                "wrap streamed images in SeededImageStream, build others with Dataset.from_dict or from_generator."
+            )
+        if len(dataset) == 0:
+            raise ValueError("The dataset has no rows.")
+        if not 0 <= max_bad_fraction < 1:
+            raise ValueError(f"max_bad_fraction must be in [0, 1), got {max_bad_fraction}.")
+        prepared = _prepare(dataset.with_format(None), column, label_column, f"{self.kind}_column")
+        # Arrow rows come out about three times as fast as python ones.
+        self.dataset = prepared.with_format("arrow")
+        self.column = column
+        self.label_column = label_column
+        self.seed = seed
+        self.max_bad_fraction = max_bad_fraction
+        # In shared memory: workers see each other's finds, so each is named once and the threshold is exact.
+        self._is_bad = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
+
+    def _load(self, value: Any, draw: int) -> Any:
+        """Decodes a cell, or raises."""
+        raise NotImplementedError
+
+    def _sample(self, loaded: Any, label: Any, draw: int) -> dict[str, Any]:
+        raise NotImplementedError
+
+    @property
+    def num_bad(self) -> int:
+        """`int`: How many rows turned out to be unusable so far, over all workers of this process."""
+        return int(self._is_bad.sum())
+
+    def __len__(self) -> int:
+        return len(self._is_bad)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: list[int | tuple[int, int]]) -> list[dict[str, Any]]:
+        # torch's DataLoader calls this with a batch of keys: one Arrow read for all of them.
+        pairs = [(key, key) if isinstance(key, int) else key for key in keys]
+        rows = self._read([index for index, _ in pairs])
+        samples = []
+        for (index, draw), row in zip(pairs, rows, strict=True):
+            loaded = self._load_or_count(index, row[0], draw)
+            while loaded is None:
+                index = (index + 1) % len(self)
+                row = self._read([index])[0]
+                loaded = self._load_or_count(index, row[0], draw)
+            samples.append(self._sample(loaded, row[1], draw))
+        return samples
+
+    def _read(self, indices: list[int]) -> list[tuple[Any, Any]]:
+        table = self.dataset[indices]
+        cells = table.column(self.column).to_pylist()
+        labels = table.column(self.label_column).to_pylist() if self.label_column else [None] * len(cells)
+        return list(zip(cells, labels, strict=True))
+
+    def _load_or_count(self, index: int, value: Any, draw: int) -> Any | None:
+        # Tried every time, known or not: another clip of the same video may be whole, and a sample that depended on
+        # which draws came before would not be the same after a resume.
+        try:
+            return self._load(value, draw)
+        except ImportError:
+            raise
+        except Exception as error:  # PIL, zlib, struct, FFmpeg, ...: each has errors of its own for hostile bytes
+            path = value.get("path") if isinstance(value, dict) else value if isinstance(value, str) else None
+            name = f"row {index}" + (f" ({path})" if path else "")
+            if not self._is_bad.numpy()[index]:
+                self._is_bad[index] = True
+                logger.warning(f"Unusable {self.kind} in {name}: {error}. The next usable row takes its place.")
+            if self.num_bad > self.max_bad_fraction * len(self):
+                raise self.too_many_error(
+                    f"{self.num_bad} of {len(self)} {self.kind}s cannot be used, more than max_bad_fraction="
+                    f"{self.max_bad_fraction:g} allows; the last was {name}: {error}. "
+                    "Clean the dataset or raise max_bad_fraction."
+                ) from error
+            return None
+
+
+class SeededImageDataset(SeededDataset):
     r"""
     Images of a map-style `datasets` dataset, decoded and transformed so that a sample depends on `(seed, index, draw)`
     alone: not on workers, order or the global random state, which stays untouched. This is what makes a resumed run
@@ -87,6 +186,9 @@ class SeededImageDataset(Dataset):
         ValueError: If a column is missing, the dataset is empty or an argument is out of range.
     """
 
+    kind = "image"
+    too_many_error = TooManyBadImagesError
+
     def __init__(
         self,
         dataset: Any,
@@ -96,75 +198,15 @@ class SeededImageDataset(Dataset):
         seed: int = 0,
         max_bad_fraction: float = 0.01,
     ) -> None:
-        import datasets
-
-        if not isinstance(dataset, datasets.Dataset):
-            raise ValueError(
-                f"dataset must be a datasets.Dataset, got {type(dataset).__name__}: take one split of a DatasetDict, "
-                "wrap streaming datasets in SeededImageStream, build others with Dataset.from_dict or from_generator."
-            )
-        if len(dataset) == 0:
-            raise ValueError("The dataset has no rows.")
-        if not 0 <= max_bad_fraction < 1:
-            raise ValueError(f"max_bad_fraction must be in [0, 1), got {max_bad_fraction}.")
-        # Arrow rows come out about three times as fast as python ones.
-        self.dataset = _prepare(dataset.with_format(None), image_column, label_column).with_format("arrow")
+        super().__init__(dataset, image_column, label_column, seed, max_bad_fraction)
         self.transform = transform
         self.image_column = image_column
-        self.label_column = label_column
-        self.seed = seed
-        self.max_bad_fraction = max_bad_fraction
-        # In shared memory: workers see each other's finds, so each is named once and the threshold is exact.
-        self._is_bad = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
 
-    @property
-    def num_bad(self) -> int:
-        """`int`: How many rows turned out to be unusable so far, over all workers of this process."""
-        return int(self._is_bad.sum())
+    def _load(self, value: Any, draw: int) -> Image.Image:
+        return decode_image(value)
 
-    def __len__(self) -> int:
-        return len(self._is_bad)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        return self.__getitems__([key])[0]
-
-    def __getitems__(self, keys: list[int | tuple[int, int]]) -> list[dict[str, Any]]:
-        # torch's DataLoader calls this with a batch of keys: one Arrow read for all of them.
-        pairs = [(key, key) if isinstance(key, int) else key for key in keys]
-        rows = self._read([index for index, _ in pairs])
-        samples = []
-        for (index, draw), row in zip(pairs, rows, strict=True):
-            image = self._decode(index, row[0])
-            while image is None:
-                index = (index + 1) % len(self)
-                row = self._read([index])[0]
-                image = self._decode(index, row[0])
-            samples.append(_sample(image, row[1], draw, self.seed, self.transform))
-        return samples
-
-    def _read(self, indices: list[int]) -> list[tuple[Any, Any]]:
-        table = self.dataset[indices]
-        images = table.column(self.image_column).to_pylist()
-        labels = table.column(self.label_column).to_pylist() if self.label_column else [None] * len(images)
-        return list(zip(images, labels, strict=True))
-
-    def _decode(self, index: int, value: Any) -> Image.Image | None:
-        if self._is_bad.numpy()[index]:
-            return None
-        try:
-            return decode_image(value)
-        except Exception as error:  # PIL, zlib, struct, ...: each decoder has errors of its own for hostile bytes
-            self._is_bad[index] = True
-            path = value.get("path") if isinstance(value, dict) else None
-            name = f"row {index}" + (f" ({path})" if path else "")
-            logger.warning(f"Unusable image in {name}: {error}. The next usable row takes its place.")
-            if self.num_bad > self.max_bad_fraction * len(self):
-                raise TooManyBadImagesError(
-                    f"{self.num_bad} of {len(self)} images cannot be used, more than max_bad_fraction="
-                    f"{self.max_bad_fraction:g} allows; the last was {name}: {error}. "
-                    "Clean the dataset or raise max_bad_fraction."
-                ) from error
-            return None
+    def _sample(self, loaded: Image.Image, label: Any, draw: int) -> dict[str, Any]:
+        return _sample(loaded, label, draw, self.seed, self.transform)
 
 
 class SeededImageStream(IterableDataset):

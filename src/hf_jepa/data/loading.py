@@ -39,13 +39,19 @@ def load_image_dataset(
     Raises:
         ValueError: If the path, split or column does not exist or the dataset cannot be reached.
     """
-    name_or_path = str(name_or_path)
-    if _is_local(name_or_path):
-        dataset = _load_local(Path(name_or_path).expanduser(), split, streaming)
-    else:
-        dataset = _load_hub(name_or_path, split, streaming, config_name, revision)
+    dataset = load_split(name_or_path, split, streaming, config_name, revision)
     check_columns(dataset, image_column, label_column)
     return dataset
+
+
+def load_split(
+    name_or_path: str | Path, split: str, streaming: bool, config_name: str | None, revision: str | None
+) -> Any:
+    """One split of a dataset of images or videos, its columns unchecked; see [`load_image_dataset`]."""
+    name_or_path = str(name_or_path)
+    if _is_local(name_or_path):
+        return _load_local(Path(name_or_path).expanduser(), split, streaming)
+    return _load_hub(name_or_path, split, streaming, config_name, revision)
 
 
 def _load_local(path: Path, split: str, streaming: bool) -> Any:
@@ -60,7 +66,7 @@ def _load_local(path: Path, split: str, streaming: bool) -> Any:
     try:
         if path.is_file():
             if path.suffix != ".parquet":
-                raise ValueError(f"{str(path)!r} is not a .parquet file; give a folder for images.")
+                raise ValueError(f"{str(path)!r} is not a .parquet file; give a folder of them.")
             # A single file is one split, whatever the caller's name for it.
             return datasets.load_dataset(
                 "parquet", data_files={_bare(split): str(path)}, split=split, streaming=streaming
