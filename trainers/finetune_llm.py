@@ -7,7 +7,9 @@ Trains a causal LM with LLM-JEPA, semantic tube prediction, or the next-token lo
 Flags override the recipe. `--dry_run` prints the resolved recipe, parameter counts, steps and tokens per example.
 """
 
+import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from nl_regex import lexer_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hf_jepa import LLMJepaForCausalLM
-from hf_jepa.data import OfficialPairCollator, PairFormat, load_text_dataset, plain_chat_template
+from hf_jepa.data import OfficialPairCollator, PairFormat, load_text_dataset, paraphrase_rows, plain_chat_template
 from hf_jepa.data.chat_views import as_messages
 from hf_jepa.evaluation import generate_responses, score_responses
 from hf_jepa.hub.text_release import measured_text_results
@@ -53,9 +55,19 @@ def load_rows(args: PairArguments, pair_format: PairFormat) -> tuple[Any, Any]:
     """The training rows, and those that are scored (None without a split)."""
     if args.dataset is None:
         raise ValueError("The recipe names no `dataset`; give --dataset NAME_OR_PATH.")
+    if args.paraphrases_column is not None and (args.train_on != "text" or args.unseen_only):
+        raise ValueError("Paraphrases are pretrained on: set `train_on: text`, and leave `unseen_only` out.")
 
     def load(split: str) -> Any:
-        return load_text_dataset(args.dataset, split, args.dataset_config, args.dataset_revision)
+        rows = load_text_dataset(args.dataset, split, args.dataset_config, args.dataset_revision)
+        column = args.paraphrases_column
+        if column is None:
+            return rows
+        if column not in rows.column_names:
+            raise ValueError(
+                f"`paraphrases_column` is {column!r}, but the columns are {', '.join(rows.column_names)}."
+            )
+        return paraphrase_rows(rows[column])
 
     train = load(args.train_split)
     if args.eval_split is None:
@@ -80,7 +92,11 @@ def answer_of(row: dict[str, Any], fmt: PairFormat) -> str:
 def build_tokenizer(args: LLMModelArguments, train: Any, pair_format: PairFormat) -> Any:
     """The model's tokenizer, or one made of the training rows' words and symbols."""
     if args.tokenizer == "words":
-        return lexer_tokenizer([turn["content"] for row in train for turn in chat_of(row, pair_format)[-2:]])
+        tokenizer = lexer_tokenizer([turn["content"] for row in train for turn in chat_of(row, pair_format)[-2:]])
+        if pair_format.ignore_pad_labels:
+            # The released setup pads Llama, whose tokenizer has no pad token, with the end of turn.
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
     source = args.tokenizer or args.model
     if source is None:
         raise ValueError("A model of random weights needs `tokenizer`: an id, a path, or `words`.")
@@ -193,8 +209,8 @@ def estimate(trainer: LLMJepaTrainer) -> dict[str, Any]:
     return found
 
 
-def final_score(trainer: LLMJepaTrainer, scorer: str) -> dict[str, Any]:
-    """All evaluation rows answered by generation, as an entry of `results.json`, with some of the answers."""
+def final_scores(trainer: LLMJepaTrainer, scorer: str) -> list[dict[str, Any]]:
+    """All evaluation rows answered by generation, as entries of `results.json`, with some of the answers printed."""
     rows, fmt = trainer.eval_dataset, trainer.pair_format
     rows = getattr(rows, "rows", rows)
     chats = [chat_of(row, fmt) for row in rows]
@@ -211,7 +227,10 @@ def final_score(trainer: LLMJepaTrainer, scorer: str) -> dict[str, Any]:
     truths = [chat[-1]["content"] for chat in chats]
     for chat, answer in list(zip(chats, answers, strict=True))[:5]:
         print(f"{chat[-2]['content']}\n  answer: {answer}\n  right:  {chat[-1]['content']}")
-    return {"metric": scorer, "value": score_responses(answers, truths, scorer), "num_examples": len(rows)}
+    # A right answer that does not end fails the first and passes the second.
+    scorers = ("exact-match", "startswith") if scorer == "exact-match" else (scorer,)
+    common = {"task": "generation", "num_examples": len(rows), "features": None, "seed": trainer.args.seed}
+    return [{**common, "metric": name, "value": score_responses(answers, truths, name)} for name in scorers]
 
 
 def main(argv: list[str]) -> None:
@@ -226,7 +245,9 @@ def main(argv: list[str]) -> None:
     if run_args.dry_run:
         print(yaml.safe_dump({"recipe": recipe, **estimate(trainer)}, sort_keys=False))
         return
+    started = time.process_time()
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    seconds = time.process_time() - started
     if trainer.eval_dataset is not None:
         # Every row is answered once, below.
         trainer.args.generate_examples = 0
@@ -240,11 +261,14 @@ def main(argv: list[str]) -> None:
     split = f"{pair_args.eval_split}{', unseen answers' if pair_args.unseen_only else ''}"
     results["data"] |= {"name": name, "split": pair_args.train_split, "licence": pair_args.data_licence}
     results["training"]["recipe"] = "`recipe.yaml`"
+    if args.device.type == "cpu":
+        results["compute"] = {"cpu_seconds": seconds}
     if trainer.eval_dataset is not None:
-        score = {"task": "generation", "features": None, "seed": args.seed, **final_score(trainer, pair_args.scorer)}
-        results["evaluations"].append({**score, "command": None})
+        if trainer.pair_format.train_on != "text":
+            results["evaluations"] += final_scores(trainer, pair_args.scorer)
+        command = shlex.join(["python", "trainers/finetune_llm.py", *argv])
         for entry in results["evaluations"]:
-            entry |= {"dataset": name, "split": split}
+            entry |= {"dataset": name, "split": split, "command": command}
             print(f"{entry['task']}  {entry['metric']}: {entry['value']:.4f} on {entry['num_examples']} rows")
     folder = trainer.write_release(results, recipe)
     print(f"The release is in {folder}; its card is {folder / 'README.md'}.")

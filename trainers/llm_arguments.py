@@ -60,6 +60,9 @@ class PairArguments:
     text_column: str = field(default="text", metadata={"help": "Column of the user's content."})
     code_column: str = field(default="code", metadata={"help": "Column of the assistant's content."})
     messages_column: str = field(default="messages", metadata={"help": "Column of chats, where there is one."})
+    paraphrases_column: str | None = field(
+        default=None, metadata={"help": "Column of lists of paraphrases instead: each predicts the next of its list."}
+    )
     text_view_column: str | None = field(default=None, metadata={"help": "Column of the Text view, if not the chat."})
     code_view_column: str | None = field(default=None, metadata={"help": "Column of the Code view, if not the chat."})
 

@@ -136,7 +136,8 @@ def measured_text_results(trainer: "LLMJepaTrainer") -> dict[str, Any]:
     rates = sorted(entry["tokens_per_second"] for entry in history if "tokens_per_second" in entry)
     seconds = next((entry["train_runtime"] for entry in reversed(history) if "train_runtime" in entry), None)
     last = next((entry for entry in reversed(history) if "eval_lm_loss" in entry), {})
-    names = {"exact_match": "exact match", "startswith": "startswith", "lm_loss": "loss per answer token"}
+    labelled = "answer token" if trainer.pair_format.train_on == "response" else "token"
+    names = {"exact_match": "exact match", "startswith": "startswith", "lm_loss": f"loss per {labelled}"}
     asked = trainer.args.generate_examples
     rows = len(trainer.eval_dataset) if hasattr(trainer.eval_dataset, "__len__") else None
     answered = rows if asked < 0 or rows is None else min(asked, rows)
