@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         VJepaModel,
         VJepaPreTrainingConfig,
     )
+    from .models.vl_jepa import VLJepaConfig, VLJepaModel
     from .training import JepaTrainer, JepaTrainingArguments, LLMJepaTrainer, LLMJepaTrainingArguments
 
 _HOME = {
@@ -67,6 +68,8 @@ _HOME = {
     "VJepaForVideoClassification": "models.vjepa",
     "VJepaModel": "models.vjepa",
     "VJepaPreTrainingConfig": "models.vjepa",
+    "VLJepaConfig": "models.vl_jepa",
+    "VLJepaModel": "models.vl_jepa",
 }
 
 __all__ = [
@@ -101,6 +104,8 @@ __all__ = [
     "VJepaForVideoClassification",
     "VJepaModel",
     "VJepaPreTrainingConfig",
+    "VLJepaConfig",
+    "VLJepaModel",
     "__version__",
 ]
 

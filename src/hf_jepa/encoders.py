@@ -1,4 +1,4 @@
-"""What the outputs of any vision encoder mean: which tokens are patches, and what stands for the whole image."""
+"""What the outputs of any vision encoder mean: which tokens are patches, and what stands for the whole."""
 
 import inspect
 from typing import Any, Literal
@@ -7,10 +7,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .modeling_jepa import JepaPreTrainedModel
+
 Pooling = Literal["auto", "cls", "mean", "pooler"]
 
 # CLS, distillation and register tokens stand before the patches; no in-tree ViT has more than this.
 _MAX_PREFIX_TOKENS = 16
+# CLS tokens stand before the patches; no in-tree video model has more than this.
+_MAX_CLIP_PREFIX_TOKENS = 4
 
 
 def run_encoder(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> Any:
@@ -72,6 +76,48 @@ def num_prefix_tokens(encoder: nn.Module, num_tokens: int, pixel_values: torch.T
     height, width = pixel_values.shape[-2:]
     prefix = num_tokens - (height // patch_height) * (width // patch_width)
     return prefix if 0 <= prefix <= _MAX_PREFIX_TOKENS else 0
+
+
+def is_video_encoder(model: PreTrainedModel) -> bool:
+    """Whether a model takes clips: V-JEPA in-tree or ours, VideoMAE, ViViT, TimeSformer."""
+    return model.main_input_name == "pixel_values_videos" or hasattr(model.config, "num_frames")
+
+
+def clip_tokens(model: PreTrainedModel, clips: torch.Tensor) -> torch.Tensor:
+    """
+    Patch tokens that a video encoder makes of clips.
+
+    Args:
+        model (`PreTrainedModel`): a video encoder, a model with a head (its backbone is used), or a
+            [`~hf_jepa.modeling_jepa.JepaPreTrainedModel`] (its target encoder is used).
+        clips (`torch.FloatTensor` of shape `(batch, frames, channels, height, width)`): on the model's device.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch, tokens, width)`, in the model's order; CLS tokens are left out.
+
+    Raises:
+        ValueError: If the clips have another size than an in-tree V-JEPA 2 was configured for, which it would not
+            notice.
+    """
+    if isinstance(model, JepaPreTrainedModel):
+        return model.get_features(clips)
+    backbone, config = model.base_model, model.config
+    if config.model_type == "vjepa2" and tuple(clips.shape[-2:]) != (config.crop_size, config.crop_size):
+        raise ValueError(
+            f"In-tree V-JEPA 2 takes positions from its crop_size={config.crop_size} and would get those of "
+            f"{clips.shape[-2]}x{clips.shape[-1]} pixels wrong: load the folder with hf_jepa.VJepaModel."
+        )
+    if config.model_type == "vjepa2":
+        # Its own get_vision_features also gathers all tokens into a copy.
+        return backbone.encoder(clips).last_hidden_state
+    if model.main_input_name == "pixel_values_videos":
+        return backbone.get_vision_features(clips)
+    tokens = backbone(clips).last_hidden_state
+    # Without patches in the config (ViViT) they are those of the tubelet.
+    patch_size = getattr(config, "patch_size", None) or config.tubelet_size[-2:]
+    patch = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+    prefix = tokens.shape[1] % ((clips.shape[-2] // patch[0]) * (clips.shape[-1] // patch[1]))
+    return tokens[:, prefix:] if prefix <= _MAX_CLIP_PREFIX_TOKENS else tokens
 
 
 def resolve_pooling(encoder: PreTrainedModel, outputs: Any, pixel_values: torch.Tensor, pooling: Pooling) -> Pooling:

@@ -27,6 +27,7 @@ from .models.vjepa import (
     VJepaModel,
     VJepaPreTrainingConfig,
 )
+from .models.vl_jepa import VLJepaConfig, VLJepaModel
 
 # (config, model, Auto classes beside AutoConfig)
 MODELS = [
@@ -43,6 +44,7 @@ MODELS = [
     (VJepaActionAnticipationConfig, VJepaForActionAnticipation, (AutoModel,)),
     (VJepaPreTrainingConfig, VJepaForPreTraining, (AutoModel, AutoModelForPreTraining)),
     (VJepa2PreTrainingConfig, VJepa2ForPreTraining, (AutoModel, AutoModelForPreTraining)),
+    (VLJepaConfig, VLJepaModel, (AutoModel, AutoModelForPreTraining)),
 ]
 
 

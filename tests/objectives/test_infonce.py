@@ -136,3 +136,32 @@ def test_faults():
         InfoNCE(temperature=0.001)
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(info_nce(a.requires_grad_(), b), a, create_graph=True)
+
+
+@pytest.mark.parametrize("direction", ["both", "predicted_to_target", "target_to_predicted"])
+@pytest.mark.parametrize("chunk", [1, 1 << 21])
+def test_pairs_of_one_target_are_no_negatives(monkeypatch, direction, chunk):
+    monkeypatch.setattr(contrast, "_CHUNK_ELEMENTS", chunk)
+    a, b = torch.randn(2, 5, 4, dtype=torch.float64).requires_grad_()
+    temperature = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+    ids = torch.tensor([3, 1, 3, 2, 1])
+    logits = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T / temperature
+    same = (ids[:, None] == ids) & ~torch.eye(5, dtype=torch.bool)
+    logits = logits.masked_fill(same, -torch.inf)
+    labels = torch.arange(5)
+    rows, columns = F.cross_entropy(logits, labels), F.cross_entropy(logits.T, labels)
+    expected = {"both": (rows + columns) / 2, "predicted_to_target": rows, "target_to_predicted": columns}[direction]
+    found = info_nce(a, b, temperature, direction, ids)
+    torch.testing.assert_close(found, expected)
+    inputs = (a, b, temperature)
+    for ours, other in zip(torch.autograd.grad(found, inputs), torch.autograd.grad(expected, inputs), strict=True):
+        torch.testing.assert_close(ours, other)
+    # Where all share one target nothing is left to tell apart.
+    assert info_nce(a, b, temperature, direction, torch.zeros_like(ids)).item() == 0
+
+
+def test_target_ids_of_another_shape_are_refused():
+    a = torch.randn(3, 4)
+    for ids in (torch.zeros(2, dtype=torch.int64), torch.zeros(3)):
+        with pytest.raises(ValueError, match="`target_ids` must be int64 of shape"):
+            info_nce(a, a, target_ids=ids)

@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..encoders import patch_tokens, pooled_output
+from ..encoders import clip_tokens, is_video_encoder, patch_tokens, pooled_output
 from ..modeling_jepa import JepaPreTrainedModel
-from .video import clip_tokens, is_video_encoder, join_clips, split_clips
+from .video import join_clips, split_clips
 
 Pool = Literal["mean", "none", "last4", "pooled"]
 

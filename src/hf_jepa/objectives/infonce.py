@@ -51,6 +51,7 @@ def info_nce(
     target: torch.Tensor,
     temperature: float | torch.Tensor = 0.07,
     direction: Direction = "both",
+    target_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     Cross-entropy of cosine similarity over temperature: each prediction should pick its target among all processes'
@@ -63,24 +64,32 @@ def info_nce(
         temperature (`float` or `torch.Tensor` of shape `()`): divides the cosine; a tensor gets a gradient.
         direction (`str`): `"both"`, the average of the two (CLIP, VL-JEPA), or one of them:
             `"predicted_to_target"` (LLM-JEPA's ablation), `"target_to_predicted"`.
+        target_ids (`torch.LongTensor` of shape `(N,)`, *optional*): pairs of one number, on any process, have the same
+            target and are left out of each other's denominators, as they are no negatives.
 
     Returns:
         `torch.Tensor` of shape `()`.
 
     Raises:
         `ValueError`: for another direction, an integer dtype, shapes that differ, fewer than two pairs in all, a
-            temperature that is not positive, and on CPU embeddings that are not finite.
+            temperature that is not positive, ids of another shape, and on CPU embeddings that are not finite.
     """
     if direction not in ("both", "predicted_to_target", "target_to_predicted"):
         raise ValueError(f"`direction` must be both, predicted_to_target or target_to_predicted, got {direction!r}.")
     predicted, target = _pair(predicted, target)
     scale = _inverse(temperature, predicted)
+    if target_ids is not None and (target_ids.shape != predicted.shape[:1] or target_ids.dtype != torch.int64):
+        raise ValueError(
+            f"`target_ids` must be int64 of shape ({len(predicted)},), got {target_ids.dtype} of shape "
+            f"{tuple(target_ids.shape)}."
+        )
     sizes, place = _place(len(predicted), predicted.device)
+    ids = None if target_ids is None else (target_ids, gather_batch(target_ids, sizes=sizes))
     if direction == "target_to_predicted":
         predicted, target = target, predicted
     both = direction == "both"
     by_row, _, by_column = chunked_cross_entropy(
-        predicted, gather_batch(target, sizes=sizes), scale, place, by_column=both
+        predicted, gather_batch(target, sizes=sizes), scale, place, ids, by_column=both
     )
     loss = by_row.sum()
     if both:
@@ -147,10 +156,13 @@ class InfoNCE(nn.Module):
         self.max_scale, self.direction = max_scale, direction
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learnable)
 
-    def forward(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, predicted: torch.Tensor, target: torch.Tensor, target_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """
         Args:
             predicted (`torch.Tensor` of shape `(N, D)`), target (the same): pairs by row.
+            target_ids (`torch.LongTensor` of shape `(N,)`, *optional*): see [`info_nce`].
 
         Returns:
             `torch.Tensor` of shape `()`.
@@ -161,4 +173,4 @@ class InfoNCE(nn.Module):
         if self.training:
             with torch.no_grad():
                 self.logit_scale.clamp_(max=math.log(self.max_scale))
-        return info_nce(predicted, target, torch.exp(-self.logit_scale), self.direction)
+        return info_nce(predicted, target, torch.exp(-self.logit_scale), self.direction, target_ids)

@@ -1,0 +1,565 @@
+"""VL-JEPA: from what is seen and what is asked, predict the embedding of the answer (arXiv 2512.10942)."""
+
+import copy
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from ...objectives import InfoNCE
+from ...objectives.inputs import at_least_float32
+from ...regularized import build_regularizer
+from .components_vl_jepa import load_frozen_part, load_text_tower, plain_lora_config, source_of, take_layers, with_lora
+from .configuration_vl_jepa import VLJepaConfig
+from .decoder_vl_jepa import VLJepaTextDecoder
+from .objective_vl_jepa import embedding_distance, vl_jepa_loss
+from .text_encoder_vl_jepa import VLJepaPreTrainedModel, VLJepaTextEncoder, hash_tokens, pool_tokens
+from .vision_vl_jepa import encode_frames, vision_width, without_unused_parts
+
+
+@dataclass
+class VLJepaOutput(ModelOutput):
+    """
+    What [`VLJepaModel`] returns.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`): what is minimised; with targets and `return_loss`.
+        loss_components (`dict[str, torch.FloatTensor]`): its unweighted terms, detached scalars: `prediction_loss`,
+            and the regularizer by name.
+        counts (`dict[str, torch.FloatTensor]`): of InfoNCE, scalars over all processes: `duplicates`, examples whose
+            target text occurs more than once, and `effective_negatives`, of an average example.
+        pred_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`): predicted embeddings, not normalised.
+        target_embeds (`torch.FloatTensor` of the same shape): what they are compared with.
+        online_target_embeds (`torch.FloatTensor` of the same shape): with `target="ema"`, the trained Y-encoder's.
+        target_hash (`torch.LongTensor` of shape `(batch,)`): one number per target text.
+        logits_per_pair (`torch.FloatTensor` of shape `(batch, batch)`): with `return_logits`, cosine of prediction
+            (row) and target (column) over temperature, of this process.
+        logit_scale (`torch.FloatTensor` of shape `()`): 1 / temperature.
+    """
+
+    loss: torch.FloatTensor | None = None
+    loss_components: dict[str, torch.FloatTensor] | None = None
+    counts: dict[str, torch.FloatTensor] | None = None
+    pred_embeds: torch.FloatTensor | None = None
+    target_embeds: torch.FloatTensor | None = None
+    online_target_embeds: torch.FloatTensor | None = None
+    target_hash: torch.LongTensor | None = None
+    logits_per_pair: torch.FloatTensor | None = None
+    logit_scale: torch.FloatTensor | None = None
+
+
+class VLJepaModel(VLJepaPreTrainedModel):
+    """
+    VL-JEPA: `vision` (X-encoder, frozen), `vision_projection`, `predictor` (decoder layers, bidirectional),
+    `predictor_projection`, `y_encoder` ([`VLJepaTextEncoder`]) and, where text is wanted, `y_decoder`
+    ([`VLJepaTextDecoder`]). Readings of what the paper leaves open are named in [`VLJepaConfig`].
+
+    Example:
+
+    ```python
+    >>> from hf_jepa import VLJepaModel
+    >>> model = VLJepaModel.from_components(
+    ...     "facebook/vjepa2-vitl-fpc64-256", "meta-llama/Llama-3.2-1B", "google/embeddinggemma-300m"
+    ... )
+    >>> embeds = model.get_pred_embeds(pixel_values_videos=clips, query_input_ids=ids, query_attention_mask=mask)
+    ```
+    """
+
+    main_input_name = "query_input_ids"
+    accepts_loss_kwargs = False
+    # Steps of a learned temperature are lost in half precision.
+    _keep_in_fp32_modules_strict = {"contrast"}
+
+    def __init__(
+        self,
+        config: VLJepaConfig,
+        vision: PreTrainedModel | None = None,
+        predictor: PreTrainedModel | None = None,
+        y_encoder: PreTrainedModel | None = None,
+        y_decoder: PreTrainedModel | None = None,
+    ) -> None:
+        super().__init__(config)
+        for part in (vision, predictor, y_encoder, y_decoder):
+            for module in part.modules() if part is not None else ():
+                module._is_hf_initialized = True
+        self.vision = without_unused_parts(AutoModel.from_config(config.vision_config) if vision is None else vision)
+        self.predictor = AutoModel.from_config(config.predictor_config) if predictor is None else predictor
+        self.y_encoder = VLJepaTextEncoder(config, y_encoder)
+        has_decoder = y_decoder is not None or config.y_decoder_config is not None
+        self.y_decoder = VLJepaTextDecoder(config, y_decoder) if has_decoder else None
+        config.vision_config, config.predictor_config = self.vision.config, self.predictor.config
+        config.y_encoder_config = self.y_encoder.model.config
+        if has_decoder:
+            config.y_decoder_config = self.y_decoder.language_model.config
+        if config.vision_hidden_size is None:
+            config.vision_hidden_size = vision_width(self.vision)
+        width, bias = self.predictor.config.get_text_config().hidden_size, config.projection_bias
+        self.vision_projection = nn.Linear(config.vision_hidden_size, width, bias)
+        self.predictor_projection = nn.Linear(width, config.projection_dim, bias)
+        self.contrast = None
+        if config.loss == "infonce":
+            self.contrast = InfoNCE(config.temperature, learnable=config.learnable_temperature)
+        self.regularizer = build_regularizer(config)
+        # All ranks count alike. DDP's broadcast would rewrite the count, which then has to be read from the device.
+        self._ddp_params_and_buffers_to_ignore = [n for n, _ in self.named_buffers() if n.endswith("global_step")]
+        if config.target == "ema":
+            self.target_encoder = copy.deepcopy(self.y_encoder)
+        if config.predictor_adapter is not None:
+            self.predictor = with_lora(self.predictor, config.predictor_adapter)
+        self.freeze_target()
+        self.post_init()
+        if not config.save_frozen:
+            self._keys_to_ignore_on_load_missing.update(f"^{prefix}" for prefix in self._frozen_prefixes().values())
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self.contrast:
+            init.constant_(module.logit_scale, -torch.tensor(self.config.temperature).log().item())
+
+    @classmethod
+    def from_components(
+        cls,
+        vision: str | PreTrainedModel,
+        predictor: str | PreTrainedModel,
+        y_encoder: str | PreTrainedModel,
+        y_decoder: str | PreTrainedModel | None = None,
+        num_layers: int = 8,
+        predictor_layers: tuple[int, int] | None = None,
+        y_heads: Literal["st", "none"] = "st",
+        revisions: dict[str, str] | None = None,
+        dtype: torch.dtype = torch.float32,
+        attn_implementation: str | None = None,
+        **config_kwargs: Any,
+    ) -> "VLJepaModel":
+        """
+        Puts pretrained parts together; the maps between them are new.
+
+        Args:
+            vision (`str` or `PreTrainedModel`): X-encoder: a model id, a folder, or a loaded model, used as it is.
+            predictor (`str` or `PreTrainedModel`): a causal language model, or its backbone, to take layers from.
+            y_encoder (`str` or `PreTrainedModel`): a text encoder; of a sentence-transformers folder also pooling and
+                dense heads.
+            y_decoder (`str` or `PreTrainedModel`, *optional*): a causal language model.
+            num_layers (`int`, defaults to 8): how many of the predictor's last layers are copied.
+            predictor_layers (`tuple[int, int]`, *optional*): which ones instead, from start to before end; (0, 16) of
+                Llama-3.2-1B helps VQA (table 5).
+            y_heads (`"st"` or `"none"`): with the dense heads of a sentence-transformers folder, or without.
+            revisions (`dict[str, str]`, *optional*): of model ids, by part.
+            dtype (`torch.dtype`), attn_implementation (`str`, *optional*): for loading.
+            config_kwargs: fields of [`VLJepaConfig`].
+
+        Raises:
+            `ValueError`: for layers that do not exist, a predictor that stays causal, and what [`VLJepaConfig`] and
+                [`~hf_jepa.models.vl_jepa.load_text_tower`] refuse.
+        """
+        given = {"vision": vision, "predictor": predictor, "y_encoder": y_encoder, "y_decoder": y_decoder}
+        revisions = revisions or {}
+        sources = {name: source_of(part, revisions.get(name)) for name, part in given.items() if part is not None}
+        options: dict[str, Any] = {"dtype": dtype}
+        if attn_implementation is not None:
+            options["attn_implementation"] = attn_implementation
+
+        def load(part: str, auto_class: Any) -> PreTrainedModel:
+            if not isinstance(given[part], str):
+                return given[part]
+            return auto_class.from_pretrained(given[part], revision=revisions.get(part), **options)
+
+        tower = None
+        if isinstance(y_encoder, str):
+            tower = load_text_tower(y_encoder, revisions.get("y_encoder"), y_heads, **options)
+            config_kwargs = {"y_pooling": tower.pooling, "y_dense_layers": tower.dense_layers, **config_kwargs}
+            y_encoder = tower.model
+        decoder = load("predictor", AutoModel)
+        total = decoder.base_model.config.num_hidden_layers
+        start, end = predictor_layers or (total - num_layers, total)
+        parts = {"vision": load("vision", AutoModel), "predictor": take_layers(decoder, start, end)}
+        parts["y_encoder"] = y_encoder
+        if y_decoder is not None:
+            parts["y_decoder"] = load("y_decoder", AutoModelForCausalLM)
+        configs = {f"{name}_config": copy.deepcopy(part.config) for name, part in parts.items()}
+        sources = {name: source for name, source in sources.items() if source is not None}
+        model = cls(cls.config_class(**configs, sources=sources or None, **config_kwargs), **parts)
+        if tower is not None:
+            for linear, weights in zip(model.y_encoder.dense, tower.dense_weights, strict=True):
+                linear.load_state_dict(weights)
+        model.sync_target()
+        return model.eval()
+
+    # ---- Frozen parts, and parts kept by reference ----
+
+    @property
+    def encoder(self) -> VLJepaTextEncoder:
+        """The trained Y-encoder, which `target_encoder` follows with `target="ema"`."""
+        return self.y_encoder
+
+    def _frozen_prefixes(self) -> dict[str, str]:
+        """Patterns of the keys of frozen parts that a checkpoint may leave out, by part."""
+        found = {}
+        if self.config.freeze_vision:
+            found["vision"] = r"vision\."
+        if self.config.target == "frozen":
+            found["y_encoder"] = r"y_encoder\.(model|dense)\."
+        if self.y_decoder is not None and self.config.freeze_y_decoder:
+            found["y_decoder"] = r"y_decoder\.language_model\."
+        return found
+
+    def freeze_target(self) -> None:
+        """Turns gradients off in all that does not train."""
+        super().freeze_target()
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
+        if self.config.predictor_adapter is not None:
+            # Loading replaces parameters, and with them what peft had frozen.
+            for name, parameter in self.predictor.named_parameters():
+                parameter.requires_grad_("lora_" in name or "modules_to_save" in name)
+        if self.config.freeze_token_embeddings:
+            self.get_input_embeddings().requires_grad_(False)
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        modules = [self.vision] if self.config.freeze_vision else []
+        if self.config.target == "frozen":
+            modules += [self.y_encoder.model, self.y_encoder.dense]
+        # Trained on its own, on embeddings that are done.
+        return [*modules, self.y_decoder] if self.y_decoder is not None else modules
+
+    def train(self, mode: bool = True) -> "VLJepaModel":
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()
+        return self
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """
+        As [`~hf_jepa.modeling_jepa.JepaPreTrainedModel.from_pretrained`]; frozen parts that the checkpoint keeps by
+        reference are loaded from where `config.sources` names them.
+
+        Raises:
+            `ValueError`: if any key is not restored, or a referenced part cannot be loaded.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        if not model.config.save_frozen:
+            for part in model._frozen_prefixes():
+                load_frozen_part(model, part, model._source(part))
+        return (model, info) if wants_info else model
+
+    def _source(self, part: str) -> dict[str, Any]:
+        source = (self.config.sources or {}).get(part)
+        if source is None:
+            raise ValueError(
+                f"save_frozen=False leaves the frozen `{part}` out of the checkpoint, but `config.sources` does not "
+                "name where it came from; build the model with `from_components` from names, or set save_frozen=True."
+            )
+        return source
+
+    def save_pretrained(self, save_directory: Any, *args: Any, state_dict: dict | None = None, **kwargs: Any) -> None:
+        """
+        As `PreTrainedModel.save_pretrained`; with `config.save_frozen=False` without the frozen parts.
+
+        Raises:
+            `ValueError`: for a part to be left out that has no reference; nothing is written.
+        """
+        if not self.config.save_frozen:
+            state_dict = self.without_frozen(self.state_dict() if state_dict is None else state_dict)
+        super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
+
+    def without_frozen(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A state dict without the parts that a checkpoint keeps by reference."""
+        prefixes = self._frozen_prefixes()
+        for part in prefixes:
+            self._source(part)
+        pattern = re.compile("|".join(prefixes.values()) or "$^")
+        return {key: value for key, value in state_dict.items() if not pattern.match(key)}
+
+    # ---- LoRA on the predictor ----
+
+    def add_predictor_adapter(self, peft_config: Any) -> None:
+        """
+        Puts a LoRA adapter into the predictor and freezes the rest of it. Its configuration goes into
+        `config.predictor_adapter`, so that checkpoints load as they are.
+
+        Args:
+            peft_config (`peft.LoraConfig`).
+        """
+        self.config.predictor_adapter = plain_lora_config(peft_config)
+        self.predictor = with_lora(self.predictor, self.config.predictor_adapter)
+        self.freeze_target()
+
+    def merge_predictor_adapter(self) -> None:
+        """Merges a LoRA adapter into the predictor's weights, in place."""
+        if self.config.predictor_adapter is not None:
+            self.predictor = self.predictor.merge_and_unload()
+            self.config.predictor_adapter = None
+
+    # ---- Embeddings ----
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The predictor's token embeddings."""
+        return self.predictor.get_input_embeddings()
+
+    def encode_vision(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_values_videos: torch.FloatTensor | None = None,
+    ) -> tuple[torch.FloatTensor, torch.LongTensor]:
+        """
+        The X-encoder's tokens S_V; without gradient while it is frozen. They may be kept and given to `forward` as
+        `vision_embeds` and `vision_attention_mask`.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(images, channels, height, width)`, *optional*).
+            pixel_values_videos (`torch.FloatTensor` of shape `(clips, frames, channels, height, width)`, *optional*):
+                of a mixed batch, its rows follow the images'.
+
+        Returns:
+            `torch.FloatTensor` of shape `(images + clips, tokens, vision_hidden_size)`, zero where images have fewer
+            tokens than clips, and `torch.LongTensor` of shape `(images + clips, tokens)`, 0 there.
+
+        Raises:
+            `ValueError`: without either, or for tensors of another number of dimensions.
+        """
+        parts = []
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_vision):
+            for name, pixels in (("pixel_values", pixel_values), ("pixel_values_videos", pixel_values_videos)):
+                if pixels is not None:
+                    pixels = pixels.to(self.vision.dtype)
+                    frames = self.config.image_num_frames
+                    parts.append(encode_frames(self.vision, **{name: pixels}, image_num_frames=frames))
+        if not parts:
+            raise ValueError("Pass `pixel_values`, `pixel_values_videos`, or `vision_embeds`.")
+        longest = max(part.shape[1] for part in parts)
+        masks = [part.new_ones(part.shape[:2], dtype=torch.int64) for part in parts]
+        masks = [F.pad(mask, (0, longest - mask.shape[1])) for mask in masks]
+        parts = [F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts]
+        return torch.cat(parts), torch.cat(masks)
+
+    def get_pred_embeds(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_values_videos: torch.FloatTensor | None = None,
+        vision_embeds: torch.FloatTensor | None = None,
+        vision_attention_mask: torch.LongTensor | None = None,
+        query_input_ids: torch.LongTensor | None = None,
+        query_attention_mask: torch.LongTensor | None = None,
+    ) -> torch.FloatTensor:
+        """
+        Predicted embeddings, one per row; arguments and errors as in `forward`.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, projection_dim)`, not normalised.
+        """
+        if vision_embeds is None:
+            vision_embeds, vision_attention_mask = self.encode_vision(pixel_values, pixel_values_videos)
+        elif pixel_values is not None or pixel_values_videos is not None:
+            raise ValueError("Pass either pixels or `vision_embeds`, which are made of them.")
+        if vision_embeds.ndim != 3 or vision_embeds.shape[2] != self.config.vision_hidden_size:
+            raise ValueError(
+                f"`vision_embeds` must have shape (batch, tokens, {self.config.vision_hidden_size}), got "
+                f"{tuple(vision_embeds.shape)}."
+            )
+        if vision_attention_mask is None:
+            vision_attention_mask = vision_embeds.new_ones(vision_embeds.shape[:2], dtype=torch.int64)
+        embeds = self.vision_projection(vision_embeds.to(self.vision_projection.weight.dtype))
+        mask = vision_attention_mask
+        if query_input_ids is not None:
+            self._check_query(query_input_ids, vision_embeds)
+            if query_attention_mask is None:
+                query_attention_mask = torch.ones_like(query_input_ids)
+            words = self.get_input_embeddings()(query_input_ids)
+            embeds = torch.cat([embeds.to(words.dtype), words], dim=1)
+            mask = torch.cat([vision_attention_mask, query_attention_mask], dim=1)
+        elif self.config.pool_tokens == "query":
+            raise ValueError('pool_tokens="query" averages over the query; pass one, or set pool_tokens="all".')
+        # Counted over real tokens, so that padding moves nothing.
+        counted = mask
+        if self.config.vision_positions == "shared":
+            counted = mask.clone()
+            counted[:, 1 : vision_embeds.shape[1]] = 0
+        positions = (counted.cumsum(dim=1) - 1).clamp(min=0)
+        states = self.predictor(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
+        ).last_hidden_state
+        if self.config.pool_tokens == "query":
+            states, mask = states[:, vision_embeds.shape[1] :], query_attention_mask
+        return self.predictor_projection(pool_tokens(states, mask))
+
+    def _check_query(self, query_input_ids: torch.Tensor, vision_embeds: torch.Tensor) -> None:
+        if query_input_ids.ndim != 2 or len(query_input_ids) != len(vision_embeds):
+            raise ValueError(
+                f"{len(vision_embeds)} images or clips need as many queries, got `query_input_ids` of shape "
+                f"{tuple(query_input_ids.shape)}."
+            )
+        limit = getattr(self.predictor.config, "max_position_embeddings", None)
+        length = vision_embeds.shape[1] + query_input_ids.shape[1]
+        if limit is not None and length > limit:
+            raise ValueError(
+                f"{vision_embeds.shape[1]} vision tokens and a query of {query_input_ids.shape[1]} make {length}, but "
+                f"the predictor has {limit} positions; shorten the query or the clip."
+            )
+
+    def get_target_embeds(
+        self,
+        target_input_ids: torch.LongTensor,
+        target_attention_mask: torch.LongTensor | None = None,
+        which: Literal["target", "online"] = "target",
+    ) -> torch.FloatTensor:
+        """
+        The Y-encoder's embeddings of texts.
+
+        Args:
+            target_input_ids, target_attention_mask (`torch.LongTensor` of shape `(batch, length)`).
+            which (`str`): `"target"`, what predictions are compared with, or `"online"`, the trained Y-encoder; they
+                differ with `target="ema"` alone.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, projection_dim)`, not normalised.
+        """
+        if which == "target" and self.has_target_encoder:
+            with torch.no_grad():
+                return self.target_encoder(target_input_ids, target_attention_mask)
+        return self.y_encoder(target_input_ids, target_attention_mask)
+
+    # ---- Training ----
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_values_videos: torch.FloatTensor | None = None,
+        vision_embeds: torch.FloatTensor | None = None,
+        vision_attention_mask: torch.LongTensor | None = None,
+        query_input_ids: torch.LongTensor | None = None,
+        query_attention_mask: torch.LongTensor | None = None,
+        target_input_ids: torch.LongTensor | None = None,
+        target_attention_mask: torch.LongTensor | None = None,
+        target_embeds: torch.FloatTensor | None = None,
+        target_hash: torch.LongTensor | None = None,
+        return_loss: bool = True,
+        return_logits: bool = False,
+    ) -> VLJepaOutput:
+        r"""
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(images, channels, height, width)`, *optional*).
+            pixel_values_videos (`torch.FloatTensor` of shape `(clips, frames, channels, height, width)`, *optional*):
+                in a mixed batch queries and targets of images stand before those of clips.
+            vision_embeds (`torch.FloatTensor` of shape `(batch, tokens, vision_hidden_size)`, *optional*): instead of
+                pixels, what `encode_vision` made of them.
+            vision_attention_mask (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): 0 for padding.
+            query_input_ids, query_attention_mask (`torch.LongTensor` of shape `(batch, length)`, *optional*): of the
+                predictor's tokenizer, padded to the longest of the batch on either side. Without them the predictor
+                sees vision tokens alone (query-free).
+            target_input_ids, target_attention_mask (`torch.LongTensor` of shape `(batch, length)`, *optional*): of the
+                Y-encoder's tokenizer.
+            target_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`, *optional*): instead of tokens.
+            target_hash (`torch.LongTensor` of shape `(batch,)`, *optional*): one number per target text; made of the
+                tokens when missing. Without either no duplicates are masked.
+            return_loss (`bool`): compute the loss where there are targets.
+            return_logits (`bool`): also give `logits_per_pair`.
+
+        Returns:
+            [`VLJepaOutput`].
+
+        Raises:
+            `ValueError`: for pixels and `vision_embeds` together or neither, rows that do not match, more tokens than
+                the predictor has positions, embeddings of another width, InfoNCE with one pair in all.
+        """
+        predicted = self.get_pred_embeds(
+            pixel_values,
+            pixel_values_videos,
+            vision_embeds,
+            vision_attention_mask,
+            query_input_ids,
+            query_attention_mask,
+        )
+        online = None
+        if target_input_ids is not None:
+            if target_embeds is not None:
+                raise ValueError("Pass either `target_input_ids` or `target_embeds`, which are made of them.")
+            target_embeds = self.get_target_embeds(target_input_ids, target_attention_mask)
+            if self.has_target_encoder and self.training:
+                online = self.get_target_embeds(target_input_ids, target_attention_mask, "online")
+            if target_hash is None:
+                target_hash = hash_tokens(target_input_ids, target_attention_mask)
+        output = VLJepaOutput(
+            pred_embeds=predicted,
+            target_embeds=target_embeds,
+            online_target_embeds=online,
+            target_hash=target_hash,
+            logit_scale=None if self.contrast is None else self.contrast.logit_scale.exp(),
+        )
+        if target_embeds is None:
+            return output
+        if return_loss:
+            output.loss, output.loss_components, output.counts = self.compute_loss(
+                predicted, target_embeds, online, target_hash
+            )
+        if return_logits:
+            scale = 1 / self.config.temperature if output.logit_scale is None else output.logit_scale
+            first, second = (F.normalize(at_least_float32(part), dim=1) for part in (predicted, target_embeds))
+            output.logits_per_pair = scale * first @ second.T
+        return output
+
+    def compute_loss(
+        self,
+        pred_embeds: torch.FloatTensor,
+        target_embeds: torch.FloatTensor,
+        online_target_embeds: torch.FloatTensor | None = None,
+        target_hash: torch.LongTensor | None = None,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """
+        The loss of embeddings that `forward` made, perhaps in several calls (gradient caching). See
+        [`~hf_jepa.models.vl_jepa.vl_jepa_loss`], which it calls with this model's temperature and regularizer.
+        """
+        return vl_jepa_loss(
+            pred_embeds,
+            target_embeds,
+            self.config,
+            self.contrast,
+            self.regularizer,
+            online_target_embeds,
+            target_hash,
+        )
+
+    @torch.no_grad()
+    def energy(self, **batch: Any) -> torch.FloatTensor:
+        """
+        How far each prediction lies from its target, by the config's distance (cosine for InfoNCE).
+
+        Args:
+            batch: as in `forward`.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch,)`.
+        """
+        output = self(**batch, return_loss=False)
+        distance = "cosine" if self.config.loss == "infonce" else self.config.loss
+        return embedding_distance(output.pred_embeds, output.target_embeds, distance)
+
+    @torch.no_grad()
+    def get_features(self, pixel_values: torch.FloatTensor, which: str = "target") -> torch.FloatTensor:
+        """The X-encoder's tokens of images, `(batch, tokens, vision_hidden_size)`, or of clips (5 dimensions)."""
+        name = "pixel_values" if pixel_values.ndim == 4 else "pixel_values_videos"
+        return self.encode_vision(**{name: pixel_values})[0]
+
+    @torch.no_grad()
+    def generate_text(self, embeds: torch.FloatTensor, **options: Any) -> torch.LongTensor:
+        """
+        Tokens of the text of embeddings, by the Y-decoder; see [`VLJepaTextDecoder.generate`].
+
+        Raises:
+            `ValueError`: without a Y-decoder.
+        """
+        if self.y_decoder is None:
+            raise ValueError("This model has no Y-decoder; give `y_decoder` to `from_components`, and train it.")
+        return self.y_decoder.generate(embeds, **options)
