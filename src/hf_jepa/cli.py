@@ -72,7 +72,12 @@ def _export(args: argparse.Namespace) -> None:
 
 
 # Scorers of generated answers, as in hf_jepa.evaluation.SCORERS, which takes torch to import.
+FEATURE_TASKS = ("knn", "linear", "attentive", "lowshot", "collapse")
 ANSWER_TASKS = ("exact-match", "startswith", "contains", "final-answer")
+
+
+# Fields of hf_jepa.evaluation.ClipProtocol.
+CLIP_OPTIONS = ("num_frames", "frame_step", "frames_per_second", "segments", "views")
 
 
 def _evaluate_language(args: argparse.Namespace) -> None:
@@ -97,18 +102,26 @@ def _evaluate_language(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from .evaluation import evaluate_model
+    from .evaluation import ClipProtocol, evaluate_model
 
     names = (
         "dataset", "task", "train_split", "test_split", "image_column", "label_column", "batch_size", "max_train",
         "max_test", "device", "bf16", "num_workers", "seed", "k", "revision", "subfolder", "imagenet_statistics",
+        "num_probe_blocks", "video_column",
     )  # fmt: skip
     if args.output is not None:  # before the work whose result it would lose
         args.output.parent.mkdir(parents=True, exist_ok=True)
     if args.task in ANSWER_TASKS:
         _evaluate_language(args)
         return
-    results = evaluate_model(args.repo, command=args.command_line, **{name: getattr(args, name) for name in names})
+    clips = None
+    protocol = {name: getattr(args, name) for name in CLIP_OPTIONS}
+    if args.num_frames is not None:
+        clips = ClipProtocol(**{name: value for name, value in protocol.items() if value is not None})
+    elif any(value is not None for value in protocol.values()):
+        raise ValueError("--frame-step, --frames-per-second, --segments and --views are of clips: give --num-frames.")
+    options = {name: getattr(args, name) for name in names}
+    results = evaluate_model(args.repo, clips=clips, command=args.command_line, **options)
     for entry in results["evaluations"]:
         value = "no number" if entry["value"] is None else f"{entry['value']:.4f}"
         print(f"{entry['task']}  {entry['metric']} ({entry['features']}): {value}")
@@ -290,11 +303,12 @@ def build_parser() -> argparse.ArgumentParser:
         _evaluate,
         "evaluate the frozen features of any vision checkpoint, or the answers of any causal language model",
         "hf-jepa evaluate facebook/ijepa_vith14_1k --dataset my_images/ --task knn --imagenet-statistics\n"
+        "  hf-jepa evaluate facebook/vjepa2-vitl-fpc64-256 --dataset my_videos/ --task attentive --num-frames 16\n"
         "  hf-jepa evaluate my-llm --dataset pairs.jsonl --task exact-match --max-new-tokens 64",
     )
     evaluate.add_argument("repo", help="repository or folder of the model")
     evaluate.add_argument("--dataset", required=True, help="a data set's name on the Hub, a folder, or a parquet file")
-    evaluate.add_argument("--task", choices=["knn", "linear", "lowshot", "collapse", *ANSWER_TASKS], default="knn")
+    evaluate.add_argument("--task", choices=[*FEATURE_TASKS, *ANSWER_TASKS], default="knn")
     evaluate.add_argument("--train-split", default="train", help="slices such as train[:1000] included")
     evaluate.add_argument("--test-split", default="test")
     evaluate.add_argument("--image-column", default="image")
@@ -307,6 +321,15 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--num-workers", type=int, default=0)
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--k", type=int, default=20, help="neighbours of --task knn")
+    evaluate.add_argument(
+        "--num-probe-blocks", type=int, default=1, help="--task attentive: 1 is quick, V-JEPA 2 published 4"
+    )
+    evaluate.add_argument("--video-column", default="video", help="videos; images become still clips")
+    evaluate.add_argument("--num-frames", type=int, help="evaluate on videos, with clips of this many frames")
+    evaluate.add_argument("--frame-step", type=int, help="videos: every so many frames (default: 4)")
+    evaluate.add_argument("--frames-per-second", type=int, help="videos: of the clip, instead of a step")
+    evaluate.add_argument("--segments", type=int, help="videos: clips per video, pooled together (default: 1)")
+    evaluate.add_argument("--views", type=int, help="videos: crops per test clip (default: 1)")
     evaluate.add_argument("--text-column", default="text", help="language models: questions")
     evaluate.add_argument("--code-column", default="code", help="language models: right answers")
     evaluate.add_argument("--messages-column", default="messages", help="language models: chats with both")

@@ -1,6 +1,7 @@
 from .anticipation import class_mean_recall
 from .attentive_heads import VJEPA1_PROBE, train_attentive_heads
 from .attentive_probe import attentive_probe
+from .clips import ClipProtocol
 from .closed_form import ProbeResult, logistic_probe, ridge_probe
 from .diagnostics import collapse_report, content_share, effective_rank, feature_std, lidar, rankme
 from .features import extract_features, pooled_features
@@ -17,6 +18,7 @@ __all__ = [
     "SCORERS",
     "TASKS",
     "VJEPA1_PROBE",
+    "ClipProtocol",
     "LowShotResult",
     "ProbeResult",
     "attentive_probe",

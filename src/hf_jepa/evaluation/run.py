@@ -5,12 +5,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from ..data.dataset import SeededImageDataset
 from ..data.loading import load_image_dataset
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, ImageTransform
+from ..data.video_loading import load_video_dataset
+from ..encoders import is_video_encoder
+from ..models.vjepa import VJepaModel
+from .attentive_heads import train_attentive_heads
+from .clips import ClipProtocol, clip_dataset, clip_transform
 from .closed_form import ridge_probe
 from .diagnostics import collapse_report
 from .features import extract_features
@@ -20,8 +25,8 @@ from .low_shot import low_shot_accuracy
 
 logger = logging.get_logger(__name__)
 
-Task = Literal["knn", "linear", "lowshot", "collapse"]
-TASKS: tuple[str, ...] = ("knn", "linear", "lowshot", "collapse")
+Task = Literal["knn", "linear", "attentive", "lowshot", "collapse"]
+TASKS: tuple[str, ...] = ("knn", "linear", "attentive", "lowshot", "collapse")
 
 
 def evaluate_model(
@@ -43,18 +48,23 @@ def evaluate_model(
     revision: str | None = None,
     subfolder: str = "",
     imagenet_statistics: bool = False,
+    num_probe_blocks: int = 1,
+    clips: ClipProtocol | None = None,
+    video_column: str = "video",
     progress: bool = True,
     command: str | None = None,
 ) -> dict[str, Any]:
     """
-    Evaluates the frozen features of any vision checkpoint that `AutoModel` and `AutoImageProcessor` load.
+    Evaluates the frozen features of any vision checkpoint that `AutoModel` loads, on images or, with `clips`, on
+    videos: of video encoders, and of image encoders, which see frames one by one.
 
     Args:
         repo_or_path (`str` or `Path`): Hub repository or local folder of the model.
-        dataset (`str` or `Path`): What [`~hf_jepa.data.load_image_dataset`] takes.
-        task (`str`): `"knn"`: weighted k-NN. `"linear"`: the paper's protocol and a ridge probe. `"lowshot"`: ridge
-            probes on 1 % and 10 % of the labels, five draws. `"collapse"`: RankMe, stds, ...; needs no labels and no
-            train split.
+        dataset (`str` or `Path`): What [`~hf_jepa.data.load_image_dataset`] takes, or, with `clips`,
+            [`~hf_jepa.data.load_video_dataset`].
+        task (`str`): `"knn"`: weighted k-NN. `"linear"`: the paper's protocol and a ridge probe. `"attentive"`:
+            V-JEPA 2's 20 attentive heads, the best on rows held out of train. `"lowshot"`: ridge probes on 1 % and
+            10 % of the labels, five draws. `"collapse"`: RankMe, stds, ...; needs no labels and no train split.
         train_split (`str`): Split that the probes are fitted on.
         test_split (`str`): Split that is scored.
         image_column (`str`): Column of images.
@@ -71,6 +81,11 @@ def evaluate_model(
         subfolder (`str`): Folder of the model inside the repository, such as `"pretraining"`.
         imagenet_statistics (`bool`): Normalise with ImageNet's mean and std instead of the processor's. Meta's I-JEPA
             repositories need it: their processors say 0.5, the models were trained with ImageNet's.
+        num_probe_blocks (`int`): Blocks of `"attentive"`: 1 is cross-attention alone, which is quick; 4 is V-JEPA 2's
+            published probe, with 3 self-attention blocks on all tokens before it.
+        clips ([`ClipProtocol`], *optional*): Evaluates on these clips of videos. `"attentive"` pools the tokens of all
+            segments together and averages predictions over views; the other tasks average features over both.
+        video_column (`str`): Column of videos; a column of images becomes still clips.
         progress (`bool`): Show progress bars.
         command (`str`, *optional*): The command line, to be recorded.
 
@@ -78,34 +93,52 @@ def evaluate_model(
         `dict`: `model`, `data` and `evaluations` as in `results.json`; one entry of `evaluations` per number.
 
     Raises:
-        ValueError: If the task is unknown, the dataset lacks a column, or model or processor cannot be loaded.
+        ValueError: If the task is unknown, the dataset lacks a column, model or processor cannot be loaded, or a model
+            of videos gets no `clips`.
     """
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}.")
+    if num_probe_blocks < 1:
+        raise ValueError(f"num_probe_blocks must be at least 1, got {num_probe_blocks}.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     splits = {"test": (test_split, max_test)}
     if task != "collapse":
         splits = {"train": (train_split, max_train)} | splits
     label = None if task == "collapse" else label_column
     # The dataset first: a wrong column must not cost the download of a model.
-    data = {
-        name: _subset(load_image_dataset(dataset, split, image_column, label), limit, seed)
-        for name, (split, limit) in splits.items()
-    }
+    load, column = (load_image_dataset, image_column) if clips is None else (load_video_dataset, video_column)
+    data = {name: _subset(load(dataset, split, column, label), limit, seed) for name, (split, limit) in splits.items()}
     model = load_encoder(repo_or_path, revision, subfolder).to(device)
-    transform = processor_transform(repo_or_path, model, revision, imagenet_statistics)
-    pool = _pool_for(task, model)
+    if clips is None and is_video_encoder(model):
+        raise ValueError(
+            f"{type(model).__name__} takes clips: say which (num_frames, ...). Images become still clips with "
+            f'video_column="{image_column}"; in V-JEPA\'s evaluations they have 16 frames.'
+        )
+
+    if clips is None:
+        transform = processor_transform(repo_or_path, model, revision, imagenet_statistics)
+        samples = {name: SeededImageDataset(rows, transform, image_column, label) for name, rows in data.items()}
+    else:
+        # Several views are for testing.
+        crops = {name: clips.views if name == "test" else 1 for name in data}
+        transforms = {
+            name: clip_transform(repo_or_path, model, crops[name], revision, imagenet_statistics) for name in data
+        }
+        samples = {
+            name: clip_dataset(rows, clips, transforms[name], video_column, label) for name, rows in data.items()
+        }
+    pool = _pool_for(task, model, clips is not None)
     features = {
         name: extract_features(
             model,
-            SeededImageDataset(rows, transform, image_column, label),
+            dataset_of_split,
             batch_size,
             pool,
             dtype=torch.bfloat16 if bf16 else None,
             num_workers=num_workers,
             progress=progress,
         )
-        for name, rows in data.items()
+        for name, dataset_of_split in samples.items()
     }
     evaluations = [
         {
@@ -115,9 +148,10 @@ def evaluate_model(
             "num_examples": len(data["test"]),
             "seed": seed,
             "command": command,
+            **({} if clips is None else {"clips": clips.description()}),
             **entry,
         }
-        for entry in _score(task, features, pool, k, seed, progress)
+        for entry in _score(task, features, pool, k, seed, progress, num_probe_blocks, device)
     ]
     return {
         "model": {
@@ -132,7 +166,8 @@ def evaluate_model(
 
 def load_encoder(repo_or_path: str | Path, revision: str | None = None, subfolder: str = "") -> PreTrainedModel:
     """
-    Loads a vision model by its config, in float32 and eval mode.
+    Loads a vision model by its config, in float32 and eval mode. V-JEPA 2 is loaded as [`VJepaModel`], which is the
+    same and takes clips of every size.
 
     Args:
         repo_or_path (`str` or `Path`): Hub repository or local folder.
@@ -145,9 +180,12 @@ def load_encoder(repo_or_path: str | Path, revision: str | None = None, subfolde
     Raises:
         ValueError: If there is no such model, or weights that it needs are missing from the checkpoint.
     """
+    source = {"revision": revision, "subfolder": subfolder}
     try:
-        model, info = AutoModel.from_pretrained(
-            str(repo_or_path), revision=revision, subfolder=subfolder, dtype=torch.float32, output_loading_info=True
+        config = AutoConfig.from_pretrained(str(repo_or_path), **source)
+        auto_class = VJepaModel if config.model_type == "vjepa2" else AutoModel
+        model, info = auto_class.from_pretrained(
+            str(repo_or_path), **source, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError) as error:
         raise ValueError(f"Cannot load a model from {str(repo_or_path)!r}: {error}") from error
@@ -203,9 +241,11 @@ def _process(image: Image.Image, processor: Any, mode: str) -> torch.Tensor:
     return batch["pixel_values"][0].float()
 
 
-def _pool_for(task: str, model: PreTrainedModel) -> Literal["mean", "none", "last4"]:
-    if task == "collapse":
+def _pool_for(task: str, model: PreTrainedModel, is_video: bool) -> Literal["mean", "none", "last4"]:
+    if task in ("attentive", "collapse"):
         return "none"
+    if is_video:
+        return "mean"
     depth = getattr(model.config.get_text_config(), "num_hidden_layers", 0) or 0
     encoder_config = getattr(model.config, "encoder_config", None)
     if encoder_config is not None:
@@ -221,10 +261,18 @@ def _subset(rows: Any, limit: int | None, seed: int) -> Any:
 
 
 def _score(
-    task: str, features: dict[str, tuple[torch.Tensor, torch.Tensor]], pool: str, k: int, seed: int, progress: bool
+    task: str,
+    features: dict[str, tuple[torch.Tensor, torch.Tensor]],
+    pool: str,
+    k: int,
+    seed: int,
+    progress: bool,
+    num_probe_blocks: int,
+    device: str,
 ) -> list[dict[str, Any]]:
     if task == "collapse":
-        report = collapse_report(features["test"][0])
+        tokens = features["test"][0]
+        report = collapse_report(tokens.flatten(1, -2))  # views are more tokens of the same clip
         verdict = report.pop("verdict")
         numbers = {name: value for name, value in report.items() if name not in ("num_examples", "width")}
         # A broken model has no numbers, and its verdict must not get lost.
@@ -237,6 +285,19 @@ def _score(
     if task == "knn":
         value = knn_accuracy(train, train_labels, test, test_labels, k=min(k, len(train_labels)))
         return [{"metric": "accuracy", "value": value, "features": pool}]
+    if task == "attentive":
+        result = train_attentive_heads(
+            train,
+            train_labels,
+            test,
+            test_labels,
+            num_self_attention_layers=num_probe_blocks - 1,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+        entry = {"metric": "accuracy", "value": result.accuracy, "features": "tokens"}
+        return [entry | {"num_probe_blocks": num_probe_blocks, **result.chosen}]
     if task == "lowshot":
         entries = []
         for amount in (0.01, 0.1):
