@@ -212,6 +212,8 @@ def _results_table(results: dict[str, Any]) -> list[list[str]]:
 
 
 def _pipeline(results: dict[str, Any]) -> str:
+    if results["model"].get("num_labels"):
+        return "video-classification"
     # The Hub has no task for the features of videos alone.
     pipelines = {"text": "text-generation", "video": "feature-extraction"}
     return pipelines.get(results["model"].get("modality"), "image-feature-extraction")
@@ -250,6 +252,15 @@ def _compute_lines(compute: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _sampling(config: dict[str, Any], data: dict[str, Any]) -> str:
+    """How clips were cut from videos, in words."""
+    frames = config.get("frames_per_clip")
+    clips = f"clips of {frames} frames" if frames else "clips"
+    if data.get("fps"):
+        return f"{clips} at {_number(data['fps'])} per second"
+    return f"{clips}, one frame out of {data['frame_step']}" if data.get("frame_step") else clips
+
+
 def _check(results: dict[str, Any]) -> None:
     model = results.get("model") or {}
     missing = [f"model.{key}" for key in ("name", "family") if not model.get(key)]
@@ -268,9 +279,9 @@ def render_card(results: dict[str, Any]) -> str:
     "not evaluated", energy that is null "not measured".
 
     Args:
-        results (`dict`): `model` (`name`, `family`, and what `save_release` fills in), `data`, `training`,
-            `environment`, `compute`, `evaluations`, `baselines`, `licence`, `source_licence`, `pictures`; for
-            converted checkpoints `conversion`. Sections may be missing.
+        results (`dict`): `model` (`name`, `family`, and what `save_release` fills in), `data` (of
+            videos with `fps` or `frame_step`), `training`, `environment`, `compute`, `evaluations`, `baselines`,
+            `licence`, `source_licence`, `pictures`; for converted checkpoints `conversion`. Sections may be missing.
 
     Returns:
         Markdown with YAML front matter.
@@ -304,6 +315,7 @@ def render_card(results: dict[str, Any]) -> str:
         citation=citation,
         config=model.get("encoder_config") or {},
         data=data,
+        sampling=_sampling(model.get("encoder_config") or {}, data),
         training=results.get("training") or {},
         conversion=results.get("conversion"),
         environment=results.get("environment") or {},
