@@ -164,7 +164,7 @@ def estimate(trainer: JepaTrainer) -> dict[str, Any]:
     return {
         "parameters": counts,
         "trainable_parameters": trainable,
-        "training_images": rows,
+        "training_examples": rows,
         "global_batch_size": trainer.global_batch_size,
         "optimizer_steps": steps if steps > 0 else None,
         "memory_estimate_mib": memory,

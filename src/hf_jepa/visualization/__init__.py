@@ -1,9 +1,10 @@
-"""Pictures of a run: training curves, collapse, masks, PCA feature maps (over time for clips), prediction
+"""Pictures of a run: training curves, collapse, masks and PCA feature maps (over time for clips), prediction
 similarity, hidden-part retrieval, surprise over time.
 
 Importing this package does not import matplotlib; drawing does (`pip install hf-jepa[viz]`).
 """
 
+from .clip_masks import plot_clip_masks
 from .collapse import plot_collapse
 from .curves import plot_training_curves
 from .features import pca_colors, plot_feature_pca, plot_prediction_similarity
@@ -14,6 +15,7 @@ from .views import plot_neighbours, plot_views
 
 __all__ = [
     "pca_colors",
+    "plot_clip_masks",
     "plot_collapse",
     "plot_displacement_spectra",
     "plot_feature_pca",
