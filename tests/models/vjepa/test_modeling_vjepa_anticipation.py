@@ -132,3 +132,10 @@ def test_bad_input_is_named(model):
         VJepaActionAnticipationConfig(**SIZES, position_embedding_type="sincos")
     with pytest.raises((ValueError, StrictDataclassError), match="`num_verbs` must be positive"):
         VJepaActionAnticipationConfig(**SIZES | {"num_verbs": 0})
+
+
+def test_compiles_without_graph_breaks(model):
+    clips, seconds = torch.randn(2, 4, 3, 16, 16), torch.tensor([0.5, 1.0])
+    labels = {f"{name}_labels": torch.tensor([1, 2]) for name in ("verb", "noun", "action")}
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(clips, seconds, **labels).loss, model(clips, seconds, **labels).loss)
