@@ -41,9 +41,10 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from transformers import AutoImageProcessor
+    from transformers import AutoImageProcessor, AutoTokenizer
 
     from .hub.release import default_image_processor, load_pretraining, save_release
+    from .hub.text_release import save_text_release
 
     model = load_pretraining(args.checkpoint, **({"subfolder": args.subfolder} if args.subfolder else {}))
     source = Path(args.checkpoint, args.subfolder)
@@ -52,11 +53,6 @@ def _export(args: argparse.Namespace) -> None:
         name: next((folder for folder in (source, source.parent) if (folder / name).is_file()), None)
         for name in ("preprocessor_config.json", "results.json")
     }
-    if folders["preprocessor_config.json"] is not None:
-        processor = AutoImageProcessor.from_pretrained(folders["preprocessor_config.json"])
-    else:
-        encoder_config = getattr(model.config, "encoder_config", model.config)
-        processor = default_image_processor(encoder_config, args.image_mean, args.image_std)
     results = {"licence": args.licence, "source_licence": None}
     if args.results is not None:
         results |= json.loads(args.results.read_text(encoding="utf-8"))
@@ -67,13 +63,24 @@ def _export(args: argparse.Namespace) -> None:
     if not results["licence"]:
         raise ValueError("The licence of the weights is not known: pass --license, e.g. --license apache-2.0.")
     results["model"] = {"name": args.output.resolve().name} | results.get("model", {})
+    if model.config.model_type == "llm_jepa":
+        tokenizer = AutoTokenizer.from_pretrained(args.checkpoint, subfolder=args.subfolder)
+        keep = args.keep_predictor_tokens
+        folder = save_text_release(model, args.output, tokenizer, results, keep_predictor_tokens=keep)
+        print(f"wrote {folder} (a causal language model for plain transformers)")
+        return
+    if folders["preprocessor_config.json"] is not None:
+        processor = AutoImageProcessor.from_pretrained(folders["preprocessor_config.json"])
+    else:
+        encoder_config = getattr(model.config, "encoder_config", model.config)
+        processor = default_image_processor(encoder_config, args.image_mean, args.image_std)
     folder = save_release(model, args.output, results=results, processor=processor, which=args.which)
     print(f"wrote {folder} ({args.which} encoder at the root, composite in pretraining/)")
 
 
-# Scorers of generated answers, as in hf_jepa.evaluation.SCORERS, which takes torch to import.
+# As in hf_jepa.evaluation.TASKS and, for generated answers, SCORERS, which take torch to import.
 FEATURE_TASKS = ("knn", "linear", "attentive", "lowshot", "collapse")
-ANSWER_TASKS = ("exact-match", "startswith", "contains", "final-answer")
+ANSWER_TASKS = ("exact-match", "startswith", "contains", "final-answer", "sqlite-match")
 
 
 # Fields of hf_jepa.evaluation.ClipProtocol.
@@ -85,9 +92,11 @@ def _evaluate_language(args: argparse.Namespace) -> None:
 
     names = (
         "dataset", "task", "text_column", "code_column", "messages_column", "system_prompt", "max_new_tokens",
-        "batch_size", "seed", "device", "bf16", "revision", "subfolder",
+        "batch_size", "seed", "device", "bf16", "revision", "subfolder", "database",
     )  # fmt: skip
     options = {name: getattr(args, name) for name in names}
+    if args.no_thinking:
+        options["template_options"] = {"enable_thinking": False}
     results = evaluate_language_model(
         args.repo, split=args.test_split, limit=args.max_test, command=args.command_line, **options
     )
@@ -280,7 +289,7 @@ def build_parser() -> argparse.ArgumentParser:
         commands,
         "export",
         _export,
-        "write a release from a training checkpoint: the encoder for plain transformers, the composite, a card",
+        "write a release from a training checkpoint: the encoder (or language model) for plain transformers, a card",
         "hf-jepa export outputs/run/checkpoint-1000 my-release --license apache-2.0",
     )
     export.add_argument("checkpoint", help="folder or repository of the composite")
@@ -289,6 +298,7 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--subfolder", default="", help="where in the repository the composite is, e.g. pretraining")
     export.add_argument("--results", type=Path, help="results.json of the run, for the card")
     export.add_argument("--license", dest="licence", help="of the weights; known where the source has a results.json")
+    export.add_argument("--keep-predictor-tokens", action="store_true", help="LLM-JEPA: of the vocabulary, if any")
     statistics = "for a checkpoint without an image processor (default: ImageNet's)"
     export.add_argument(
         "--image-mean", type=float, nargs="+", default=[0.485, 0.456, 0.406], metavar="M", help=statistics
@@ -335,6 +345,10 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--messages-column", default="messages", help="language models: chats with both")
     evaluate.add_argument("--system-prompt", help="language models: put before two-column rows")
     evaluate.add_argument("--max-new-tokens", type=int, default=128, help="language models: the longest answer")
+    evaluate.add_argument("--no-thinking", action="store_true", help="language models: enable_thinking=False (Qwen3)")
+    evaluate.add_argument(
+        "--database", type=Path, help="sqlite-match: an SQLite file, or a folder of NAME/NAME.sqlite"
+    )
     evaluate.add_argument("--output", type=Path, help="JSON file for the results")
 
     visualize = _add_command(

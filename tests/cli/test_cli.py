@@ -15,7 +15,8 @@ from transformers import AutoImageProcessor, AutoModel, IJepaConfig
 import hf_jepa
 from hf_jepa import IJepaForPreTraining, IJepaPreTrainingConfig
 from hf_jepa.cli import build_parser, main
-from hf_jepa.evaluation import SCORERS, TASKS
+from hf_jepa.evaluation import TASKS
+from hf_jepa.evaluation.language import ANSWER_TASKS
 from hf_jepa.hub import PushError, check_release, save_release
 
 RESULTS = {"model": {"name": "tiny"}, "licence": "apache-2.0"}
@@ -84,7 +85,7 @@ def test_examples_parse():
 
 def test_tasks_are_those_of_evaluation():
     task = next(action for action in commands()["evaluate"]._actions if action.dest == "task")
-    assert tuple(task.choices) == (*TASKS, *SCORERS)
+    assert tuple(task.choices) == (*TASKS, *ANSWER_TASKS)
 
 
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["convert", "ijepa"], ["evaluate", "x"]])

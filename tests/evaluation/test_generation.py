@@ -1,6 +1,8 @@
 """Answers by generation and their scores; diagnostics of paired embeddings."""
 
+import json
 import runpy
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hf_jepa.cli import ANSWER_TASKS, main
+from hf_jepa.cli import main
 from hf_jepa.evaluation import (
     SCORERS,
     displacement_spectrum,
@@ -88,7 +90,6 @@ def test_shares_and_unknown_scorers():
         score_responses(["a"], ["a"], "exact")
     with pytest.raises(ValueError, match="2 predictions for 1"):
         score_responses(["a", "b"], ["a"])
-    assert set(ANSWER_TASKS) == set(SCORERS)
 
 
 def test_queries_are_compared_by_what_they_return(tmp_path):
@@ -144,20 +145,82 @@ def test_linear_map_and_spectrum():
         linear_map_error(text[:5], code[:5])
 
 
-def test_the_command_scores_a_saved_model(tmp_path, capsys, model_and_tokenizer):
-    from datasets import Dataset
-
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, model_and_tokenizer) -> Path:
+    """A model's folder, beside a data set of which it answers all rows but the first right."""
     model, tokenizer = model_and_tokenizer
-    model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    Dataset.from_list(ROWS).to_json(str(tmp_path / "test.jsonl"))
-    command = ["evaluate", str(tmp_path / "model"), "--dataset", str(tmp_path), "--task", "exact-match"]
+    folder = tmp_path_factory.mktemp("saved")
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    questions = [[{"role": "user", "content": row["text"]}] for row in ROWS]
+    answers = generate_responses(model, tokenizer, questions, max_new_tokens=6)
+    assert all(answers)
+    rows = [{"text": row["text"], "code": answer} for row, answer in zip(ROWS, answers, strict=True)]
+    rows[0]["code"] += "?"
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_the_command_scores_a_saved_model(saved, tmp_path, capsys, adapted):
+    name = saved / "model"
+    if adapted:
+        from peft import LoraConfig, get_peft_model
+
+        base = LlamaForCausalLM.from_pretrained(name)
+        get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+        shutil.copytree(
+            name, tmp_path / "adapter", ignore=shutil.ignore_patterns("*model*", "config*"), dirs_exist_ok=True
+        )
+        name = tmp_path / "adapter"
+    command = ["evaluate", str(name), "--dataset", str(saved), "--task", "exact-match", "--max-new-tokens", "6"]
     output = tmp_path / "out.json"
-    flags = ["--max-new-tokens", "3", "--max-test", "4", "--device", "cpu", "--output", str(output)]
-    assert main([*command, *flags]) == 0
-    assert "exact-match: 0.0000 (4 answers)" in capsys.readouterr().out
-    assert '"num_examples": 4' in output.read_text()
+    assert main([*command, "--device", "cpu", "--output", str(output)]) == 0
+    assert "exact-match: 0.8571 (7 answers)" in capsys.readouterr().out
+    results = json.loads(output.read_text())
+    assert [answer["correct"] for answer in results["answers"]] == [False] + [True] * 6
+    assert results["evaluations"][0]["value"] == 6 / 7
+    assert main([*command, "--max-test", "4", "--no-thinking"]) == 0
+    assert "(4 answers)" in capsys.readouterr().out
     assert main([*command, "--code-column", "regex"]) == 1
     assert "needs 'messages', or 'text' and 'regex'" in capsys.readouterr().err
     assert main([*command, "--test-split", "validation"]) == 1
     assert "no validation.jsonl" in capsys.readouterr().err
+
+
+def test_the_command_runs_queries(saved, tmp_path, capsys, monkeypatch):
+    for name, age in (("pets", 3), ("farm", 4)):
+        (tmp_path / "dbs" / name).mkdir(parents=True)
+        with sqlite3.connect(tmp_path / "dbs" / name / f"{name}.sqlite") as connection:
+            connection.execute("create table animals (age int)")
+            connection.execute("insert into animals values (?)", (age,))
+    rows = [
+        {"text": "For db_id:[pets] how old?", "code": "select 3"},
+        {"text": "For db_id:[farm] how old?", "code": "select 3"},
+        {"text": "how old?", "code": "select 4", "db_id": "farm"},
+    ]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answer = "select age from animals"
+    monkeypatch.setattr("hf_jepa.evaluation.language.generate_responses", lambda *args, **kwargs: [answer] * 3)
+    command = [
+        "evaluate",
+        str(saved / "model"),
+        "--dataset",
+        str(tmp_path),
+        "--task",
+        "sqlite-match",
+        "--device",
+        "cpu",
+    ]
+    assert main([*command, "--database", str(tmp_path / "dbs")]) == 0
+    assert "sqlite-match: 0.6667 (3 answers)" in capsys.readouterr().out
+    assert main([*command, "--database", str(tmp_path / "dbs" / "farm" / "farm.sqlite")]) == 0
+    assert "sqlite-match: 0.3333 (3 answers)" in capsys.readouterr().out
+    assert main(command) == 1
+    assert "need each other" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "dbs" / "farm")
+    assert main([*command, "--database", str(tmp_path / "dbs")]) == 1
+    assert "There is no database" in capsys.readouterr().err
+    (tmp_path / "test.jsonl").write_text(json.dumps({"text": "how old?", "code": "select 4"}) + "\n")
+    assert main([*command, "--database", str(tmp_path / "dbs")]) == 1
+    assert "says which database 'how old?'" in capsys.readouterr().err

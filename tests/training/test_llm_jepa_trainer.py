@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from hf_jepa import LLMJepaForCausalLM, LLMJepaTrainer, LLMJepaTrainingArguments
+from hf_jepa.cli import main
 from hf_jepa.data import OfficialPairCollator, PairFormat
 
 WORLD = runpy.run_path(str(Path(__file__).parents[2] / "trainers" / "nl_regex.py"))
@@ -268,6 +269,24 @@ def test_a_release_has_as_many_rows_as_its_tokenizer_has_tokens(make_trainer, ke
     known = trainer.processing_class(ROWS[0]["text"])["input_ids"]
     assert tokenizer(ROWS[0]["text"])["input_ids"] == known
     assert max(tokenizer("<|predictor_2|>")["input_ids"]) < len(tokenizer)
+
+
+def test_the_command_exports_a_checkpoint(make_trainer, tmp_path, capsys):
+    trainer = make_trainer({"predictor_mode": "vocab"}, save_strategy="steps", save_steps=2)
+    trainer.train()
+    checkpoint, release = tmp_path / "run" / "checkpoint-2", tmp_path / "exported"
+    assert main(["export", str(checkpoint), str(release)]) == 1
+    assert "pass --license" in capsys.readouterr().err
+    assert main(["export", str(checkpoint), str(release), "--license", "mit"]) == 0
+    assert "for plain transformers" in capsys.readouterr().out
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(release), AutoTokenizer.from_pretrained(release)
+    assert model.config.vocab_size == len(tokenizer) == len(trainer.processing_class) - 1
+    ids = torch.tensor([[2, 7, 9, 11]])
+    expected = trainer.model.eval().causal_lm(ids).logits[..., :-1]
+    torch.testing.assert_close(model(ids).logits, expected)
+    assert "license: mit" in (release / "README.md").read_text()
+    assert main(["export", str(checkpoint), str(release), "--license", "mit", "--keep-predictor-tokens"]) == 0
+    assert AutoModelForCausalLM.from_pretrained(release).config.vocab_size == len(trainer.processing_class)
 
 
 def test_adapters_that_leave_predictor_tokens_as_they_were_drawn(make_trainer, caplog):

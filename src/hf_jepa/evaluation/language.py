@@ -1,5 +1,7 @@
 """Evaluation of any causal language model on a dataset of questions and answers, by generation."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ from transformers.utils import logging
 
 from ..data.chat_views import as_messages
 from ..data.text_loading import load_text_dataset
-from .generation import SCORERS, generate_responses, score_responses
+from .generation import SCORERS, generate_responses, sqlite_match
 
 logger = logging.get_logger(__name__)
+
+ANSWER_TASKS = (*SCORERS, "sqlite-match")
 
 
 def evaluate_language_model(
@@ -34,6 +38,8 @@ def evaluate_language_model(
     subfolder: str = "",
     progress: bool = True,
     command: str | None = None,
+    database: str | Path | None = None,
+    template_options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """
     Answers questions greedily with a causal LM, or an adapter of one, and scores the answers.
@@ -41,7 +47,8 @@ def evaluate_language_model(
     Args:
         repo_or_path (`str` or `Path`): Hub repository or local folder, of a model or of a peft adapter.
         dataset (`str` or `Path`): what [`~hf_jepa.data.load_text_dataset`] takes.
-        task (`str`): a name in `SCORERS`: `"exact-match"`, `"startswith"`, `"contains"`, `"final-answer"`.
+        task (`str`): a name in `SCORERS`: `"exact-match"`, `"startswith"`, `"contains"`, `"final-answer"`; or
+            `"sqlite-match"`: queries by what they return ([`~hf_jepa.evaluation.sqlite_match`]).
         split (`str`): of the dataset.
         text_column, code_column, messages_column (`str`): of questions, of answers, or of chats that hold both.
         system_prompt (`str`, *optional*): put before two-column rows.
@@ -55,33 +62,48 @@ def evaluate_language_model(
         subfolder (`str`): folder of the model inside the repository.
         progress (`bool`): show a progress bar.
         command (`str`, *optional*): the command line, to be recorded.
+        database (`str` or `Path`, *optional*): for `"sqlite-match"`: the SQLite file, or Spider's folder of them
+            (`NAME/NAME.sqlite`), where a row's column `db_id`, or `db_id:[NAME]` in its question, says which.
+        template_options (`dict`, *optional*): for the chat template, such as `{"enable_thinking": False}`.
 
     Returns:
         `dict`: `model`, `data`, `evaluations` (one entry) as in `results.json`, and `answers`, one dict of `question`,
         `answer`, `reference` and `correct` per row.
 
     Raises:
-        ValueError: for an unknown task, a dataset without the columns, or a model that cannot be loaded.
+        ValueError: for an unknown task, a dataset without the columns, databases that are not there, or a model that
+            cannot be loaded.
     """
-    if task not in SCORERS:
-        raise ValueError(f"task must be one of {', '.join(SCORERS)}, got {task!r}.")
+    if task not in ANSWER_TASKS:
+        raise ValueError(f"task must be one of {', '.join(ANSWER_TASKS)}, got {task!r}.")
+    if (task == "sqlite-match") != (database is not None):
+        raise ValueError("`database` and the task sqlite-match need each other.")
     rows = load_text_dataset(dataset, split)
     if limit is not None and limit < len(rows):
         rows = rows.select(np.sort(np.random.default_rng(seed).permutation(len(rows))[:limit]))
     chats = [as_messages(row, messages_column, text_column, code_column, system_prompt) for row in rows]
+    questions = [chat[-2]["content"] for chat in chats]
+    scorers = [_scorer(task, row, question, database) for row, question in zip(rows, questions, strict=True)]
     model, tokenizer = load_language_model(repo_or_path, revision, subfolder, bf16)
     model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     references = [chat[-1]["content"] for chat in chats]
     answers = generate_responses(
-        model, tokenizer, [chat[:-1] for chat in chats], max_new_tokens, batch_size, progress=progress
+        model,
+        tokenizer,
+        [chat[:-1] for chat in chats],
+        max_new_tokens,
+        batch_size,
+        progress=progress,
+        **(template_options or {}),
     )
+    correct = [scorer(*pair) for scorer, *pair in zip(scorers, answers, references, strict=True)]
     entry = {
         "task": "generation",
         "dataset": str(dataset),
         "split": split,
         "num_examples": len(rows),
         "metric": task,
-        "value": score_responses(answers, references, task),
+        "value": sum(correct) / len(correct),
         "features": None,
         "seed": seed,
         "command": command,
@@ -92,15 +114,25 @@ def evaluate_language_model(
         "data": {"name": str(dataset), "split": split, "num_examples": len(rows)},
         "evaluations": [entry],
         "answers": [
-            {
-                "question": chat[-2]["content"],
-                "answer": answer,
-                "reference": reference,
-                "correct": SCORERS[task](answer, reference),
-            }
-            for chat, answer, reference in zip(chats, answers, references, strict=True)
+            {"question": question, "answer": answer, "reference": reference, "correct": right}
+            for question, answer, reference, right in zip(questions, answers, references, correct, strict=True)
         ],
     }
+
+
+def _scorer(task: str, row: dict[str, Any], question: str, database: str | Path | None) -> Callable[[str, str], bool]:
+    if database is None:
+        return SCORERS[task]
+    path = Path(database)
+    if path.is_dir():
+        named = re.search(r"db_id:\s*\[?([\w-]+)", question)
+        name = row.get("db_id") or (named and named[1])
+        if not name:
+            raise ValueError(
+                f"No `db_id` column and no `db_id:[NAME]` says which database {question[:80]!r} is about."
+            )
+        path = path / name / f"{name}.sqlite"
+    return sqlite_match(path)
 
 
 def load_language_model(
