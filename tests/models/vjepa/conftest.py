@@ -72,7 +72,7 @@ def official_gradient(model: torch.nn.Module, key: str) -> torch.Tensor:
 
 
 def close(ours: torch.Tensor, reference: torch.Tensor, tolerance: float = 1e-5) -> None:
-    torch.testing.assert_close(ours, reference, rtol=0, atol=tolerance * float(reference.abs().max()))
+    torch.testing.assert_close(ours, reference, rtol=0, atol=tolerance * float(reference.detach().abs().max()))
 
 
 def load_official(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> torch.nn.Module:

@@ -173,11 +173,13 @@ class VJepaLayer(GradientCheckpointingLayer):
         drop_path_rate: float,
     ):
         super().__init__()
-        self.index, self.drop_path_rate = index, drop_path_rate
+        self.drop_path_rate = drop_path_rate
         self.norm1 = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.attention = VJepaAttention(config, hidden_size, num_attention_heads)
         self.norm2 = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.mlp = VJepaMLP(config, hidden_size, mlp_ratio)
+        # `_init_weights` reads it: modules without parameters of their own, such as this one, are not shown to it.
+        self.attention.proj.init_divisor = self.mlp.last.init_divisor = (2 * (index + 1)) ** 0.5
 
     def forward(self, hidden_states: torch.Tensor, segments: list[Segment]) -> torch.Tensor:
         """
@@ -256,13 +258,12 @@ class VJepaPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        std = self.config.initializer_range
         if isinstance(module, nn.Linear | nn.Conv3d):
+            std = self.config.initializer_range
+            if self.config.depth_scaled_init:
+                std /= getattr(module, "init_divisor", 1.0)
             # The released code truncates at +-2, a hundred standard deviations: a normal, but for a flaw of
             # `trunc_normal_`, whose float32 inverse CDF gives -2 itself once in 2^24 draws (20 times in a ViT-L).
             init.normal_(module.weight, std=std)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, VJepaLayer) and self.config.depth_scaled_init:
-            for linear in (module.attention.proj, module.mlp.last):
-                init.normal_(linear.weight, std=std / (2 * (module.index + 1)) ** 0.5)
