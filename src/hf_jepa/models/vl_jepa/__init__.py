@@ -1,8 +1,8 @@
 from .components_vl_jepa import load_text_tower
 from .configuration_vl_jepa import VLJepaConfig
 from .decoder_vl_jepa import VLJepaTextDecoder
-from .modeling_vl_jepa import VLJepaModel, VLJepaOutput
-from .objective_vl_jepa import vl_jepa_loss
+from .modeling_vl_jepa import VLJepaModel
+from .objective_vl_jepa import VLJepaOutput, vl_jepa_loss
 from .text_encoder_vl_jepa import VLJepaTextEncoder
 
 __all__ = [

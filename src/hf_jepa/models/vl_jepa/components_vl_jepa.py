@@ -182,6 +182,58 @@ def _dense_layer(name: str, config: dict[str, Any]) -> dict[str, Any]:
     return {"out_features": config["out_features"], "bias": config["bias"], "activation": activation}
 
 
+class Components(NamedTuple):
+    """Loaded parts, the config's fields that describe them, and the weights of the Y-encoder's dense heads."""
+
+    parts: dict[str, PreTrainedModel]
+    config: dict[str, Any]
+    dense_weights: list[dict[str, torch.Tensor]]
+
+
+def load_components(
+    given: dict[str, str | PreTrainedModel | None],
+    predictor_layers: tuple[int, int | None],
+    y_heads: Literal["st", "none"],
+    revisions: dict[str, str],
+    options: dict[str, Any],
+) -> Components:
+    """
+    Loads what [`VLJepaModel.from_components`] puts together.
+
+    Args:
+        given (`dict`): names or loaded models of `vision`, `predictor`, `y_encoder` and, or `None`, `y_decoder`.
+        predictor_layers (`tuple`): start and end of the layers to take; a negative start counts from the last one,
+            and no end means all that follow.
+        y_heads (`str`), revisions (`dict`): as there.
+        options (`dict`): for `from_pretrained`.
+
+    Raises:
+        `ValueError`: as [`take_layers`] and [`load_text_tower`].
+    """
+    given = {part: component for part, component in given.items() if component is not None}
+    parts, config, weights = {}, {}, []
+    for part, component in given.items():
+        revision = revisions.get(part)
+        if not isinstance(component, str):
+            parts[part] = component
+        elif part == "y_encoder":
+            tower = load_text_tower(component, revision, y_heads, **options)
+            parts[part], weights = tower.model, tower.dense_weights
+            config |= {"y_pooling": tower.pooling, "y_dense_layers": tower.dense_layers}
+        else:
+            auto_class = AutoModelForCausalLM if part == "y_decoder" else AutoModel
+            parts[part] = auto_class.from_pretrained(component, revision=revision, **options)
+    start, end = predictor_layers
+    total = parts["predictor"].base_model.config.num_hidden_layers
+    parts["predictor"] = take_layers(
+        parts["predictor"], start + total if start < 0 else start, total if end is None else end
+    )
+    sources = {part: source_of(component, revisions.get(part)) for part, component in given.items()}
+    config["sources"] = {part: source for part, source in sources.items() if source is not None} or None
+    config |= {f"{part}_config": copy.deepcopy(model.config) for part, model in parts.items()}
+    return Components(parts, config, weights)
+
+
 def load_frozen_part(model: PreTrainedModel, part: str, source: dict[str, str | None]) -> None:
     """
     Fills a frozen part that a checkpoint keeps by reference, every key of it.

@@ -64,7 +64,8 @@ class VLJepaConfig(RegularizedPreTrainingConfig):
         y_decoder_prefix_length (`int`, defaults to 8): soft tokens that an embedding becomes for the Y-decoder.
         freeze_y_decoder (`bool`, defaults to `True`): train the Y-decoder's prefix map alone.
         sources (`dict[str, dict]`, *optional*): where parts came from: `{"vision": {"name_or_path": str, "revision":
-            str or None}, ...}` for `vision`, `predictor`, `y_encoder`, `y_decoder`; set by `from_components`.
+            str or None}, ...}` for `vision`, `predictor`, `y_encoder`, `y_decoder`; set by `from_components`. Those of
+            parts that train are marked `"changed"`.
         save_frozen (`bool`, defaults to `True`): `False` leaves frozen parts out of checkpoints and loads them from
             `sources`.
         predictor_adapter (`dict`, *optional*): peft's LoRA configuration of the predictor; set by

@@ -32,9 +32,13 @@ class VLJepaTextDecoder(VLJepaPreTrainedModel):
         self.language_model = language_model
         self.width = language_model.get_input_embeddings().weight.shape[1]
         self.prefix = nn.Linear(config.projection_dim, config.y_decoder_prefix_length * self.width)
-        if config.freeze_y_decoder:
-            self.language_model.requires_grad_(False)
+        self.freeze_language_model()
         self.post_init()
+
+    def freeze_language_model(self) -> None:
+        """Turns gradients of the language model off with `freeze_y_decoder`."""
+        if self.config.freeze_y_decoder:
+            self.language_model.requires_grad_(False)
 
     def soft_prefix(self, embeds: torch.Tensor) -> torch.Tensor:
         """`(batch, projection_dim)` -> `(batch, y_decoder_prefix_length, width)`; embeddings are normalised here."""

@@ -2,57 +2,24 @@
 
 import copy
 import re
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from ...objectives import InfoNCE
 from ...objectives.inputs import at_least_float32
 from ...regularized import build_regularizer
-from .components_vl_jepa import load_frozen_part, load_text_tower, plain_lora_config, source_of, take_layers, with_lora
+from .components_vl_jepa import load_components, load_frozen_part, plain_lora_config, with_lora
 from .configuration_vl_jepa import VLJepaConfig
 from .decoder_vl_jepa import VLJepaTextDecoder
-from .objective_vl_jepa import embedding_distance, vl_jepa_loss
+from .objective_vl_jepa import VLJepaOutput, embedding_distance, vl_jepa_loss
 from .text_encoder_vl_jepa import VLJepaPreTrainedModel, VLJepaTextEncoder, hash_tokens, pool_tokens
-from .vision_vl_jepa import encode_frames, vision_width, without_unused_parts
-
-
-@dataclass
-class VLJepaOutput(ModelOutput):
-    """
-    What [`VLJepaModel`] returns.
-
-    Args:
-        loss (`torch.FloatTensor` of shape `()`): what is minimised; with targets and `return_loss`.
-        loss_components (`dict[str, torch.FloatTensor]`): its unweighted terms, detached scalars: `prediction_loss`,
-            and the regularizer by name.
-        counts (`dict[str, torch.FloatTensor]`): of InfoNCE, scalars over all processes: `duplicates`, examples whose
-            target text occurs more than once, and `effective_negatives`, of an average example.
-        pred_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`): predicted embeddings, not normalised.
-        target_embeds (`torch.FloatTensor` of the same shape): what they are compared with.
-        online_target_embeds (`torch.FloatTensor` of the same shape): with `target="ema"`, the trained Y-encoder's.
-        target_hash (`torch.LongTensor` of shape `(batch,)`): one number per target text.
-        logits_per_pair (`torch.FloatTensor` of shape `(batch, batch)`): with `return_logits`, cosine of prediction
-            (row) and target (column) over temperature, of this process.
-        logit_scale (`torch.FloatTensor` of shape `()`): 1 / temperature.
-    """
-
-    loss: torch.FloatTensor | None = None
-    loss_components: dict[str, torch.FloatTensor] | None = None
-    counts: dict[str, torch.FloatTensor] | None = None
-    pred_embeds: torch.FloatTensor | None = None
-    target_embeds: torch.FloatTensor | None = None
-    online_target_embeds: torch.FloatTensor | None = None
-    target_hash: torch.LongTensor | None = None
-    logits_per_pair: torch.FloatTensor | None = None
-    logit_scale: torch.FloatTensor | None = None
+from .vision_vl_jepa import encode_frames, join_tokens, vision_width, without_unused_parts
 
 
 class VLJepaModel(VLJepaPreTrainedModel):
@@ -160,35 +127,17 @@ class VLJepaModel(VLJepaPreTrainedModel):
             `ValueError`: for layers that do not exist, a predictor that stays causal, and what [`VLJepaConfig`] and
                 [`~hf_jepa.models.vl_jepa.load_text_tower`] refuse.
         """
-        given = {"vision": vision, "predictor": predictor, "y_encoder": y_encoder, "y_decoder": y_decoder}
-        revisions = revisions or {}
-        sources = {name: source_of(part, revisions.get(name)) for name, part in given.items() if part is not None}
         options: dict[str, Any] = {"dtype": dtype}
         if attn_implementation is not None:
             options["attn_implementation"] = attn_implementation
-
-        def load(part: str, auto_class: Any) -> PreTrainedModel:
-            if not isinstance(given[part], str):
-                return given[part]
-            return auto_class.from_pretrained(given[part], revision=revisions.get(part), **options)
-
-        tower = None
-        if isinstance(y_encoder, str):
-            tower = load_text_tower(y_encoder, revisions.get("y_encoder"), y_heads, **options)
-            config_kwargs = {"y_pooling": tower.pooling, "y_dense_layers": tower.dense_layers, **config_kwargs}
-            y_encoder = tower.model
-        decoder = load("predictor", AutoModel)
-        total = decoder.base_model.config.num_hidden_layers
-        start, end = predictor_layers or (total - num_layers, total)
-        parts = {"vision": load("vision", AutoModel), "predictor": take_layers(decoder, start, end)}
-        parts["y_encoder"] = y_encoder
-        if y_decoder is not None:
-            parts["y_decoder"] = load("y_decoder", AutoModelForCausalLM)
-        configs = {f"{name}_config": copy.deepcopy(part.config) for name, part in parts.items()}
-        sources = {name: source for name, source in sources.items() if source is not None}
-        model = cls(cls.config_class(**configs, sources=sources or None, **config_kwargs), **parts)
-        if tower is not None:
-            for linear, weights in zip(model.y_encoder.dense, tower.dense_weights, strict=True):
+        given = {"vision": vision, "predictor": predictor, "y_encoder": y_encoder, "y_decoder": y_decoder}
+        if num_layers < 1:
+            raise ValueError(f"`num_layers` must be at least 1, got {num_layers}.")
+        layers = (-num_layers, None) if predictor_layers is None else predictor_layers
+        components = load_components(given, layers, y_heads, revisions or {}, options)
+        model = cls(cls.config_class(**{**components.config, **config_kwargs}), **components.parts)
+        if components.dense_weights:
+            for linear, weights in zip(model.y_encoder.dense, components.dense_weights, strict=True):
                 linear.load_state_dict(weights)
         model.sync_target()
         return model.eval()
@@ -212,8 +161,11 @@ class VLJepaModel(VLJepaPreTrainedModel):
         return found
 
     def freeze_target(self) -> None:
-        """Turns gradients off in all that does not train."""
+        """Turns gradients off in all that does not train, and notes of the rest that its source is not it any more."""
         super().freeze_target()
+        for part, source in (self.config.sources or {}).items():
+            if part not in self._frozen_prefixes():
+                source["changed"] = True
         for module in self._frozen_modules():
             module.requires_grad_(False)
         if self.config.predictor_adapter is not None:
@@ -256,10 +208,11 @@ class VLJepaModel(VLJepaPreTrainedModel):
 
     def _source(self, part: str) -> dict[str, Any]:
         source = (self.config.sources or {}).get(part)
-        if source is None:
+        if source is None or source.get("changed"):
+            reason = "does not name where it came from" if source is None else f"says it was trained since: {source}"
             raise ValueError(
-                f"save_frozen=False leaves the frozen `{part}` out of the checkpoint, but `config.sources` does not "
-                "name where it came from; build the model with `from_components` from names, or set save_frozen=True."
+                f"save_frozen=False leaves the frozen `{part}` out of the checkpoint, but `config.sources` {reason}; "
+                "build the model with `from_components` from names, or set `config.save_frozen=True`."
             )
         return source
 
@@ -286,11 +239,8 @@ class VLJepaModel(VLJepaPreTrainedModel):
 
     def add_predictor_adapter(self, peft_config: Any) -> None:
         """
-        Puts a LoRA adapter into the predictor and freezes the rest of it. Its configuration goes into
-        `config.predictor_adapter`, so that checkpoints load as they are.
-
-        Args:
-            peft_config (`peft.LoraConfig`).
+        Puts a LoRA adapter (a `peft.LoraConfig`) into the predictor and freezes the rest of it. `predictor_adapter` of
+        the config says so, so that checkpoints load as they are.
         """
         self.config.predictor_adapter = plain_lora_config(peft_config)
         self.predictor = with_lora(self.predictor, self.config.predictor_adapter)
@@ -299,8 +249,9 @@ class VLJepaModel(VLJepaPreTrainedModel):
     def merge_predictor_adapter(self) -> None:
         """Merges a LoRA adapter into the predictor's weights, in place."""
         if self.config.predictor_adapter is not None:
-            self.predictor = self.predictor.merge_and_unload()
+            self.predictor = self.predictor.merge_and_unload().requires_grad_(True)
             self.config.predictor_adapter = None
+            self.freeze_target()
 
     # ---- Embeddings ----
 
@@ -338,11 +289,7 @@ class VLJepaModel(VLJepaPreTrainedModel):
                     parts.append(encode_frames(self.vision, **{name: pixels}, image_num_frames=frames))
         if not parts:
             raise ValueError("Pass `pixel_values`, `pixel_values_videos`, or `vision_embeds`.")
-        longest = max(part.shape[1] for part in parts)
-        masks = [part.new_ones(part.shape[:2], dtype=torch.int64) for part in parts]
-        masks = [F.pad(mask, (0, longest - mask.shape[1])) for mask in masks]
-        parts = [F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts]
-        return torch.cat(parts), torch.cat(masks)
+        return join_tokens(parts)
 
     def get_pred_embeds(
         self,
@@ -517,19 +464,9 @@ class VLJepaModel(VLJepaPreTrainedModel):
         online_target_embeds: torch.FloatTensor | None = None,
         target_hash: torch.LongTensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """
-        The loss of embeddings that `forward` made, perhaps in several calls (gradient caching). See
-        [`~hf_jepa.models.vl_jepa.vl_jepa_loss`], which it calls with this model's temperature and regularizer.
-        """
-        return vl_jepa_loss(
-            pred_embeds,
-            target_embeds,
-            self.config,
-            self.contrast,
-            self.regularizer,
-            online_target_embeds,
-            target_hash,
-        )
+        """[`~hf_jepa.models.vl_jepa.vl_jepa_loss`] of embeddings that `forward` made, perhaps in several calls."""
+        settings = self.config, self.contrast, self.regularizer
+        return vl_jepa_loss(pred_embeds, target_embeds, *settings, online_target_embeds, target_hash)
 
     @torch.no_grad()
     def energy(self, **batch: Any) -> torch.FloatTensor:
@@ -554,12 +491,7 @@ class VLJepaModel(VLJepaPreTrainedModel):
 
     @torch.no_grad()
     def generate_text(self, embeds: torch.FloatTensor, **options: Any) -> torch.LongTensor:
-        """
-        Tokens of the text of embeddings, by the Y-decoder; see [`VLJepaTextDecoder.generate`].
-
-        Raises:
-            `ValueError`: without a Y-decoder.
-        """
+        """Tokens of the text of embeddings; see [`VLJepaTextDecoder.generate`]. `ValueError` without a Y-decoder."""
         if self.y_decoder is None:
             raise ValueError("This model has no Y-decoder; give `y_decoder` to `from_components`, and train it.")
         return self.y_decoder.generate(embeds, **options)

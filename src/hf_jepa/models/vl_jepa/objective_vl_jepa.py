@@ -1,13 +1,47 @@
 """What VL-JEPA minimises: a distance of predicted and target embeddings, and what keeps them from collapsing."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.utils import ModelOutput
 
 from ...objectives.distributed import batch_sizes, gather_batch
 from ...objectives.inputs import at_least_float32
 from ...regularized import regularized_loss
 from .configuration_vl_jepa import VLJepaConfig
+
+
+@dataclass
+class VLJepaOutput(ModelOutput):
+    """
+    What [`VLJepaModel`] returns.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`): what is minimised; with targets and `return_loss`.
+        loss_components (`dict[str, torch.FloatTensor]`): its unweighted terms, detached scalars: `prediction_loss`,
+            and the regularizer by name.
+        counts (`dict[str, torch.FloatTensor]`): of InfoNCE, scalars over all processes: `duplicates`, examples whose
+            target text occurs more than once, and `effective_negatives`, of an average example.
+        pred_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`): predicted embeddings, not normalised.
+        target_embeds (`torch.FloatTensor` of the same shape): what they are compared with.
+        online_target_embeds (`torch.FloatTensor` of the same shape): with `target="ema"`, the trained Y-encoder's.
+        target_hash (`torch.LongTensor` of shape `(batch,)`): one number per target text.
+        logits_per_pair (`torch.FloatTensor` of shape `(batch, batch)`): with `return_logits`, cosine of prediction
+            (row) and target (column) over temperature, of this process.
+        logit_scale (`torch.FloatTensor` of shape `()`): 1 / temperature.
+    """
+
+    loss: torch.FloatTensor | None = None
+    loss_components: dict[str, torch.FloatTensor] | None = None
+    counts: dict[str, torch.FloatTensor] | None = None
+    pred_embeds: torch.FloatTensor | None = None
+    target_embeds: torch.FloatTensor | None = None
+    online_target_embeds: torch.FloatTensor | None = None
+    target_hash: torch.LongTensor | None = None
+    logits_per_pair: torch.FloatTensor | None = None
+    logit_scale: torch.FloatTensor | None = None
 
 
 def embedding_distance(predicted: torch.Tensor, target: torch.Tensor, loss: str) -> torch.Tensor:
