@@ -10,10 +10,12 @@ import argparse
 import json
 import os
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,7 +28,8 @@ from transformers.utils import logging
 
 from hf_jepa import LLMJepaForCausalLM
 from hf_jepa.data import TextPairCollator, TextPairDataset
-from hf_jepa.evaluation import displacement_spectrum, generate_responses, linear_map_error
+from hf_jepa.evaluation import displacement_spectrum, generate_responses, linear_map_error, pair_report
+from hf_jepa.hub import render_card
 from hf_jepa.training import LLMJepaTrainer, LLMJepaTrainingArguments
 from hf_jepa.visualization import plot_displacement_spectra
 
@@ -35,6 +38,7 @@ STEPS, BATCH = 200, 32
 WIDTH, LAYERS, HEADS = 64, 3, 4
 LEARNING_RATE = 5e-3
 MAX_NEW_TOKENS = 40
+DATASET = "NL-regex of trainers/nl_regex.py"
 # name -> (fields of LLMJepaConfig, whether its steps are stretched to the JEPA arm's compute)
 ARMS: dict[str, tuple[dict[str, Any], bool]] = {
     "LM only": ({"jepa_lambda": 0.0, "num_predictor_tokens": 0}, False),
@@ -94,12 +98,13 @@ def token_ratio(rows: list[dict[str, str]], tokenizer: Any) -> float:
 
 
 @torch.no_grad()
-def embeddings(model: LLMJepaForCausalLM, dataset: TextPairDataset) -> tuple[torch.Tensor, torch.Tensor]:
-    """Enc(Text) and Enc(Code) of every row, whatever the arm was trained with."""
-    plain = LLMJepaForCausalLM.from_decoder(model.export_decoder(), num_predictor_tokens=0).eval()
-    batch = TextPairCollator(0, "packed", "pairs")([dataset[index] for index in range(len(dataset))])
-    output = plain(**batch)
-    return output.text_embeddings, output.code_embeddings
+def embeddings(model: LLMJepaForCausalLM, dataset: TextPairDataset) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Enc(Text), the prediction and Enc(Code) of every row; an arm without predictors predicts Enc(Text) itself."""
+    if model.config.objective == "stp" or model.config.jepa_lambda == 0:
+        model = LLMJepaForCausalLM.from_decoder(model.export_decoder(), num_predictor_tokens=0)
+    collator = TextPairCollator(model.config.num_predictor_tokens, model.resolve_layout(), "pairs")
+    output = model.eval()(**collator([dataset[index] for index in range(len(dataset))]))
+    return output.text_embeddings, output.predicted_embeddings, output.code_embeddings
 
 
 def run_arm(
@@ -141,20 +146,23 @@ def run_arm(
     trainer.train()
     seconds = time.process_time() - started
     found = trainer.evaluate()
-    text, code = embeddings(model, trainer.eval_dataset)
+    text, predicted, code = embeddings(model, trainer.eval_dataset)
     shown = rows[:8]
     questions = [[{"role": "user", "content": row["text"]}] for row in shown]
     answers = generate_responses(model.causal_lm, tokenizer, questions, MAX_NEW_TOKENS)
     folder = None
     if name == "LLM-JEPA" and seed == 0:
-        folder = str(trainer.write_release(recipe={"program": "trainers/demo_llm.py", "arm": name, "seed": seed}))
+        recipe = {"program": "trainers/demo_llm.py", "arm": name, "seed": seed, "steps": steps, **fields}
+        folder = str(trainer.write_release(recipe=recipe | {"learning_rate": args.learning_rate, "batch_size": BATCH}))
     return {
         "arm": name,
         "seed": seed,
         "steps": steps,
         "cpu_seconds": seconds,
         "num_examples": len(rows),
-        "metrics": {key.removeprefix("eval_"): value for key, value in found.items()},
+        "exact_match": found["eval_exact_match"],
+        "lm_loss": found["eval_lm_loss"],
+        "pairs": pair_report(text, predicted, code),
         "linear_map_error": linear_map_error(text, code),
         "spectrum": displacement_spectrum(text, code).tolist(),
         "examples": [[row["text"], row["code"], answer] for row, answer in zip(shown, answers, strict=True)],
@@ -169,53 +177,130 @@ def mean_std(values: list[float], scale: float = 1.0, digits: int = 1) -> str:
     return f"{scale * statistics.fmean(values):.{digits}f}{spread}"
 
 
-def print_table(runs: list[dict[str, Any]]) -> None:
-    """One line per arm: means over its seeds."""
-    head = ("arm", "steps", "CPU s", "exact match %", "LM loss", "cos paired", "unpaired", "retrieval@1", "map error")
-    print("{:<24}{:>6}{:>8}{:>16}{:>18}{:>14}{:>10}{:>13}{:>11}".format(*head))
+# column of the table -> (where a run holds it, factor, digits)
+COLUMNS: dict[str, tuple[Callable[[dict[str, Any]], float], float, int]] = {
+    "exact match %": (lambda run: run["exact_match"], 100, 1),
+    "LM loss": (lambda run: run["lm_loss"], 1, 3),
+    "cos paired": (lambda run: run["pairs"]["cos_paired"], 1, 2),
+    "unpaired": (lambda run: run["pairs"]["cos_unpaired"], 1, 2),
+    "retrieval@1 %": (lambda run: run["pairs"]["retrieval_at_1"], 100, 1),
+    "map error": (lambda run: run["linear_map_error"], 1, 3),
+}
+
+
+def table(runs: list[dict[str, Any]]) -> list[list[str]]:
+    """Head and one row per arm: means and standard deviations over seeds, and in how many it answers best."""
+    rows = [["arm", "steps", "CPU s", *COLUMNS, "seeds above LM only"]]
+    baseline = {run["seed"]: run["exact_match"] for run in runs if run["arm"] == "LM only"}
     for name in ARMS:
         group = [run for run in runs if run["arm"] == name]
-
-        def column(key: str, group: list[dict[str, Any]] = group) -> list[float]:
-            return [run["metrics"][key] for run in group if key in run["metrics"]]
-
-        pairs = [
-            f"{statistics.fmean(column(key)):.2f}" if column(key) else "-"
-            for key in ("cos_paired", "cos_unpaired", "retrieval_at_1")
-        ]
-        cells = (
-            name,
-            group[0]["steps"],
-            f"{statistics.fmean(run['cpu_seconds'] for run in group):.0f}",
-            mean_std(column("exact_match"), 100),
-            mean_std(column("lm_loss"), 1, 3),
-            *pairs,
-            f"{statistics.fmean(run['linear_map_error'] for run in group):.2f}",
-        )
-        print("{:<24}{:>6}{:>8}{:>16}{:>18}{:>14}{:>10}{:>13}{:>11}".format(*cells))
+        cells = [name, str(group[0]["steps"]), f"{statistics.fmean(run['cpu_seconds'] for run in group):.0f}"]
+        cells += [mean_std([read(run) for run in group], *rest) for read, *rest in COLUMNS.values()]
+        above = sum(run["exact_match"] > baseline[run["seed"]] for run in group)
+        rows.append([*cells, "" if name == "LM only" else f"{above} of {len(group)}"])
+    return rows
 
 
-def entries(runs: list[dict[str, Any]], name: str, split: str, baseline: bool) -> list[dict[str, Any]]:
+def entries(runs: list[dict[str, Any]], name: str, split: str, command: str, baseline: bool) -> list[dict[str, Any]]:
     """One arm's numbers as entries of `results.json`."""
     found = []
     for run in (run for run in runs if run["arm"] == name):
-        for key, task, metric in (
-            ("exact_match", "sentence to regular expression", "exact match"),
-            ("lm_loss", "sentence to regular expression", "loss per answer token"),
+        for metric, value in (
+            ("exact match", run["exact_match"]),
+            ("loss per answer token", run["lm_loss"]),
+            ("paired minus unpaired cosine", run["pairs"]["margin"]),
+            ("retrieval@1 of the Code by the prediction", run["pairs"]["retrieval_at_1"]),
+            ("relative error of the best linear map from Enc(Text) to Enc(Code)", run["linear_map_error"]),
         ):
             entry = {
-                "task": task,
-                "dataset": "NL-regex of trainers/nl_regex.py",
+                "task": "sentence to regular expression",
+                "dataset": DATASET,
                 "split": split,
                 "num_examples": run["num_examples"],
                 "metric": metric,
-                "value": run["metrics"][key],
+                "value": value,
                 "features": None,
                 "seed": run["seed"],
-                "command": "python trainers/demo_llm.py",
+                "command": command,
             }
             found.append({**entry, "name": f"{name} ({run['steps']} steps)"} if baseline else entry)
     return found
+
+
+def draw(runs: list[dict[str, Any]], path: Path) -> Path:
+    """The picture: how linear the map from Text to Code is, and how well each arm answers."""
+
+    def by_arm(read: Callable[[dict[str, Any]], Any]) -> dict[str, list]:
+        return {name: [read(run) for run in runs if run["arm"] == name] for name in ARMS}
+
+    spectra = by_arm(lambda run: torch.tensor(run["spectrum"]))
+    return plot_displacement_spectra(spectra, path, by_arm(lambda run: run["exact_match"]))
+
+
+def publish(runs: list[dict[str, Any]], release: Path, picture: Path, split: str, command: str) -> None:
+    """Puts every arm's numbers and the picture into the release that the JEPA arm's first seed has written."""
+    results = json.loads((release / "results.json").read_text())
+    shown = next(run for run in runs if run["release"])
+    results["model"] |= {"name": "llm-jepa-nl-regex-tiny", "example": shown["examples"][0][0]}
+    results["data"] = {"name": DATASET, "split": "train", "licence": "apache-2.0", "num_examples": TRAIN}
+    results["licence"] = "apache-2.0"
+    results["training"]["recipe"] = "`recipe.yaml`"
+    results["compute"] = {
+        "cpu_seconds": shown["cpu_seconds"],
+        "energy_kwh": None,
+        "energy_note": "no power meter on this machine",
+    }
+    results["evaluations"] = entries(runs, "LLM-JEPA", split, command, baseline=False)
+    others = [name for name in ARMS if name != "LLM-JEPA"]
+    results["baselines"] = [entry for name in others for entry in entries(runs, name, split, command, baseline=True)]
+    results["limits"] = [
+        f"Values are means over {len({run['seed'] for run in runs})} seeds; weights, training section and compute are "
+        "the first's. Arms of a seed start from the same weights and see the same order of examples."
+    ]
+    caption = (
+        "Singular values of Enc(Text) - Enc(Code) of every arm, as they are and relative to the largest (mean and "
+        "range over seeds), and exact match."
+    )
+    results["pictures"] = [{"file": picture.name, "caption": caption}]
+    (release / picture.name).write_bytes(picture.read_bytes())
+    (release / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    (release / "README.md").write_text(render_card(results))
+
+
+def loaded_by_a_stranger(release: Path, examples: list[list[str]], folder: Path) -> str:
+    """Asks plain transformers for the same answers; ends the program where they differ."""
+    check = folder / "answers.json"
+    check.write_text(json.dumps([[text, answer] for text, _, answer in examples]))
+    loaded = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", STRANGER, str(release), str(check)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+    if loaded.returncode:
+        sys.exit(f"error: plain transformers does not answer alike: {loaded.stderr.strip().splitlines()[-1]}")
+    return loaded.stdout.strip()
+
+
+def report(runs: list[dict[str, Any]], split: str, output: Path, command: str) -> None:
+    """Prints the table and examples, and writes the picture, the runs and the release's card."""
+    print(f"\n{split} split, {runs[0]['num_examples']} sentences, mean ± standard deviation over seeds")
+    rows = table(runs)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print("\nA sentence, what LLM-JEPA (seed 0) answers, and what is right where that differs:")
+    shown = next(run for run in runs if run["release"])
+    for text, code, answer in shown["examples"]:
+        print(f"  {text}\n    {answer}" + ("" if answer == code else f"\n    right: {code}"))
+    picture = draw(runs, output / "text_to_code.png")
+    (output / "runs.json").write_text(json.dumps(runs, indent=1) + "\n")
+    release = Path(shown["release"])
+    publish(runs, release, picture, split, command)
+    answered = loaded_by_a_stranger(release, shown["examples"], output)
+    print(f"\nLoaded by plain transformers, hf_jepa hidden: {answered}")
+    print("Written:", *(f"\n  {path}" for path in (picture, output / "runs.json", release / "README.md", release)))
 
 
 def main() -> None:
@@ -238,7 +323,7 @@ def main() -> None:
     print(f"{TRAIN} training pairs; {shared} of {VALIDATION + TEST} other regular expressions occur among them.")
     print(f"A step of LLM-JEPA processes {ratio:.2f} times the tokens of a step of the LM alone.")
     jobs = [
-        (name, seed, round(options.steps * (ratio if stretched else 1)), options.split, str(output / "runs"), {})
+        (name, seed, round(options.steps * (ratio if stretched else 1)), options.split, str(output), {})
         for seed in range(options.seeds)
         for name, (_, stretched) in ARMS.items()
     ]
@@ -249,67 +334,13 @@ def main() -> None:
             runs.append(run)
             print(
                 f"{run['arm']}, seed {run['seed']}: {run['steps']} steps in {run['cpu_seconds']:.0f} CPU s, "
-                f"exact match {100 * run['metrics']['exact_match']:.1f}%, LM loss {run['metrics']['lm_loss']:.3f}"
+                f"exact match {100 * run['exact_match']:.1f}%, LM loss {run['lm_loss']:.3f}",
+                flush=True,
             )
-
-    print(f"\n{options.split} split, {runs[0]['num_examples']} sentences, means over {options.seeds} seeds")
-    print_table(runs)
-    print("\nSentence, then what LLM-JEPA (seed 0) answers, and what is right where that differs:")
-    shown = next(run for run in runs if run["arm"] == "LLM-JEPA" and run["seed"] == 0)
-    for text, code, answer in shown["examples"]:
-        print(f"  {text}\n    {answer}" + ("" if answer == code else f"\n    right: {code}"))
-
-    def by_arm(value: Any) -> dict[str, list]:
-        return {name: [value(run) for run in runs if run["arm"] == name] for name in ARMS}
-
-    spectra = by_arm(lambda run: torch.tensor(run["spectrum"]))
-    picture = plot_displacement_spectra(
-        spectra, output / "text_to_code.png", by_arm(lambda run: run["metrics"]["exact_match"])
-    )
-    (output / "runs.json").write_text(json.dumps(runs, indent=1) + "\n")
-    release = publish(runs, Path(shown["release"]), picture, options.split, train)
-    check = output / "answers.json"
-    check.write_text(json.dumps([[text, answer] for text, _, answer in shown["examples"]]))
-    loaded = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", STRANGER, str(release), str(check)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        check=False,
-    )
-    if loaded.returncode:
-        sys.exit(f"error: plain transformers does not answer alike: {loaded.stderr.strip().splitlines()[-1]}")
-    print(f"\nLoaded by plain transformers, hf_jepa hidden: {loaded.stdout.strip()}")
+    report(runs, options.split, output, shlex.join(["python", "trainers/demo_llm.py", *sys.argv[1:]]))
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20
-    print(f"{time.monotonic() - started:.0f} s in all, {peak:.1f} GiB at most per process. Written:")
-    for path in (picture, output / "runs.json", release / "README.md", release):
-        print(f"  {path}")
-
-
-def publish(runs: list[dict[str, Any]], release: Path, picture: Path, split: str, train: list[dict[str, str]]) -> Path:
-    """Puts every arm's numbers and the picture into the release that the JEPA arm's first seed has written."""
-    from hf_jepa.hub import render_card
-
-    results = json.loads((release / "results.json").read_text())
-    results["model"]["name"] = "llm-jepa-nl-regex-tiny"
-    results["model"]["example"] = runs[0]["examples"][0][0]
-    results["data"] |= {"name": "NL-regex of trainers/nl_regex.py", "split": "train", "licence": "apache-2.0"}
-    results["data"]["num_examples"] = len(train)
-    results["training"]["recipe"] = "`recipe.yaml`"
-    results["compute"] = {
-        "cpu_seconds": next(run["cpu_seconds"] for run in runs if run["release"]),
-        "energy_kwh": None,
-        "energy_note": "no power meter on this machine",
-    }
-    results["evaluations"] = entries(runs, "LLM-JEPA", split, baseline=False)
-    others = [name for name in ARMS if name != "LLM-JEPA"]
-    results["baselines"] = [entry for name in others for entry in entries(runs, name, split, baseline=True)]
-    caption = "Singular values of Enc(Text) - Enc(Code) of every arm (mean and range over seeds), and exact match."
-    results["pictures"] = [{"file": picture.name, "caption": caption}]
-    (release / picture.name).write_bytes(picture.read_bytes())
-    (release / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    (release / "README.md").write_text(render_card(results))
-    return release
+    cpu = sum(resource.getrusage(who).ru_utime for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    print(f"{time.monotonic() - started:.0f} s in all, {cpu:.0f} CPU s, {peak:.1f} GiB at most per process.")
 
 
 if __name__ == "__main__":

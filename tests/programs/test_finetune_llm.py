@@ -1,9 +1,8 @@
-"""The fine-tuning program run as a user runs it, its recipes, the demo's world."""
+"""The fine-tuning program run as a user runs it, and its recipes."""
 
 import importlib
 import json
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -170,35 +169,3 @@ def test_committed_recipes_describe_runs(program, path, tmp_path):
     if args.regime == "official":
         assert model.dtype == "bfloat16"
         assert pairs.layout == "official"
-
-
-def test_the_world_of_the_demo():
-    splits = WORLD["make_splits"]((300, 50, 50))
-    codes = [row["code"] for rows in splits for row in rows]
-    assert len(set(codes)) == 400
-    assert splits == WORLD["make_splits"]((300, 50, 50))
-    tokenizer = WORLD["build_tokenizer"]()
-    answers: dict[str, set[str]] = {}
-    for row in (row for rows in splits for row in rows):
-        answers.setdefault(row["text"], set()).add(row["code"])
-        ids = tokenizer(row["code"], add_special_tokens=False)["input_ids"]
-        assert tokenizer.unk_token_id not in ids + tokenizer(row["text"])["input_ids"]
-        assert tokenizer.decode(ids) == row["code"]
-    # A sentence has one right answer.
-    assert all(len(codes) == 1 for codes in answers.values())
-
-
-@pytest.mark.slow
-def test_the_demo_runs_to_its_end(tmp_path):
-    command = [sys.executable, str(ROOT / "trainers" / "demo_llm.py"), "--split", "validation", "--seeds", "1"]
-    command += ["--steps", "3", "--output_dir", str(tmp_path)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert "0 of 800 other regular expressions occur among them" in run.stdout
-    assert "the same answers" in run.stdout
-    assert (tmp_path / "text_to_code.png").stat().st_size > 10_000
-    names = {
-        entry["name"].split(" (")[0]
-        for entry in json.loads(next(tmp_path.rglob("release/results.json")).read_text())["baselines"]
-    }
-    assert names == {"LM only", "STP", "LM only, equal compute"}
