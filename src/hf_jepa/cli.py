@@ -11,14 +11,18 @@ from pathlib import Path
 from .version import __version__
 
 # Family -> the flags that its converter takes beside --which and --license.
+_SIZES = ("num_attention_heads", "predictor_num_attention_heads", "image_size")
 CONVERTERS = {
     "data2vec_vision": ("target_layers",),
-    "ijepa": ("num_attention_heads", "predictor_num_attention_heads", "image_size"),
+    "ijepa": _SIZES,
+    "vjepa": (*_SIZES, "num_frames", "encoder"),
+    "vjepa2": (*_SIZES, "num_frames", "encoder", "generation", "hierarchical_layers"),
 }
 
 
 def _convert(args: argparse.Namespace) -> None:
-    module = importlib.import_module(f".models.{args.family}.convert_{args.family}", __package__)
+    folder = {"vjepa2": "vjepa"}.get(args.family, args.family)
+    module = importlib.import_module(f".models.{folder}.convert_{args.family}", __package__)
     given = {
         name: value
         for name in sorted({name for names in CONVERTERS.values() for name in names})
@@ -34,32 +38,31 @@ def _convert(args: argparse.Namespace) -> None:
         size = given["image_size"]
         if len(size) > 2:
             raise ValueError(f"--image-size takes one number or two (height width), got {len(size)}.")
-        given["image_size"] = size[0] if len(size) == 1 else tuple(size)
-    convert = getattr(module, f"convert_{args.family}_checkpoint")
-    folder = convert(args.source, args.output, which=args.which, licence=args.licence, **given)
-    print(f"wrote {folder} ({args.which} encoder at the root, composite in pretraining/)")
+        given["image_size"] = size[0] if len(set(size)) == 1 else tuple(size)
+    # Each family has a default of its own for these.
+    given |= {name: value for name in ("which", "licence") if (value := getattr(args, name)) is not None}
+    print(f"wrote {getattr(module, f'convert_{args.family}_checkpoint')(args.source, args.output, **given)}")
 
 
 def _export(args: argparse.Namespace) -> None:
-    from transformers import AutoImageProcessor, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    from .hub.release import default_image_processor, load_pretraining, save_release
+    from .hub.processors import default_processor, saved_processor
+    from .hub.release import load_pretraining, save_release
     from .hub.text_release import save_text_release
 
     model = load_pretraining(args.checkpoint, **({"subfolder": args.subfolder} if args.subfolder else {}))
     source = Path(args.checkpoint, args.subfolder)
-    # A checkpoint keeps these beside its weights, a release one floor up.
-    folders = {
-        name: next((folder for folder in (source, source.parent) if (folder / name).is_file()), None)
-        for name in ("preprocessor_config.json", "results.json")
-    }
+    # A checkpoint keeps its processor and results beside its weights, a release one floor up.
+    folders = (source, source.parent)
+    recorded = next((file for folder in folders if (file := folder / "results.json").is_file()), None)
     results = {"licence": args.licence, "source_licence": None}
     if args.results is not None:
         results |= json.loads(args.results.read_text(encoding="utf-8"))
-    elif folders["results.json"] is not None:
+    elif recorded is not None:
         # What was measured there was measured on another encoder perhaps; whose work it is stays the same.
-        known = json.loads((folders["results.json"] / "results.json").read_text(encoding="utf-8"))
-        results |= {name: known[name] for name in results if name in known}
+        known = json.loads(recorded.read_text(encoding="utf-8"))
+        results |= {name: known[name] for name in (*results, "data", "conversion") if name in known}
     if not results["licence"]:
         raise ValueError("The licence of the weights is not known: pass --license, e.g. --license apache-2.0.")
     results["model"] = {"name": args.output.resolve().name} | results.get("model", {})
@@ -69,11 +72,9 @@ def _export(args: argparse.Namespace) -> None:
         folder = save_text_release(model, args.output, tokenizer, results, keep_predictor_tokens=keep)
         print(f"wrote {folder} (a causal language model for plain transformers)")
         return
-    if folders["preprocessor_config.json"] is not None:
-        processor = AutoImageProcessor.from_pretrained(folders["preprocessor_config.json"])
-    else:
-        encoder_config = getattr(model.config, "encoder_config", model.config)
-        processor = default_image_processor(encoder_config, args.image_mean, args.image_std)
+    processor = saved_processor(model, folders)
+    if processor is None:
+        processor = default_processor(model, image_mean=args.image_mean, image_std=args.image_std)
     folder = save_release(model, args.output, results=results, processor=processor, which=args.which)
     print(f"wrote {folder} ({args.which} encoder at the root, composite in pretraining/)")
 
@@ -142,53 +143,10 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _visualize(args: argparse.Namespace) -> None:
-    import torch
-    from PIL import Image
+    from .visualization.run import visualize
 
-    from .evaluation import load_encoder, pooled_features, processor_transform
-    from .masking import BlockwiseMaskGenerator, MultiBlockMaskGenerator, visible_indices
-    from .modeling_jepa import JepaPreTrainedModel
-    from .models.data2vec_vision import Data2VecVisionForPreTraining
-    from .objectives.distances import normalize_targets
-    from .visualization import plot_feature_pca, plot_masks, plot_prediction_similarity
-
-    model = load_encoder(args.repo, args.revision, args.subfolder)
-    transform = processor_transform(args.repo, model, args.revision, args.imagenet_statistics)
-    pixels = torch.stack([transform(Image.open(path)) for path in args.images])
-    patch_size = getattr(model.config, "encoder_config", model.config).patch_size
-    patch = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
-    size = tuple(pixels.shape[-2:])
-    grid = (size[0] // patch[0], size[1] // patch[1])
-    output = args.output or Path(f"{args.kind}.png")
-    if args.kind == "pca":
-        print(f"wrote {plot_feature_pca(pixels, pooled_features(model, pixels, 'none'), grid, output)}")
-        return
-    if not isinstance(model, JepaPreTrainedModel):
-        raise ValueError(
-            f"--kind {args.kind} needs the whole model, and {args.repo} holds a {type(model).__name__}: "
-            "pass --subfolder pretraining, or the folder of a training checkpoint."
-        )
-    # A picture wants blocks on any grid; the default of 10 tokens at least is for training.
-    min_keep = min(10, grid[0] * grid[1] // 16)
-    generator = MultiBlockMaskGenerator(size, patch, min_keep=min_keep, mode="balanced", seed=args.seed)
-    context_mask, target_mask = generator(len(pixels))
-    replaces_tokens = isinstance(model, Data2VecVisionForPreTraining)
-    if args.kind == "masks":
-        if replaces_tokens:
-            blockwise = BlockwiseMaskGenerator(
-                size, patch, min_block=max(1, min_keep), mode="balanced", seed=args.seed
-            )
-            target_mask = blockwise(len(pixels))
-            context_mask = [visible_indices(target_mask[0], grid[0] * grid[1])]
-        print(f"wrote {plot_masks(pixels, context_mask, target_mask, grid, output)}")
-        return
-    with torch.no_grad():
-        if replaces_tokens:
-            predicted, targets = model(pixels, target_mask[:1]).predictions[0], model.target_features(pixels)
-        else:
-            predicted = model(pixels, context_mask, target_mask).predictions[0]
-            targets = normalize_targets(model.get_features(pixels))
-    print(f"wrote {plot_prediction_similarity(pixels, predicted, targets, target_mask[0], grid, output)}")
+    names = ("kind", "output", "num_frames", "seed", "revision", "subfolder", "imagenet_statistics")
+    print(f"wrote {visualize(args.repo, args.files, **{name: getattr(args, name) for name in names})}")
 
 
 def _push(args: argparse.Namespace) -> None:
@@ -267,22 +225,29 @@ def build_parser() -> argparse.ArgumentParser:
         _convert,
         "turn an original training checkpoint into a release, or back",
         "hf-jepa convert ijepa IN1K-vit.h.14-300e.pth.tar ijepa-vith14\n"
-        "  hf-jepa convert ijepa ijepa-vith14 IN1K-vit.h.14-300e.pth.tar --reverse",
+        "  hf-jepa convert ijepa ijepa-vith14 IN1K-vit.h.14-300e.pth.tar --reverse\n"
+        "  hf-jepa convert vjepa2 vitl.pt vjepa2-vitl\n"
+        "  hf-jepa convert vjepa2 ssv2-vitl-16x2x3.pt vjepa2-vitl-ssv2 --encoder vjepa2-vitl",
     )
     convert.add_argument("family", choices=sorted(CONVERTERS))
     convert.add_argument("source", type=Path, help="the checkpoint file (with --reverse: the release folder)")
     convert.add_argument("output", type=Path, help="the folder to write (with --reverse: the file)")
     convert.add_argument("--reverse", action="store_true", help="write the original layout back")
-    convert.add_argument("--which", choices=["target", "context"], default="target", help="the encoder at the root")
+    convert.add_argument("--which", choices=["target", "context"], help="the encoder at the root (default: target)")
     convert.add_argument("--num-attention-heads", type=int, help="of the encoders; known for the published sizes")
-    convert.add_argument("--predictor-num-attention-heads", type=int, help="default: as the encoders")
+    convert.add_argument("--predictor-num-attention-heads", type=int, help="known for the published sizes")
     convert.add_argument("--image-size", type=int, nargs="+", help="pixels, or HEIGHT WIDTH; needed if not square")
+    convert.add_argument("--num-frames", type=int, help="V-JEPA: of a clip (default: 64, V-JEPA 1's files tell)")
+    convert.add_argument(
+        "--generation", choices=["2", "2.1"], help="V-JEPA 2: needed where a file looks like V-JEPA 1"
+    )
+    convert.add_argument("--hierarchical-layers", type=int, nargs="+", help="V-JEPA 2.1: known for published depths")
+    convert.add_argument("--encoder", help="V-JEPA: for a probe file, the release of the encoder it was trained on")
     convert.add_argument("--target-layers", type=int, nargs="+", help="data2vec: the teacher's (default: the top 6)")
     convert.add_argument(
         "--license",
         dest="licence",
-        default="cc-by-nc-4.0",
-        help="of the checkpoint, for the card (default: %(default)s)",
+        help="of the checkpoint, for the card (default: of the published files, cc-by-nc-4.0; V-JEPA 2: mit)",
     )
 
     export = _add_command(
@@ -355,13 +320,15 @@ def build_parser() -> argparse.ArgumentParser:
         commands,
         "visualize",
         _visualize,
-        "draw features, masks or predictions on images",
+        "draw features, masks or predictions on images or videos",
         "hf-jepa visualize my-release cat.jpg dog.jpg --output pca.png\n"
-        "  hf-jepa visualize my-release cat.jpg --kind similarity --subfolder pretraining",
+        "  hf-jepa visualize my-release cat.jpg --kind similarity --subfolder pretraining\n"
+        "  hf-jepa visualize my-video-release juggling.mp4 --kind surprise --subfolder pretraining",
     )
     visualize.add_argument("repo", help="repository or folder of the model")
-    visualize.add_argument("images", type=Path, nargs="+")
-    visualize.add_argument("--kind", choices=["pca", "masks", "similarity"], default="pca")
+    visualize.add_argument("files", type=Path, nargs="+", help="images, or videos for a video model")
+    visualize.add_argument("--kind", choices=["pca", "masks", "similarity", "surprise"], default="pca")
+    visualize.add_argument("--num-frames", type=int, help="videos: of a clip, spread over the video")
     visualize.add_argument("--seed", type=int, default=0, help="of the masks")
     visualize.add_argument("--output", type=Path, help="default: KIND.png")
 

@@ -17,11 +17,23 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForPreTraining, PreTrainedModel
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
+from ..encoders import is_video_encoder
 from ..regularized import deviations
 from .card import render_card
+from .processors import PROCESSOR_FILES, default_image_processor, default_processor, default_video_processor
+
+__all__ = [
+    "PushError",
+    "check_release",
+    "default_image_processor",
+    "default_video_processor",
+    "load_pretraining",
+    "push_release",
+    "save_release",
+    "save_video_classifier",
+]
 
 logger = logging.get_logger(__name__)
 
@@ -32,63 +44,12 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}\b")
 _CARD_FIELDS = ("architecture", "hidden_size", "hidden_sizes", "depths", "num_hidden_layers", "num_attention_heads")
 _CARD_FIELDS += ("image_size", "crop_size", "frames_per_clip", "patch_size", "tubelet_size")
 # What reads a release's inputs: one of these must be there.
-_PROCESSORS = ("tokenizer_config.json", "video_preprocessor_config.json", "preprocessor_config.json")
+_PROCESSORS = ("tokenizer_config.json", *PROCESSOR_FILES)
 _TRANSIENT = {408, 429, 500, 502, 503, 504}
 
 
 class PushError(RuntimeError):
     """The upload failed. The message ends with the command that finishes it; the release is still on disk."""
-
-
-def default_image_processor(
-    config: Any, image_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN, image_std: Sequence[float] = IMAGENET_DEFAULT_STD
-) -> Any:
-    """
-    The processor of an in-tree vision encoder, with its statistics written out: I-JEPA's models were trained with
-    ImageNet's mean and deviation, and the in-tree default for their type is 0.5.
-
-    Args:
-        config: The encoder's config; `image_size` is an int or (height, width).
-        image_mean: Per channel, of pixels scaled to [0, 1].
-        image_std: Per channel.
-
-    Returns:
-        A `ViTImageProcessor`.
-    """
-    from transformers import ViTImageProcessor
-
-    size = config.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return ViTImageProcessor(
-        size={"height": height, "width": width}, image_mean=list(image_mean), image_std=list(image_std)
-    )
-
-
-def default_video_processor(
-    crop_size: int,
-    image_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
-    image_std: Sequence[float] = IMAGENET_DEFAULT_STD,
-) -> Any:
-    """
-    The evaluation transform of the V-JEPA family, written out: the short side to `int(crop_size * 256 / 224)`, a
-    centre crop, ImageNet statistics (released code). Which frames of a video to take is the caller's.
-
-    Args:
-        crop_size: Height and width in pixels.
-        image_mean: Per channel, of pixels scaled to [0, 1].
-        image_std: Per channel.
-
-    Returns:
-        A `VJEPA2VideoProcessor`.
-    """
-    from transformers import VJEPA2VideoProcessor
-
-    return VJEPA2VideoProcessor(crop_size=crop_size, image_mean=list(image_mean), image_std=list(image_std))
-
-
-def is_video_model(model: PreTrainedModel) -> bool:
-    """Whether a model reads clips, `(batch, frames, channels, height, width)`."""
-    return model.main_input_name == "pixel_values_videos"
 
 
 def _family_of(model: PreTrainedModel) -> str:
@@ -103,7 +64,7 @@ def _family_of(model: PreTrainedModel) -> str:
 
 def _describe_video(model: PreTrainedModel, root: PreTrainedModel) -> dict[str, Any]:
     """What a card must know of models that read clips; nothing of others."""
-    if not is_video_model(model):
+    if not is_video_encoder(model):
         return {}
     return {"modality": "video", "needs_hf_jepa": type(root).__module__.startswith("hf_jepa.")}
 
@@ -126,12 +87,6 @@ def describe_model(model: PreTrainedModel, encoder: PreTrainedModel, which: str)
         **deviations(model.config),
         **_describe_video(model, encoder),
     }
-
-
-def _default_processor(model: PreTrainedModel, encoder: PreTrainedModel) -> Any:
-    if is_video_model(model):
-        return default_video_processor(encoder.config.crop_size)
-    return default_image_processor(model.config if hasattr(model.config, "image_size") else encoder.config)
 
 
 def _move_into(staged: Path, folder: Path) -> None:
@@ -207,7 +162,7 @@ def save_release(
 
     with _staged(folder) as staged:
         encoder.save_pretrained(staged)
-        (processor or _default_processor(model, encoder)).save_pretrained(staged)
+        (processor or default_processor(model)).save_pretrained(staged)
         model.save_pretrained(staged / PRETRAINING_FOLDER)
         for picture in pictures:
             shutil.copyfile(picture, staged / Path(picture).name)
