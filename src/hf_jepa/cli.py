@@ -10,8 +10,8 @@ from pathlib import Path
 
 from .version import __version__
 
-# Family -> the flags that its converter takes beside --which and --license.
 _SIZES = ("num_attention_heads", "predictor_num_attention_heads", "image_size")
+# Family -> the flags that its converter takes beside --which and --license.
 CONVERTERS = {
     "data2vec_vision": ("target_layers",),
     "ijepa": _SIZES,
