@@ -329,6 +329,14 @@ def test_faults_are_named(make_trainer, model, trainer, args, message):
         make_trainer(model, trainer, **args).train()
 
 
+def test_answers_under_fsdp_are_refused(make_trainer, monkeypatch):
+    monkeypatch.setattr(
+        LLMJepaTrainer, "is_fsdp_enabled", property(lambda self: True, lambda self, value: None), False
+    )
+    with pytest.raises(ValueError, match="generate_examples=0"):
+        make_trainer(generate_examples=4)
+
+
 def test_half_precision_weights_need_the_official_regime(make_trainer):
     trainer = make_trainer()
     half = trainer.model.bfloat16()

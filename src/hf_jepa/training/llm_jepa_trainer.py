@@ -50,7 +50,7 @@ class LLMJepaTrainer(SafeCheckpointTrainer):
 
     Raises:
         ValueError: for weights below float32 in the `clean` regime, a missing tokenizer, `DataParallel`, adapters with
-            an EMA target, or ZeRO-3.
+            an EMA target, ZeRO-3, or answers by generation under FSDP.
     """
 
     # Losses are divided by the counts of the whole step, or (official) added up over accumulation as released.
@@ -114,6 +114,11 @@ class LLMJepaTrainer(SafeCheckpointTrainer):
             raise ValueError(
                 "DeepSpeed ZeRO-3 gathers parameters module by module, which reading the decoder's states "
                 "between backbone and head does not survive; use ZeRO-2, or FSDP2."
+            )
+        if self.is_fsdp_enabled and args.generate_examples:
+            raise ValueError(
+                "Under FSDP no process holds the whole model, and answers of different lengths would wait for each "
+                "other; set generate_examples=0, and score a checkpoint with `hf-jepa evaluate --task exact-match`."
             )
 
     # ---- Data ----
