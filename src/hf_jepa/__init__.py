@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         VJepaModel,
         VJepaPreTrainingConfig,
     )
-    from .models.vl_jepa import VLJepaConfig, VLJepaModel
+    from .models.vl_jepa import VLJepaConfig, VLJepaModel, VLJepaProcessor
     from .training import JepaTrainer, JepaTrainingArguments, LLMJepaTrainer, LLMJepaTrainingArguments
 
 _HOME = {
@@ -70,6 +70,7 @@ _HOME = {
     "VJepaPreTrainingConfig": "models.vjepa",
     "VLJepaConfig": "models.vl_jepa",
     "VLJepaModel": "models.vl_jepa",
+    "VLJepaProcessor": "models.vl_jepa",
 }
 
 __all__ = [
@@ -106,6 +107,7 @@ __all__ = [
     "VJepaPreTrainingConfig",
     "VLJepaConfig",
     "VLJepaModel",
+    "VLJepaProcessor",
     "__version__",
 ]
 

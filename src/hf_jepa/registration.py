@@ -1,6 +1,12 @@
 """The one table of model types; registering them with the Auto classes is all that `import hf_jepa` does."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForVideoClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForVideoClassification,
+    AutoProcessor,
+)
 
 from .models.cjepa import CJepaForPreTraining, CJepaPreTrainingConfig
 from .models.data2vec_vision import Data2VecVisionForPreTraining, Data2VecVisionPreTrainingConfig
@@ -27,7 +33,7 @@ from .models.vjepa import (
     VJepaModel,
     VJepaPreTrainingConfig,
 )
-from .models.vl_jepa import VLJepaConfig, VLJepaModel
+from .models.vl_jepa import VLJepaConfig, VLJepaModel, VLJepaProcessor
 
 # (config, model, Auto classes beside AutoConfig)
 MODELS = [
@@ -54,3 +60,4 @@ def register() -> None:
         AutoConfig.register(config.model_type, config, exist_ok=True)
         for auto_class in auto_classes:
             auto_class.register(config, model, exist_ok=True)
+    AutoProcessor.register(VLJepaConfig, VLJepaProcessor, exist_ok=True)
