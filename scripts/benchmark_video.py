@@ -1,0 +1,204 @@
+"""
+Speed and memory of the video models, as ratios in one run: a V-JEPA 2 training step (ViT-S/16, 16 frames, short- and
+long-range masks) against the same step in the form of the released code, encoder inference against in-tree
+`VJEPA2Model`, and masks.
+
+    python scripts/benchmark_video.py                          # everything
+    python scripts/benchmark_video.py --parts steps --rounds 5 --sizes 128
+
+Contestants take turns, so that a slow spell of the machine hits all of them, and medians of each round's ratio are
+reported. The steps' losses and the encoders' outputs are compared before anything is timed. `memory` is the peak
+resident memory that three steps add, in a fresh process each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from benchmark import DTYPES, peak_mib, table, timed
+from benchmark_video_steps import CONTESTANTS, ClipSizes, build_model, make_batch
+
+from hf_jepa.masking import LONG_RANGE, SHORT_RANGE, MultiBlock3DMaskGenerator
+
+PARTS = ("steps", "inference", "masks", "memory")
+BATCH_SIZES = {128: 4, 224: 2}
+
+
+def take_turns(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
+    """Median seconds of each function, and the median over rounds of its time over the first one's."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for number in range(rounds + 1):
+        for name, function in functions.items():
+            taken = timed(function, time.perf_counter)
+            if number:
+                seconds[name].append(taken)
+    first = next(iter(seconds.values()))
+    return {
+        name: {
+            "seconds": median(values),
+            "time_over_ours": median(v / o for v, o in zip(values, first, strict=True)),
+        }
+        for name, values in seconds.items()
+    }
+
+
+def bench_steps(image_sizes: list[int], dtypes: list[str], rounds: int) -> list[dict]:
+    rows = []
+    for image_size in image_sizes:
+        for dtype in dtypes:
+            sizes = ClipSizes(image_size, BATCH_SIZES[image_size])
+            steps = {name: build(sizes, DTYPES[dtype]) for name, build in CONTESTANTS.items()}
+            losses = {name: step() for name, step in steps.items()}
+            apart = max(losses.values()) - min(losses.values())
+            if apart > (1e-5 if dtype == "fp32" else 1e-2):
+                raise SystemExit(f"The contestants' losses differ: {losses}.")
+            for name, row in take_turns(steps, rounds).items():
+                rows.append({"image_size": image_size, "dtype": dtype, "contestant": name, **row})
+            rows[-1]["loss_difference"] = apart
+            print(f"  steps, {image_size} px, {dtype}", file=sys.stderr, flush=True)
+    return rows
+
+
+@torch.no_grad()
+def bench_inference(image_sizes: list[int], dtypes: list[str], rounds: int) -> list[dict]:
+    """Encoding of whole clips by the same weights. In-tree has its default attention, sdpa."""
+    rows = []
+    for image_size in image_sizes:
+        sizes = ClipSizes(image_size, BATCH_SIZES[image_size])
+        model = build_model(sizes).eval()
+        clips, in_tree = make_batch(sizes)[0], model.export_encoder("context").eval()
+        for dtype in dtypes:
+            models = {
+                "hf_jepa": lambda: model.get_features(clips, "context"),  # noqa: B023
+                "in-tree VJEPA2Model": lambda: in_tree(clips, skip_predictor=True).last_hidden_state,  # noqa: B023
+            }
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
+                ours, theirs = (function().float() for function in models.values())
+                apart = ((ours - theirs).abs().max() / theirs.abs().max()).item()
+                if dtype == "fp32" and apart > 1e-5:
+                    raise SystemExit(f"The encoders' outputs differ by {apart:.1e}.")
+                for name, row in take_turns(models, rounds).items():
+                    rows.append({"image_size": image_size, "dtype": dtype, "contestant": name, **row})
+            rows[-1]["output_difference"] = apart
+            print(f"  inference, {image_size} px, {dtype}", file=sys.stderr, flush=True)
+    return rows
+
+
+def bench_masks(rounds: int, batch_size: int = 24) -> list[dict]:
+    """Masks of a batch of 24 clips of 16 frames at 256 px, patch 16."""
+    rows = []
+    for name, recipe in (("short range", SHORT_RANGE), ("long range", LONG_RANGE)):
+        makers = {mode: MultiBlock3DMaskGenerator(256, 16, mode=mode, **recipe) for mode in ("balanced", "reference")}
+        found = take_turns({mode: lambda maker=maker: maker(batch_size) for mode, maker in makers.items()}, rounds)
+        rows.append(
+            {
+                "recipe": name,
+                "batch_size": batch_size,
+                "reference_seconds": found["reference"]["seconds"],
+                "balanced_seconds": found["balanced"]["seconds"],
+                "speedup": found["reference"]["time_over_ours"],
+            }
+        )
+    return rows
+
+
+def bench_memory(image_sizes: list[int], dtypes: list[str], threads: int) -> list[dict]:
+    rows = []
+    for image_size in image_sizes:
+        for dtype in dtypes:
+            for name in CONTESTANTS:
+                command = [sys.executable, __file__, "--memory-of", name, "--dtypes", dtype]
+                command += ["--sizes", str(image_size), "--threads", str(threads)]
+                output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                row = {"image_size": image_size, "dtype": dtype, "contestant": name}
+                rows.append({**row, "peak_mib": float(output.split()[-1])})
+    return rows
+
+
+def peak_memory(name: str, dtype: str, sizes: ClipSizes) -> float:
+    """MiB by which three steps raise the peak resident memory of this process above the imports."""
+    before = peak_mib()
+    step = CONTESTANTS[name](sizes, DTYPES[dtype])
+    for _ in range(3):
+        step()
+    return peak_mib() - before
+
+
+def render(results: dict) -> str:
+    blocks = []
+    memory = {
+        (r["image_size"], r["dtype"], r["contestant"]): f"{r['peak_mib']:.0f}" for r in results.get("memory", ())
+    }
+    for part, title in (("steps", "Training step, ViT-S/16, 16 frames"), ("inference", "Encoder, whole clips")):
+        if rows := results.get(part):
+            body = []
+            for r in rows:
+                key = (r["image_size"], r["dtype"], r["contestant"])
+                line = [str(r["image_size"]), r["dtype"], r["contestant"], f"{r['seconds']:.3f}"]
+                body.append([*line, f"{r['time_over_ours']:.2f}x", memory.get(key, "") if part == "steps" else ""])
+            header = ["pixels", "dtype", "contestant", "seconds", "time / ours", "peak MiB"]
+            blocks.append(table(title, header, body))
+    if rows := results.get("masks"):
+        body = [
+            [
+                r["recipe"],
+                f"{1e3 * r['reference_seconds']:.1f} ms",
+                f"{1e3 * r['balanced_seconds']:.2f} ms",
+                f"{r['speedup']:.0f}x",
+            ]
+            for r in rows
+        ]
+        title = f"3-D masks, batch {rows[0]['batch_size']}, 16 frames, 256 px"
+        blocks.append(table(title, ["recipe", "reference mode", "balanced mode", "speed-up"], body))
+    return "\n".join(blocks)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
+    parser.add_argument("--sizes", nargs="+", type=int, choices=list(BATCH_SIZES), default=list(BATCH_SIZES))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all")
+    parser.add_argument("--output", type=Path, default=Path("model_cards/comparisons/benchmark_video.json"))
+    parser.add_argument("--memory-of", choices=list(CONTESTANTS), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+
+    torch.set_num_threads(arguments.threads)
+    if arguments.memory_of:
+        sizes = ClipSizes(arguments.sizes[0], BATCH_SIZES[arguments.sizes[0]])
+        print(peak_memory(arguments.memory_of, arguments.dtypes[0], sizes))
+        return
+    results: dict = {
+        "command": "python scripts/" + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "environment": {
+            "torch": torch.__version__,
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+            "num_threads": arguments.threads,
+        },
+    }
+    if "steps" in arguments.parts:
+        results["steps"] = bench_steps(arguments.sizes, arguments.dtypes, arguments.rounds)
+    if "inference" in arguments.parts:
+        results["inference"] = bench_inference(arguments.sizes, arguments.dtypes, 2 * arguments.rounds)
+    if "masks" in arguments.parts:
+        results["masks"] = bench_masks(max(arguments.rounds, 7))
+    if "memory" in arguments.parts:
+        results["memory"] = bench_memory(arguments.sizes, arguments.dtypes, arguments.threads)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+    print(render(results))
+    print(f"Written: {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()
