@@ -93,7 +93,7 @@ def _logits(heads: Sequence[_Head], tokens: torch.Tensor) -> list[torch.Tensor]:
 def _backward(heads: Sequence[_Head], tokens: torch.Tensor, labels: torch.Tensor) -> None:
     """Accumulates in each head the gradient of its own mean loss."""
     # Self-attention over all tokens shares no work between heads and fills the processor with one: all heads in one
-    # batched call would only hold 20 times the activations (with `torch.func.vmap`, at half the speed on CPUs).
+    # batched call would only hold 20 times the activations (and `torch.func.vmap` takes fused attention apart).
     groups = [heads] if _shares_tokens(heads) else [[head] for head in heads]
     for group in groups:
         sum(F.cross_entropy(logits, labels) for logits in _logits(group, tokens)).backward()

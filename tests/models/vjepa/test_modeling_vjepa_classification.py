@@ -94,19 +94,23 @@ def test_segments_are_pooled_together_and_views_vote(model):
 
 
 def test_generation_1_puts_self_attention_on_the_query():
-    config = VJepaConfig(**SIZES, position_embedding_type="sincos", num_labels=3)
-    model = VJepaForVideoClassification(config)
+    model = VJepaForVideoClassification(VJepaConfig(**SIZES, position_embedding_type="sincos", num_labels=3))
     assert model.pooler.self_attention_on == "query"
-    model(torch.randn(2, 4, 3, 16, 16), labels=torch.tensor([0, 2])).loss.backward()
-    head = [p for name, p in model.named_parameters() if not name.startswith("vjepa2.predictor") and p.requires_grad]
-    assert all(parameter.grad is not None for parameter in head)
+    assert VJepaConfig.from_size("large", "1").num_pooler_layers == 0
 
 
-def test_the_unused_projection_stays_frozen_after_loading(tmp_path):
-    config = VJepaConfig(**SIZES, position_embedding_type="sincos", num_labels=3)
-    VJepaForVideoClassification(config).save_pretrained(tmp_path)
-    loaded = VJepaForVideoClassification.from_pretrained(tmp_path)
-    assert not loaded.pooler.cross_attention_layer.cross_attn.out_proj.weight.requires_grad
+@pytest.mark.parametrize("positions", ["sincos", "rope"])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_every_trainable_parameter_gets_a_gradient(positions, loaded, tmp_path):
+    """DDP waits for all of them: predictor and unused projection must be frozen, after loading too."""
+    model = VJepaForVideoClassification(VJepaConfig(**SIZES, position_embedding_type=positions, num_labels=3))
+    if loaded:
+        model.save_pretrained(tmp_path)
+        model = VJepaForVideoClassification.from_pretrained(tmp_path)
+    model.train()(torch.randn(2, 4, 3, 16, 16), labels=torch.tensor([0, 2])).loss.backward()
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert not [name for name, parameter in trainable.items() if parameter.grad is None]
+    assert model.vjepa2.encoder.layer[0].mlp.fc1.weight.requires_grad
 
 
 def test_an_encoder_gets_a_new_head_drawn_as_released(tmp_path):

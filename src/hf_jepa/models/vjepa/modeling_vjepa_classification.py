@@ -63,6 +63,10 @@ class VJepaHeadModel(VJepaPreTrainedModel):
             attention_dropout=config.attention_dropout,
         )
 
+    def freeze_unused(self) -> None:
+        """Turns gradients off where none will ever come, which DDP would wait for."""
+        self.pooler.freeze_unused()
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear) and any(module is child for child in self.children()):
@@ -116,7 +120,7 @@ class VJepaHeadModel(VJepaPreTrainedModel):
                 f"{pretrained_model_name_or_path} does not hold a whole {cls.__name__}: missing_keys: "
                 f"{', '.join(sorted(lost)[:5])}{' ...' * (len(lost) > 5)}"
             )
-        model.pooler.freeze_unused()
+        model.freeze_unused()
         return (model, info) if wants_info else model
 
 
@@ -141,6 +145,12 @@ class VJepaForVideoClassification(VJepaHeadModel):
         super().__init__(config, num_queries=1)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
+        self.freeze_unused()
+
+    def freeze_unused(self) -> None:
+        super().freeze_unused()
+        # It is there because released classifiers hold it.
+        self.vjepa2.predictor.requires_grad_(False)
 
     @can_return_tuple
     def forward(

@@ -170,7 +170,7 @@ class VJepaAttentivePooler(nn.Module):
         self.freeze_unused()
 
     def freeze_unused(self) -> None:
-        """V-JEPA 1's unused projection never gets a gradient, which DDP would wait for."""
+        """Turns gradients off for V-JEPA 1's unused projection, which never gets one."""
         if self.self_attention_on == "query":
             self.cross_attention_layer.cross_attn.out_proj.requires_grad_(False)
 
