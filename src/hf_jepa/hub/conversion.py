@@ -206,7 +206,7 @@ def save_converted(
         "data": data or {},
         "licence": licence,
         "source_licence": licence,
-        "conversion": {"file": path.name, "sha256": sha256_of(path), "encoder": which},
+        "conversion": {"file": path.name, "sha256": sha256_of(path)},
     }
     layout = describe_layout(checkpoint, layout["prefixes"], path) | layout
     folder = save_release(model, output_dir, results=results, which=which, processor=processor)

@@ -202,10 +202,10 @@ def infer_config(
         ("crop_size", "image_size", patch[0], "pixels a side"),
         ("frames_per_clip", "num_frames", tubelet, "frames"),
     ):
-        if clip[field] < unit or clip[field] % unit:
+        if not isinstance(clip[field], int) or clip[field] < unit or clip[field] % unit:
             raise ValueError(
                 f"`{argument}` (--{argument.replace('_', '-')}) is {clip[field]}, but the checkpoint's patches have "
-                f"{unit} {unit_name}: give a multiple of that."
+                f"{unit} {unit_name}: give one number, a multiple of that."
             )
     pred_hidden = shape_of(groups, "predictor", "predictor_norm.weight", 1)[0]
     use_swiglu = "blocks.0.mlp.fc3.weight" in encoder
