@@ -71,10 +71,10 @@ def build_model(args: VideoModelArguments, num_frames: int) -> VJepaForPreTraini
 
 
 def one_for_each(values: list | None, count: int, name: str) -> list:
-    """A recipe's list with one entry per dataset; a single one, or none, counts for all."""
+    """A recipe's list with one entry per dataset or mask; a single one, or none, counts for all."""
     values = [None] if values is None else values
     if len(values) not in (1, count):
-        raise ValueError(f"`{name}` has {len(values)} entries for {count} datasets; give one, or one for each.")
+        raise ValueError(f"`{name}` has {len(values)} entries for {count}; give one, or one for each.")
     return values * (count // len(values))
 
 
@@ -146,16 +146,19 @@ def build_collator(
         shape |= {"num_frames": frames, "tubelet_size": config.tubelet_size}
         if args.tube_ratio is not None:
             return [TubeMaskGenerator(**shape, ratio=args.tube_ratio)]
-        options = {
-            "temporal_scale": (args.temporal_scale, args.temporal_scale),
-            "max_temporal_keep": args.max_temporal_keep,
-            "full_complement": args.full_complement,
-            "pred_full_complement": args.pred_full_complement,
-        }
-        scales = one_for_each(args.spatial_scale, len(args.num_blocks), "spatial_scale")
+        names = ("num_blocks", "spatial_scale", "temporal_scale", "max_temporal_keep")
+        columns = [one_for_each(getattr(args, name), len(args.num_blocks), name) for name in names]
+        complement = {"full_complement": args.full_complement, "pred_full_complement": args.pred_full_complement}
         return [
-            MultiBlock3DMaskGenerator(**shape, num_blocks=blocks, spatial_scale=(scale, scale), **options)
-            for blocks, scale in zip(args.num_blocks, scales, strict=True)
+            MultiBlock3DMaskGenerator(
+                **shape,
+                num_blocks=blocks,
+                spatial_scale=(area, area),
+                temporal_scale=(length, length),
+                max_temporal_keep=keep,
+                **complement,
+            )
+            for blocks, area, length, keep in zip(*columns, strict=True)
         ]
 
     by_length = {frames: generators(frames) for frames in sorted(set(num_frames), reverse=True)}

@@ -75,8 +75,13 @@ class VideoMaskArguments:
     spatial_scale: list[float] = field(
         default_factory=lambda: [0.15, 0.7], metadata={"help": "Area of a cuboid of each recipe, share of the frame."}
     )
-    temporal_scale: float = field(default=1.0, metadata={"help": "Length of a cuboid as a share of the clip."})
-    max_temporal_keep: float = field(default=1.0, metadata={"help": "Share of the clip the context comes from."})
+    temporal_scale: list[float] = field(
+        default_factory=lambda: [1.0], metadata={"help": "Length of a cuboid as a share of the clip; one or each."}
+    )
+    max_temporal_keep: list[float] = field(
+        default_factory=lambda: [1.0],
+        metadata={"help": "Share of the clip, from its start, that the context comes from; one or each."},
+    )
     full_complement: bool = field(default=False, metadata={"help": "Predict all that the context leaves."})
     pred_full_complement: bool = field(default=False, metadata={"help": "See all that the target leaves."})
     tube_ratio: float | None = field(
