@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from hf_jepa import JepaTrainer, JepaTrainingArguments, VJepa2ForPreTraining, VJepa2PreTrainingConfig
-from hf_jepa.data import VideoMaskCollator
+from hf_jepa.data import MixedVideoDataset, VideoMaskCollator
 from hf_jepa.masking import IMAGE_BLOCKS, LONG_RANGE, SHORT_RANGE, MultiBlock3DMaskGenerator
 
 TINY = {
@@ -136,6 +136,30 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert resumed.state.global_step == 6
     assert states_equal(whole, resumed)
     assert [entry["loss"] for entry in logs_of(whole)] == [entry["loss"] for entry in logs_of(resumed)]
+
+
+class Numbered(Clips):
+    """Keeps the draws that it was asked for."""
+
+    def __init__(self, num_frames: int) -> None:
+        super().__init__(num_frames)
+        self.asked: list[tuple[int, int]] = []
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        self.asked.append(key)
+        return {**super().__getitem__(key[0]), "draw": key[1]}
+
+
+def test_mixtures_are_asked_for_draws_counted_over_the_run(make_trainer: Callable[..., JepaTrainer]) -> None:
+    parts = [Numbered(4), Numbered(1)]
+    trainer = make_trainer(
+        tiny_model("2.1"), data=MixedVideoDataset(parts, [0.5, 0.5], seed=1), masks=MIXED, max_steps=8
+    )
+    trainer.train()
+    draws = sorted(draw for part in parts for _, draw in part.asked)
+    # Two epochs of six steps; the loader is a batch ahead.
+    assert draws[:48] == list(range(48))
+    assert all(len(part.asked) > 12 for part in parts)
 
 
 def test_images_and_clips_train_together(make_trainer: Callable[..., JepaTrainer]) -> None:

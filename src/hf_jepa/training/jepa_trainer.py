@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import PushInProgress, logging
 
-from ..data import SeededImageDataset
+from ..data import MixedVideoDataset
+from ..data.dataset import SeededDataset
 from . import checkpoints
 from .arguments import as_jepa_arguments, lars
 from .batch_norm import synchronize_batch_norm
@@ -65,7 +66,8 @@ class JepaTrainer(SafeCheckpointTrainer):
         args ([`JepaTrainingArguments`]): an ordinary `TrainingArguments` works too, with a constant weight decay.
         data_collator (`Callable`): such as [`~hf_jepa.data.MaskCollator`]; its `draws_per_step` is set here.
         train_dataset (`Dataset` or `IterableDataset`): [`~hf_jepa.data.SeededImageDataset`],
-            [`~hf_jepa.data.SeededImageStream`], or any dataset of dicts with `pixel_values` `(C, H, W)` or
+            [`~hf_jepa.data.SeededImageStream`], [`~hf_jepa.data.SeededVideoDataset`],
+            [`~hf_jepa.data.MixedVideoDataset`], or any dataset of dicts with `pixel_values` `(C, H, W)` or
             `pixel_values_videos` `(F, C, H, W)`, float32.
         eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*): labelled images that the probes are scored on.
         probe_train_dataset (`Dataset`, *optional*): labelled images that the probes are fitted on.
@@ -159,7 +161,7 @@ class JepaTrainer(SafeCheckpointTrainer):
         if isinstance(self.train_dataset, IterableDataset) or not hasattr(self.train_dataset, "__len__"):
             return self._stream_dataloader()
         dataset = self.train_dataset
-        if not isinstance(dataset, SeededImageDataset):
+        if not isinstance(dataset, SeededDataset | MixedVideoDataset):
             dataset = DrawSeededDataset(dataset, self._data_seed)
         return self._get_dataloader(
             dataset=dataset,
