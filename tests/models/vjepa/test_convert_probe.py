@@ -98,13 +98,17 @@ def test_keys_are_those_of_the_in_tree_classifier(tmp_path):
     folder = convert("vjepa2", probe_file("vjepa2", 4)[0], tmp_path)
     ours = VJepaForVideoClassification.from_pretrained(folder)
     config = ours.vjepa2.export_in_tree().config
-    config.num_labels, config.num_pooler_layers = 7, 3
+    config.num_labels, config.num_pooler_layers, config.pooler_num_attention_heads = 7, 3, 3
     in_tree = VJEPA2ForVideoClassification(config).eval()
     in_tree.load_state_dict(ours.state_dict())
     # The epsilon of the probes, which in-tree takes from the encoder, is the one difference.
     for module in in_tree.pooler.modules():
         if isinstance(module, torch.nn.LayerNorm):
             module.eps = 1e-5
+    in_tree.save_pretrained(tmp_path / "in-tree")
+    back = export_generation_2(tmp_path / "in-tree", tmp_path / "back.pt")
+    head = probe_file("vjepa2", 4)[1]
+    assert_same_tensors({"head": torch.load(back, weights_only=True)["classifiers"][0]}, {"head": head})
     clip = torch.randn(2, 4, 3, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(ours(clip).logits, in_tree(clip).logits, rtol=0, atol=1e-5)
@@ -137,6 +141,7 @@ def faulty(content: dict) -> None:
         (lambda c: None, {"num_attention_heads": None}, "36.* not divisible by 16.*--num-attention-heads"),
         (three_queries, {}, "3 queries"),
         (lambda c: c.update(classifiers=[]), {}, "must be a list of state dicts"),
+        (lambda c: c.update(classifiers=[3]), {}, "must be a list of state dicts"),
         (lambda c: c["classifiers"][0].pop("module.linear.weight"), {}, "linear.weight"),
         (faulty, {}, "missing: classifiers.0/pooler.blocks.1.attn.qkv.bias"),
         (faulty, {}, "extra: classifiers.0/head.weight"),

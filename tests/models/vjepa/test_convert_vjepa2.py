@@ -10,10 +10,17 @@ from transformers import AutoModel, AutoVideoProcessor, VJEPA2Model
 
 from hf_jepa import VJepa2ForPreTraining, VJepa2PreTrainingConfig, VJepaConfig, VJepaModel
 from hf_jepa.hub import check_release, load_pretraining
-from hf_jepa.hub.conversion import UNUSED_FILE
+from hf_jepa.hub.conversion import UNUSED_FILE, original_groups
 from hf_jepa.models.vjepa.convert_vjepa import convert_vjepa_checkpoint
 from hf_jepa.models.vjepa.convert_vjepa import export_original_checkpoint as export_generation_1
 from hf_jepa.models.vjepa.convert_vjepa2 import convert_vjepa2_checkpoint, export_original_checkpoint
+from hf_jepa.models.vjepa.key_maps_vjepa import key_maps
+from hf_jepa.models.vjepa.original_vjepa import (
+    VideoCheckpoint,
+    infer_config,
+    stack_mask_tokens,
+    unstack_mask_tokens,
+)
 
 from .conftest import close
 from .original_files import assert_same_tensors, golden, save, state_dicts, training_file
@@ -204,6 +211,32 @@ def dense() -> VJepa2ForPreTraining:
         pred_hidden_size=24, pred_num_hidden_layers=2, pred_num_attention_heads=2,
     )  # fmt: skip
     return VJepa2ForPreTraining(config)
+
+
+@pytest.mark.parametrize(
+    ("size", "generation"),
+    [("large", "1"), ("huge", "1"), ("large", "2"), ("huge", "2"), ("giant", "2")]
+    + [(size, "2.1") for size in ("base", "large", "giant", "gigantic")],
+)
+def test_published_sizes_need_no_flags(size, generation):
+    """Names and shapes of the published files, without their weights."""
+    config = VJepaConfig.from_size(size, generation, crop_size=384, frames_per_clip=16)
+    with torch.device("meta"):
+        model = VJepa2ForPreTraining(VJepa2PreTrainingConfig(encoder_config=config))
+    groups = original_groups(model.state_dict(), key_maps(config, GROUPS))
+    unstack_mask_tokens(groups)
+    assert stack_mask_tokens(groups) == []
+    clip = {"crop_size": 384, "frames_per_clip": 16}
+    found = infer_config(
+        VideoCheckpoint({}, groups, {}, []),
+        generation,
+        clip,
+        num_attention_heads=None,
+        predictor_num_attention_heads=None,
+    )
+    ours, theirs = found.to_dict(), config.to_dict()
+    assert ours.pop("mlp_ratio") == pytest.approx(theirs.pop("mlp_ratio"), rel=1e-12)
+    assert ours == theirs
 
 
 def names_of(state_dict: dict[str, torch.Tensor]) -> set[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import VJEPA2ForVideoClassification
 
 from ...hub.conversion import (
     KeyMaps,
@@ -58,10 +59,10 @@ def holds_probe(content: dict[str, Any]) -> bool:
 
 
 def is_probe(folder: Path) -> bool:
-    """Whether a folder holds a video classifier."""
+    """Whether a folder holds a video classifier, ours or in-tree V-JEPA 2's."""
     config = folder / "config.json"
     architectures = json.loads(config.read_text(encoding="utf-8")).get("architectures") if config.is_file() else None
-    return architectures == [VJepaForVideoClassification.__name__]
+    return architectures in ([VJepaForVideoClassification.__name__], [VJEPA2ForVideoClassification.__name__])
 
 
 def _block_keys(source: str, name: str, block: dict[str, tuple[str, ...]]) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -114,7 +115,7 @@ def convert_probe(
         )
     group = _V1 if "classifier" in content else _V2
     heads = content["classifier"] if group == _V1 else content["classifiers"]
-    if group == _V2 and (not isinstance(heads, list) or not heads):
+    if group == _V2 and not (isinstance(heads, list) and heads and isinstance(heads[0], dict)):
         raise ValueError(f"`classifiers` of {path.name!r} must be a list of state dicts.")
     groups, prefixes = read_groups({group: heads if group == _V1 else heads[0]}, [group], "an attentive probe")
     _, num_queries, width = shape_of(groups, group, "pooler.query_tokens", 3)
