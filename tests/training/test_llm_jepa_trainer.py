@@ -330,9 +330,9 @@ def test_faults_are_named(make_trainer, model, trainer, args, message):
 
 
 def test_answers_under_fsdp_are_refused(make_trainer, monkeypatch):
-    monkeypatch.setattr(
-        LLMJepaTrainer, "is_fsdp_enabled", property(lambda self: True, lambda self, value: None), False
-    )
+    # As if the stock trainer, which makes `control` at its end, had found FSDP configured.
+    enabled = property(lambda self: "control" in vars(self), lambda self, value: None)
+    monkeypatch.setattr(LLMJepaTrainer, "is_fsdp_enabled", enabled, raising=False)
     with pytest.raises(ValueError, match="generate_examples=0"):
         make_trainer(generate_examples=4)
 
