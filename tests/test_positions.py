@@ -37,19 +37,19 @@ def by_hand(vector: list[float], token: int, layout: str, stretch_to: int | None
 @pytest.mark.parametrize("head_dim", [24, 32, 64, 80])
 @pytest.mark.parametrize("stretch_to", [None, 16])
 def test_rotary_positions_are_the_closed_form(layout, head_dim, stretch_to):
-    vectors = torch.randn(2, 6, 3, head_dim)
+    vectors = torch.randn(2, 3, 6, head_dim)
     ours = rotate(vectors, *rotary(layout, head_dim, stretch_to=stretch_to))
     for clip in range(2):
         for token in range(6):
             for head in range(3):
-                expected = by_hand(vectors[clip, token, head].tolist(), int(IDS[clip, token]), layout, stretch_to)
+                expected = by_hand(vectors[clip, head, token].tolist(), int(IDS[clip, token]), layout, stretch_to)
                 torch.testing.assert_close(
-                    ours[clip, token, head], torch.tensor(expected), rtol=0, atol=5e-6, msg=f"{clip} {token} {head}"
+                    ours[clip, head, token], torch.tensor(expected), rtol=0, atol=5e-6, msg=f"{clip} {token} {head}"
                 )
 
 
 def test_the_interleaved_layout_is_a_rotation():
-    vectors = torch.randn(2, 6, 3, 24)
+    vectors = torch.randn(2, 3, 6, 24)
     turned = rotate(vectors, *rotary("interleaved"))
     torch.testing.assert_close(turned.norm(dim=-1), vectors.norm(dim=-1))
     # The tiled layout is none; weights of V-JEPA 2 have been trained with it.
@@ -59,7 +59,7 @@ def test_the_interleaved_layout_is_a_rotation():
 
 @pytest.mark.parametrize(("layout", "is_relative"), [("interleaved", True), ("tiled", False)])
 def test_products_depend_on_offsets_alone_in_a_rotation(layout, is_relative):
-    query, key = torch.randn(2, 1, 1, 1, 24).expand(2, 1, 2, 1, 24)
+    query, key = torch.randn(2, 1, 1, 1, 24).expand(2, 1, 1, 2, 24)
     # Token pairs (0, 18) and (16, 34): both one slot and three columns apart.
     first, second = (rotary(layout, ids=torch.tensor([ids])) for ids in ([0, 16], [18, 34]))
     products = (rotate(query, *first) * rotate(key, *second)).sum(dim=-1).flatten()
@@ -73,7 +73,7 @@ def test_reference_angles_are_those_of_the_low_precision_code():
     exponents = (torch.arange(10) / 10).to(torch.bfloat16)
     frequencies = (1.0 / (10000.0 ** exponents.float()).to(torch.bfloat16).float()).to(torch.bfloat16)
     angles = (torch.arange(32)[:, None] * frequencies.float()).to(torch.bfloat16)
-    torch.testing.assert_close(cos[0, :, 0, :10], angles.float().cos().to(torch.bfloat16))
+    torch.testing.assert_close(cos[0, 0, :, :10], angles.float().cos().to(torch.bfloat16))
     # Far more than rounding the exact cosines would cost.
     exact = rotary("tiled", 64, ids=ids)[0]
     assert 0.02 < (cos.float() - exact).abs().max() < 0.1

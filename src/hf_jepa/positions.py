@@ -143,7 +143,7 @@ def rotary_3d(
             interpolation).
 
     Returns:
-        `cos` and `sin`, of shape `(batch, tokens, 1, head_dim)`.
+        `cos` and `sin`, of shape `(batch, 1, tokens, head_dim)`.
 
     Raises:
         `ValueError`: for an unknown layout.
@@ -170,4 +170,4 @@ def rotary_3d(
     rest = head_dim - 6 * half
     cos = F.pad(cos.flatten(-2), (0, rest), value=1.0)
     sin = F.pad((sin * sign).flatten(-2), (0, rest))
-    return cos.unsqueeze(2), sin.unsqueeze(2)
+    return cos.unsqueeze(1), sin.unsqueeze(1)

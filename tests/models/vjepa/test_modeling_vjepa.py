@@ -10,7 +10,7 @@ from transformers import AutoModel, VJEPA2Config, VJEPA2ForVideoClassification, 
 
 from hf_jepa import VJepaConfig, VJepaModel
 from hf_jepa.models.vjepa.encoder_vjepa import VJepaEncoder
-from hf_jepa.models.vjepa.layers_vjepa import Segment, VJepaLayer, VJepaMLP, pack, tail_of
+from hf_jepa.models.vjepa.layers_vjepa import Segment, VJepaLayer, VJepaMLP, pack, rotary_tables, rotate, tail_of
 
 from .conftest import close
 
@@ -95,13 +95,25 @@ def test_in_tree_folders_are_read_and_written_unchanged(in_tree, tmp_path, caplo
     assert torch.equal(features, output.last_hidden_state)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_reference_rotation_is_that_of_in_tree_bit_for_bit(in_tree, dtype):
+    attention = in_tree.encoder.layer[0].attention
+    queries, ids = torch.randn(2, 3, 50, 16, dtype=dtype), random_mask(2, 50, 144)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        expected = attention.apply_rotary_embeddings(queries, attention.get_position_ids(queries, ids))
+        tables = rotary_tables(VJepaConfig(**SIZES), ids, (6, 6), 16, dtype, stretch=False)
+        assert torch.equal(rotate(queries, *tables), expected)
+        assert rotate(queries, *tables).is_contiguous()
+
+
 def test_bf16_autocast_agrees_with_in_tree(in_tree):
     pixels = clips()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         reference = in_tree(pixels, skip_predictor=True).last_hidden_state
-        for rope_dtype, tolerance in (("reference", 0.004), ("float32", 0.03)):
+        for rope_dtype, tolerance in (("reference", 0.015), ("float32", 0.03)):
             ours = VJepaModel(VJepaConfig(**SIZES, rope_dtype=rope_dtype)).eval()
             ours.load_state_dict(in_tree.state_dict())
+            ours.set_attn_implementation("sdpa")
             close(ours.get_vision_features(pixels).float(), reference.float(), tolerance)
 
 

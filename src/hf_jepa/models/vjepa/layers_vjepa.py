@@ -23,7 +23,7 @@ class Segment(NamedTuple):
     Args:
         batch (`int`): sequences.
         length (`int`): tokens of a sequence.
-        rotary (`tuple` of `torch.Tensor` of shape `(batch or 1, length, 1, head_dim)`, *optional*): cosines and signed
+        rotary (`tuple` of `torch.Tensor` of shape `(batch or 1, 1, length, head_dim)`, *optional*): cosines and signed
             sines of [`~hf_jepa.positions.rotary_3d`].
         start (`int`): the first token of every sequence whose output is read; those before serve as keys and values.
     """
@@ -62,14 +62,15 @@ def rotate(tokens: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
     Gives queries or keys their positions.
 
     Args:
-        tokens (`torch.Tensor` of shape `(batch, tokens, heads, head_dim)`).
-        cos, sin (`torch.Tensor` of shape `(batch or 1, tokens, 1, head_dim)`): of [`~hf_jepa.positions.rotary_3d`].
+        tokens (`torch.Tensor` of shape `(batch, heads, tokens, head_dim)`): of any strides.
+        cos, sin (`torch.Tensor` of shape `(batch or 1, 1, tokens, head_dim)`): of [`~hf_jepa.positions.rotary_3d`].
 
     Returns:
-        `torch.Tensor` of the same shape, in the dtype of the tables.
+        `torch.Tensor` of the same shape and dtype, contiguous.
     """
+    # Not `addcmul`: products are rounded one by one, as in the released code. Tables may be float32 beside bfloat16.
     swapped = tokens.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    return tokens * cos + swapped * sin
+    return (swapped * sin).add_(tokens * cos).to(tokens.dtype)
 
 
 class VJepaAttention(nn.Module):
@@ -105,17 +106,18 @@ class VJepaAttention(nn.Module):
 
         outputs = []
         for segment, query, key, value in zip(segments, queries, keys, values, strict=True):
-            query, key, value = (part.unflatten(-1, (-1, self.head_dim)) for part in (query, key, value))
+            query, key, value = (
+                part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in (query, key, value)
+            )
             if segment.rotary is not None:
                 cos, sin = segment.rotary
-                # Tables may be float32 beside bfloat16 values; autocast would cast the products back as well.
-                query = rotate(query, cos[:, segment.start :], sin[:, segment.start :]).to(value.dtype)
-                key = rotate(key, cos, sin).to(value.dtype)
+                query = rotate(query, cos[:, :, segment.start :], sin[:, :, segment.start :])
+                key = rotate(key, cos, sin)
             output, _ = attend(
                 self,
-                query.transpose(1, 2),
-                key.transpose(1, 2),
-                value.transpose(1, 2),
+                query,
+                key,
+                value,
                 None,
                 dropout=self.dropout if self.training else 0.0,
                 scaling=self.scaling,
