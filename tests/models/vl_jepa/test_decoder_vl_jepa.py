@@ -22,19 +22,19 @@ def test_the_loss_is_that_of_the_tokens_behind_the_prefix(model, batch):
         words = decoder.language_model.get_input_embeddings()(real)
         logits = decoder.language_model(inputs_embeds=torch.cat([prefix, words], dim=1)).logits
         losses.append(F.cross_entropy(logits[0, 2:-1], real[0], reduction="none"))
-    torch.testing.assert_close(decoder(embeds, ids, mask), torch.cat(losses).mean())
+    torch.testing.assert_close(decoder(embeds, ids, mask).loss, torch.cat(losses).mean())
 
 
 def test_only_the_prefix_trains_unless_asked(model, make_model, make_part, batch):
     decoder = model.y_decoder.requires_grad_(True)
     assert isinstance(decoder, VLJepaTextDecoder)
     decoder.freeze_language_model()
-    decoder(torch.randn(3, 16), batch["target_input_ids"]).backward()
+    decoder(torch.randn(3, 16), batch["target_input_ids"]).loss.backward()
     assert decoder.prefix.weight.grad.abs().max() > 0
     assert all(parameter.grad is None for parameter in decoder.language_model.parameters())
     unfrozen = make_model(y_decoder=make_part("llama", causal=True), freeze_y_decoder=False).y_decoder
     unfrozen.requires_grad_(True).freeze_language_model()
-    unfrozen(torch.randn(3, 16), batch["target_input_ids"]).backward()
+    unfrozen(torch.randn(3, 16), batch["target_input_ids"]).loss.backward()
     assert all(parameter.grad is not None for parameter in unfrozen.language_model.parameters())
 
 
@@ -45,7 +45,7 @@ def test_it_learns_texts_and_says_them_again(model):
     optimizer = torch.optim.Adam(decoder.parameters(), lr=0.01)
     for _ in range(60):
         optimizer.zero_grad()
-        decoder(embeds, texts).backward()
+        decoder(embeds, texts).loss.backward()
         optimizer.step()
     # Direction alone counts.
     assert torch.equal(model.eval().generate_text(3 * embeds, max_new_tokens=4), texts)

@@ -1,14 +1,30 @@
 """VL-JEPA's Y-decoder: text from an embedding of the shared space, by a soft prefix of a small language model."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from .configuration_vl_jepa import VLJepaConfig
 from .text_encoder_vl_jepa import VLJepaPreTrainedModel
+
+
+@dataclass
+class VLJepaDecoderOutput(ModelOutput):
+    """
+    What [`VLJepaTextDecoder`] returns.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`): mean cross-entropy over real tokens.
+        logits (`torch.FloatTensor` of shape `(batch, length, vocabulary)`): what predicts each token.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
 
 
 class VLJepaTextDecoder(VLJepaPreTrainedModel):
@@ -50,7 +66,7 @@ class VLJepaTextDecoder(VLJepaPreTrainedModel):
         embeds: torch.FloatTensor,
         input_ids: torch.LongTensor,
         attention_mask: torch.LongTensor | None = None,
-    ) -> torch.FloatTensor:
+    ) -> VLJepaDecoderOutput:
         """
         The next-token loss of texts given their embeddings. Noise that makes target embeddings look like predicted
         ones is the caller's to add.
@@ -61,7 +77,7 @@ class VLJepaTextDecoder(VLJepaPreTrainedModel):
             attention_mask (`torch.LongTensor` of shape `(batch, length)`, *optional*): 0 for padding.
 
         Returns:
-            `torch.FloatTensor` of shape `()`: mean over real tokens.
+            [`VLJepaDecoderOutput`].
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         prefix = self.soft_prefix(embeds)
@@ -72,7 +88,8 @@ class VLJepaTextDecoder(VLJepaPreTrainedModel):
             use_cache=False,
         ).logits[:, prefix.shape[1] - 1 : -1]
         labels = input_ids.masked_fill(mask == 0, -100)
-        return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+        loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+        return VLJepaDecoderOutput(loss=loss, logits=logits)
 
     @torch.no_grad()
     def generate(self, embeds: torch.FloatTensor, **options: Any) -> torch.LongTensor:

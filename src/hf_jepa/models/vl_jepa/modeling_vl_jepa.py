@@ -18,6 +18,7 @@ from .components_vl_jepa import load_components, load_frozen_part, plain_lora_co
 from .configuration_vl_jepa import VLJepaConfig
 from .decoder_vl_jepa import VLJepaTextDecoder
 from .objective_vl_jepa import VLJepaOutput, embedding_distance, vl_jepa_loss
+from .sequence_vl_jepa import check_lengths, join_sequence
 from .text_encoder_vl_jepa import VLJepaPreTrainedModel, VLJepaTextEncoder, hash_tokens, pool_tokens
 from .vision_vl_jepa import encode_frames, join_tokens, vision_width, without_unused_parts
 
@@ -310,50 +311,27 @@ class VLJepaModel(VLJepaPreTrainedModel):
             vision_embeds, vision_attention_mask = self.encode_vision(pixel_values, pixel_values_videos)
         elif pixel_values is not None or pixel_values_videos is not None:
             raise ValueError("Pass either pixels or `vision_embeds`, which are made of them.")
-        if vision_embeds.ndim != 3 or vision_embeds.shape[2] != self.config.vision_hidden_size:
-            raise ValueError(
-                f"`vision_embeds` must have shape (batch, tokens, {self.config.vision_hidden_size}), got "
-                f"{tuple(vision_embeds.shape)}."
-            )
+        check_lengths(vision_embeds, query_input_ids, self.config)
         if vision_attention_mask is None:
             vision_attention_mask = vision_embeds.new_ones(vision_embeds.shape[:2], dtype=torch.int64)
-        embeds = self.vision_projection(vision_embeds.to(self.vision_projection.weight.dtype))
-        mask = vision_attention_mask
+        words = None
         if query_input_ids is not None:
-            self._check_query(query_input_ids, vision_embeds)
+            words = self.get_input_embeddings()(query_input_ids)
             if query_attention_mask is None:
                 query_attention_mask = torch.ones_like(query_input_ids)
-            words = self.get_input_embeddings()(query_input_ids)
-            embeds = torch.cat([embeds.to(words.dtype), words], dim=1)
-            mask = torch.cat([vision_attention_mask, query_attention_mask], dim=1)
-        elif self.config.pool_tokens == "query":
-            raise ValueError('pool_tokens="query" averages over the query; pass one, or set pool_tokens="all".')
-        # Counted over real tokens, so that padding moves nothing.
-        counted = mask
-        if self.config.vision_positions == "shared":
-            counted = mask.clone()
-            counted[:, 1 : vision_embeds.shape[1]] = 0
-        positions = (counted.cumsum(dim=1) - 1).clamp(min=0)
+        embeds, mask, position_ids = join_sequence(
+            self.vision_projection(vision_embeds.to(self.vision_projection.weight.dtype)),
+            vision_attention_mask,
+            words,
+            query_attention_mask,
+            self.config.vision_positions,
+        )
         states = self.predictor(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
+            inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids, use_cache=False
         ).last_hidden_state
         if self.config.pool_tokens == "query":
             states, mask = states[:, vision_embeds.shape[1] :], query_attention_mask
         return self.predictor_projection(pool_tokens(states, mask))
-
-    def _check_query(self, query_input_ids: torch.Tensor, vision_embeds: torch.Tensor) -> None:
-        if query_input_ids.ndim != 2 or len(query_input_ids) != len(vision_embeds):
-            raise ValueError(
-                f"{len(vision_embeds)} images or clips need as many queries, got `query_input_ids` of shape "
-                f"{tuple(query_input_ids.shape)}."
-            )
-        limit = getattr(self.predictor.config, "max_position_embeddings", None)
-        length = vision_embeds.shape[1] + query_input_ids.shape[1]
-        if limit is not None and length > limit:
-            raise ValueError(
-                f"{vision_embeds.shape[1]} vision tokens and a query of {query_input_ids.shape[1]} make {length}, but "
-                f"the predictor has {limit} positions; shorten the query or the clip."
-            )
 
     def get_target_embeds(
         self,
@@ -467,6 +445,12 @@ class VLJepaModel(VLJepaPreTrainedModel):
         """[`~hf_jepa.models.vl_jepa.vl_jepa_loss`] of embeddings that `forward` made, perhaps in several calls."""
         settings = self.config, self.contrast, self.regularizer
         return vl_jepa_loss(pred_embeds, target_embeds, *settings, online_target_embeds, target_hash)
+
+    @property
+    def trains_target(self) -> bool:
+        """Whether a gradient reaches `target_embeds` that are made of tokens."""
+        trained = self.config.target == "frozen" and self.y_encoder.projection is not None
+        return self.config.target == "shared" or trained
 
     @torch.no_grad()
     def energy(self, **batch: Any) -> torch.FloatTensor:
