@@ -44,8 +44,9 @@ def video_backend(head: bytes | None = None) -> str:
     Chooses the decoder.
 
     Args:
-        head (`bytes`, *optional*): the first 8 bytes of the file. torchcodec is used for MP4, MOV, MKV and WebM; in
-            AVI, TS and MPEG-PS its random access gives other frames than playing the file does (0.17).
+        head (`bytes`, *optional*): the first 8 bytes of the file. torchcodec is used for MP4, MOV, MKV and WebM: in
+            AVI, TS and MPEG-PS its random access gives other frames than playing the file does, and damaged TS files
+            have brought the process down (0.17).
 
     Returns:
         `str`: `"torchcodec"` where it works and is exact, otherwise `"pyav"`.

@@ -28,7 +28,7 @@ class VideoInfo:
 
     Args:
         num_frames (`int`): frames that are there, counted, not what the header claims.
-        fps (`float`): average frames per second as the file states it; 0 for an image.
+        fps (`float`): average frames per second, as stated by the file unless that is off by over 5 %; 0 for an image.
         duration (`float`): seconds from the first frame to the end of the last; 0 for an image.
         height (`int`): of a frame as shown, in pixels.
         width (`int`): of a frame as shown, in pixels.
@@ -58,8 +58,8 @@ class VideoReader:
     """
     An open video; use it in a `with` statement. Frames are counted in the order in which they are shown.
 
-    `num_frames` (`int`), `fps` (`float`, average, as stated by the file), `begin` and `duration` (`float`, seconds)
-    are read from the packets without decoding any. `is_image` tells a still image from a video of one frame.
+    `num_frames` (`int`), `fps` (`float`, average), `begin` and `duration` (`float`, seconds) are read from the packets
+    without decoding any. `is_image` tells a still image from a video of one frame.
     """
 
     is_image = False
@@ -160,7 +160,7 @@ class TorchCodecReader(VideoReader):
             self.num_frames = metadata.num_frames
             self.begin = float(metadata.begin_stream_seconds)
             self.duration = float(metadata.end_stream_seconds) - self.begin
-        self.fps = _stated_fps(metadata.average_fps_from_header, self.num_frames, self.duration)
+        self.fps = _average_fps(metadata.average_fps_from_header, self.num_frames, self.duration)
 
     def _frames(self, indices: np.ndarray) -> torch.Tensor:
         _check_size(len(indices), self._metadata.height, self._metadata.width)
@@ -194,8 +194,9 @@ class PyAVReader(VideoReader):
                 raise VideoDecodeError("the video has no frames")
             self.num_frames = len(packets)
             rate, time_base = self._stream.average_rate, float(self._stream.time_base)
-        if any(pts is None for pts, _, _ in packets):
-            # Raw streams have no clock: frames come one after the other, at the stated rate.
+        times = {pts for pts, _, _ in packets}
+        if None in times or len(times) < len(packets):
+            # Raw streams have no clock and MPEG-PS may guess: frames come one after the other, at the stated rate.
             self._pts = None
             step = 1 / float(rate or 25)
             self._seconds = step * np.arange(self.num_frames)
@@ -210,7 +211,7 @@ class PyAVReader(VideoReader):
             span = float(self._seconds[-1]) - self.begin
             last = packets[-1][1] * time_base or span / max(self.num_frames - 1, 1)
             self.duration = span + last
-        self.fps = _stated_fps(rate, self.num_frames, self.duration)
+        self.fps = _average_fps(rate, self.num_frames, self.duration)
 
     def _open(self) -> None:
         self.close()
@@ -281,10 +282,10 @@ class PyAVReader(VideoReader):
         return next((frame for frame in self._decoded if frame.pts is not None and frame.pts >= target), None)
 
 
-def _stated_fps(rate: Any, num_frames: int, duration: float) -> float:
-    if rate:
-        return float(rate)
-    return round(num_frames / duration, 3) if duration > 0 else 0.0
+def _average_fps(stated: Any, num_frames: int, duration: float) -> float:
+    """The stated rate, if it is one: some headers, and torchcodec of variable rates, give another than the average."""
+    stated, measured = float(stated or 0), num_frames / duration if duration > 0 else 0.0
+    return stated if abs(stated - measured) <= 0.05 * measured else round(measured, 3)
 
 
 def _check_size(num_frames: int, height: int, width: int) -> None:
