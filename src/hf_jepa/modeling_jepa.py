@@ -24,7 +24,8 @@ class JepaOutput(ModelOutput):
         targets (`tuple` of `torch.FloatTensor`): what they should be, same shapes, no gradient
             (but for `target="shared"`, see [`~hf_jepa.regularized.RegularizedPreTrainingConfig`]).
         context_features (`torch.FloatTensor` of shape `(num_context_masks * batch, kept, width)`):
-            the context encoder's output on the visible tokens.
+            the context encoder's output on the visible tokens. Video models, whose masks keep different numbers of
+            tokens: a tuple with one tensor per context mask.
         projections (`torch.FloatTensor` of shape `(views, batch, width)`): joint-embedding models only: what their
             loss compares and regularizes.
     """
@@ -33,7 +34,7 @@ class JepaOutput(ModelOutput):
     loss_components: dict[str, torch.FloatTensor] | None = None
     predictions: tuple[torch.FloatTensor, ...] | None = None
     targets: tuple[torch.FloatTensor, ...] | None = None
-    context_features: torch.FloatTensor | None = None
+    context_features: torch.FloatTensor | tuple[torch.FloatTensor, ...] | None = None
     projections: torch.FloatTensor | None = None
 
 

@@ -109,7 +109,11 @@ class VJepaForPreTraining(JepaPreTrainedModel):
             encoder = VJepaModel.from_pretrained(encoder, dtype=torch.float32)
         if not isinstance(encoder, VJepaModel | VJEPA2Model):
             raise ValueError(f"Expected a `VJepaModel` or an in-tree `VJEPA2Model`, got {type(encoder).__name__}.")
-        fields = {name: value for name, value in encoder.config.to_dict().items() if name != "model_type"}
+        fields = {
+            name: value
+            for name, value in encoder.config.to_dict().items()
+            if name not in ("model_type", "architectures")
+        }
         model = cls(cls.config_class(encoder_config=VJepaConfig(**fields), **config_kwargs))
         model.encoder.load_state_dict(encoder.encoder.state_dict())
         model.predictor.load_state_dict(encoder.predictor.state_dict())
