@@ -8,12 +8,14 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 CODE := src tests trainers scripts
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-llm demo-collapse test test-slow quality style cards bench clean
+.PHONY: help install demo demo-llm demo-llm-pretrained demo-video demo-collapse test test-slow quality style cards bench clean
 
 help:
 	@echo "make demo        pretrain a small I-JEPA on CPU in minutes, evaluate it, write pictures and a card (LONG=1: an hour)"
 	@echo "make demo-collapse   six objectives, with and without collapse, on digits, in minutes (LAMBDA=1: SIGReg's weight)"
 	@echo "make demo-llm    teach a small Llama sentences -> regular expressions with and without LLM-JEPA, on CPU in minutes"
+	@echo "make demo-llm-pretrained   the same with LoRA on the real weights of SmolLM2-135M"
+	@echo "make demo-video  pretrain a small V-JEPA 2 on moving garments; probes, surprise, real clips"
 	@echo "make test        the test suite (CPU, offline)"
 	@echo "make test-slow   the tests that take minutes"
 	@echo "make quality     ruff check, ruff format --check"
@@ -39,6 +41,16 @@ demo-collapse: $(STAMP)
 demo-llm: $(STAMP)
 	$(PY) trainers/demo_llm.py
 
+demo-llm-pretrained: $(STAMP)
+	@scripts/setup_env.sh --smollm2
+	$(PY) trainers/demo_llm_pretrained.py
+
+demo-video: $(STAMP)
+	@scripts/setup_env.sh --data
+	@scripts/setup_env.sh --clips
+	$(PY) scripts/make_demo_data.py
+	$(PY) trainers/demo_video.py
+
 test: $(STAMP)
 	$(TEST_ENV) $(PY) -m pytest -n 2 -m "not slow and not network and not gpu" --durations=10
 
@@ -59,6 +71,8 @@ cards: $(STAMP)
 bench: $(STAMP)
 	$(PY) scripts/benchmark.py
 	$(PY) scripts/benchmark_objectives.py
+	$(PY) scripts/benchmark_llm.py
+	$(PY) scripts/benchmark_video.py
 
 clean:
 	rm -rf .venv build dist outputs demo_data .ruff_cache .pytest_cache src/*.egg-info

