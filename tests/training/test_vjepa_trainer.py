@@ -9,7 +9,15 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from hf_jepa import JepaTrainer, JepaTrainingArguments, VJepa2ForPreTraining, VJepa2PreTrainingConfig
+from hf_jepa import (
+    JepaTrainer,
+    JepaTrainingArguments,
+    VJepa2ForPreTraining,
+    VJepa2PreTrainingConfig,
+    VJepaConfig,
+    VJepaForPreTraining,
+    VJepaPreTrainingConfig,
+)
 from hf_jepa.data import MixedVideoDataset, VideoMaskCollator
 from hf_jepa.masking import IMAGE_BLOCKS, LONG_RANGE, SHORT_RANGE, MultiBlock3DMaskGenerator
 
@@ -186,6 +194,30 @@ def test_a_batch_without_two_clips_of_one_length_logs_no_spread(make_trainer: Ca
         assert "target_std" not in entry
         assert "target_rankme" not in entry
         assert entry["prediction_loss"] > 0
+
+
+def test_probes_read_labelled_clips(make_trainer: Callable[..., JepaTrainer]) -> None:
+    probes = [{**Clips()[index], "label": index % 2} for index in range(12)]
+    for index, sample in enumerate(probes):
+        sample["pixel_values_videos"] = sample["pixel_values_videos"] + 3.0 * (index % 2)
+    trainer = make_trainer(max_steps=2)
+    trainer.probe_train_dataset, trainer.eval_dataset = probes, probes[:7]
+    metrics = trainer.evaluate()
+    # Bright against dark, which an untrained encoder tells apart too.
+    assert metrics["eval_linear_accuracy"] == 1.0
+    assert 0.5 < metrics["eval_knn_accuracy"] <= 1.0
+
+
+def test_the_target_follows_frozen_parameters_too() -> None:
+    encoder = VJepaConfig(**TINY, position_embedding_type="sincos")
+    model = VJepaForPreTraining(VJepaPreTrainingConfig(encoder_config=encoder))
+    table, target = (part.embeddings.position_embeddings for part in (model.encoder, model.target_encoder))
+    assert not table.requires_grad
+    before = target.clone()
+    with torch.no_grad():
+        table += 1.0
+    model.update_target(0.75)
+    torch.testing.assert_close(target, before + 0.25)
 
 
 class Weights(TrainerCallback):

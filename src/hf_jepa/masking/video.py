@@ -64,6 +64,17 @@ def clip_grid(
     return num_frames // tubelet_size, image[0] // patch[0], image[1] // patch[1]
 
 
+@lru_cache(maxsize=64)
+def _token_offsets(batch_size: int, unit_slots: int, grid: Size) -> torch.Tensor:
+    """
+    From units counted over a batch to tokens of each clip: `(batch, slots, 1)`, a row per time slot where a unit is a
+    whole tube.
+    """
+    slots, frame = grid[0], math.prod(grid[1:])
+    clips = torch.arange(batch_size)[:, None, None] * (unit_slots * frame)
+    return torch.arange(slots if unit_slots == 1 else 1)[:, None] * frame - clips
+
+
 class MultiBlock3DMaskGenerator:
     """
     Multi-block masks for clips (V-JEPA, arXiv 2404.08471, section 3.2; V-JEPA 2, arXiv 2506.09985): a few cuboids that
@@ -303,24 +314,21 @@ class MultiBlock3DMaskGenerator:
         hidden = np.unpackbits(hidden.view(np.uint8), axis=-1, count=frame, bitorder="little").view(bool)
         context = self._spread(~hidden, units - counts, visible_length, random)
         target = self._spread(hidden, counts, hidden_length, random)
-        return self._arranged(torch.from_numpy(context), torch.from_numpy(target))
+        return self._arranged(context, target)
 
-    def _spread(self, members: np.ndarray, counts: np.ndarray, length: int, random: np.ndarray) -> np.ndarray:
+    def _spread(self, members: np.ndarray, counts: np.ndarray, length: int, random: np.ndarray) -> torch.LongTensor:
         """
         Tokens of `length` of each clip's members `(n, unit slots, frame)`, evenly spread over them from a random
         start: systematic sampling, by which all are equally likely to stay.
         """
-        n, slots, frame = members.shape
+        n, slots, _ = members.shape
+        # Member `(j * count + r) // length` of `count`, for `j < length` and a random `r < count`, after the members
+        # of the clips before: one division for all.
         places = np.arange(length) * counts[:, None]
-        places += (random * counts >> 32)[:, None]
+        places += ((counts.cumsum() - counts) * length + (random * counts >> 32))[:, None]
         places //= length
-        places += (counts.cumsum() - counts)[:, None]
-        units = np.flatnonzero(members).take(places)
-        units -= np.arange(0, n * slots * frame, slots * frame)[:, None]
-        if slots == self.grid_size[0]:
-            return units
-        tubes = np.arange(0, self.grid_size[0] * frame, frame)[:, None] + units[:, None]
-        return tubes.reshape(n, -1)
+        units = torch.from_numpy(np.flatnonzero(members).take(places))
+        return (units[:, None] + _token_offsets(n, slots, self.grid_size)).view(n, -1)
 
     def _kept_units(self, size: Size) -> tuple[int, int]:
         """Units that contexts and targets of a block size keep."""
@@ -362,5 +370,7 @@ def _first_fit(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The first candidate of each clip with `least` to `most` hidden units, and the clips that have none."""
     fits = (counts >= least) & (counts <= most)
-    rows, chosen = np.arange(len(fits)), fits.argmax(axis=1)
-    return hidden[rows, chosen], counts[rows, chosen], np.flatnonzero(~fits[rows, chosen])
+    chosen = fits.argmax(axis=1)
+    chosen += np.arange(0, fits.size, fits.shape[1])
+    rows = hidden.reshape(fits.size, *hidden.shape[2:])
+    return rows.take(chosen, axis=0), counts.take(chosen), np.flatnonzero(~fits.take(chosen))

@@ -1,5 +1,6 @@
 from .arguments import JepaTrainingArguments
 from .callbacks import (
+    ContextLossCallback,
     GuardCallback,
     NonFiniteLossError,
     SamplerEpochCallback,
@@ -10,9 +11,16 @@ from .callbacks import (
 from .jepa_trainer import JepaTrainer
 from .llm_arguments import LLMJepaTrainingArguments
 from .llm_jepa_trainer import LLMJepaTrainer
-from .schedules import cosine_weight_decay, linear_ema_momentum, warmup_cosine_learning_rate
+from .schedules import (
+    cosine_weight_decay,
+    linear_ema_momentum,
+    progressive_share,
+    warmup_cosine_learning_rate,
+    warmup_stable_decay_learning_rate,
+)
 
 __all__ = [
+    "ContextLossCallback",
     "GuardCallback",
     "JepaTrainer",
     "JepaTrainingArguments",
@@ -25,5 +33,7 @@ __all__ = [
     "WeightDecayCallback",
     "cosine_weight_decay",
     "linear_ema_momentum",
+    "progressive_share",
     "warmup_cosine_learning_rate",
+    "warmup_stable_decay_learning_rate",
 ]
