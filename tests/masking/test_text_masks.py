@@ -77,6 +77,9 @@ def test_rows_are_filled_and_pairs_keep_the_order_of_examples():
         assert batch["input_ids"][row, column].tolist() == expected
     assert len({*batch["document"].flatten().tolist()} - {-1}) == 10
     assert batch["label_index"].shape == (0, 2)
+    # Two rows, of 9 + 7 + 3 and 7 + 6 + 5 tokens: none longer than it has to be.
+    even = pack_examples([{"input_ids": [1] * size} for size in (7, 6, 3, 5, 7, 9)], 0, "packed", row_length=30)
+    assert even["input_ids"].shape == (2, 19)
     apart = pack_examples(examples, 0, "packed")
     assert apart["input_ids"].shape == (5, 10)
     assert (apart["position_ids"][apart["document"] == -1] == 0).all()

@@ -1,6 +1,6 @@
 """One exact forward pass of LLM-JEPA: conversation, predictor tokens and isolated Code packed into rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -133,17 +133,34 @@ def _lay_out(
 
 
 def _fill_rows(lengths: list[int], row_length: int | None) -> list[tuple[int, int]]:
-    """Row and first column of each example: a row each, or first-fit decreasing into rows of `row_length`."""
+    """
+    Row and first column of each example: a row each, or as few rows of at most `row_length` as first-fit decreasing
+    needs, filled evenly: a batch is as wide as its widest row.
+    """
     if row_length is None:
         return [(row, 0) for row in range(len(lengths))]
-    places, used = [(0, 0)] * len(lengths), []
-    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
-        row = next((row for row, filled in enumerate(used) if filled + lengths[number] <= row_length), len(used))
-        if row == len(used):
-            used.append(0)
-        places[number] = (row, used[row])
-        used[row] += lengths[number]
-    return places
+    order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+
+    def place(choose: Callable[[int, list[int]], int]) -> tuple[list[int], list[tuple[int, int]]]:
+        places, used = [(0, 0)] * len(lengths), []
+        for number in order:
+            row = choose(lengths[number], used)
+            if row == len(used):
+                used.append(0)
+            places[number] = (row, used[row])
+            used[row] += lengths[number]
+        return used, places
+
+    def first_fit(length: int, used: list[int]) -> int:
+        return next((row for row, filled in enumerate(used) if filled + length <= row_length), len(used))
+
+    tight = place(first_fit)
+    num_rows = len(tight[0])
+
+    def emptiest(length: int, used: list[int]) -> int:
+        return len(used) if len(used) < num_rows else used.index(min(used))
+
+    return min(tight, place(emptiest), key=lambda filled: max(filled[0]))[1]
 
 
 def pack_examples(
