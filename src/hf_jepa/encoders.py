@@ -4,6 +4,7 @@ import inspect
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -118,6 +119,23 @@ def clip_tokens(model: PreTrainedModel, clips: torch.Tensor) -> torch.Tensor:
     patch = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
     prefix = tokens.shape[1] % ((clips.shape[-2] // patch[0]) * (clips.shape[-1] // patch[1]))
     return tokens[:, prefix:] if prefix <= _MAX_CLIP_PREFIX_TOKENS else tokens
+
+
+def join_tokens(parts: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Rows with different numbers of tokens in one batch.
+
+    Args:
+        parts (`list` of `torch.FloatTensor` of shape `(rows, tokens, width)`): of any numbers of rows and tokens.
+
+    Returns:
+        `torch.FloatTensor` of shape `(all rows, most tokens, width)`, zero behind a row's own tokens, and their mask,
+        int64 of shape `(all rows, most tokens)`, 0 there.
+    """
+    longest = max(part.shape[1] for part in parts)
+    masks = [part.new_ones(part.shape[:2], dtype=torch.int64) for part in parts]
+    masks = [F.pad(mask, (0, longest - mask.shape[1])) for mask in masks]
+    return torch.cat([F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts]), torch.cat(masks)
 
 
 def resolve_pooling(encoder: PreTrainedModel, outputs: Any, pixel_values: torch.Tensor, pooling: Pooling) -> Pooling:

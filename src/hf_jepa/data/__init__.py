@@ -17,6 +17,7 @@ from .video_loading import load_video_dataset
 from .video_readers import VideoDecodeError, VideoInfo, VideoReader
 from .video_transforms import resize_as_cv2, video_eval_transform, video_train_transform
 from .views import MultiViewTransform, ViewAugmentation
+from .vl_pairs import TooManyBadPairsError, VisionTextCollator, VisionTextDataset
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -35,12 +36,15 @@ __all__ = [
     "TextPairCollator",
     "TextPairDataset",
     "TooManyBadImagesError",
+    "TooManyBadPairsError",
     "TooManyBadVideosError",
     "VideoDecodeError",
     "VideoInfo",
     "VideoMaskCollator",
     "VideoReader",
     "ViewAugmentation",
+    "VisionTextCollator",
+    "VisionTextDataset",
     "clip_indices",
     "decode_frames",
     "decode_image",

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoProcessor, PreTrainedTokenizerFast, ViTImageProcessor, VJEPA2VideoProcessor
 
 from hf_jepa import VLJepaProcessor
-from hf_jepa.models.vl_jepa.media_vl_jepa import even_indices, read_clip
+from hf_jepa.data.vl_media import even_indices, read_clip
 
 
 def word_tokenizer(first: int = 3, **special: str) -> PreTrainedTokenizerFast:

@@ -9,8 +9,6 @@ import torch
 from transformers import AutoImageProcessor, AutoTokenizer, AutoVideoProcessor, BatchFeature, ProcessorMixin
 from transformers.utils.hub import cached_file
 
-from .media_vl_jepa import as_clips, as_images, read_clip, read_image
-
 _VISUAL = ("image_processor", "video_processor")
 _TOKENIZERS = ("query_tokenizer", "target_tokenizer", "decoder_tokenizer")
 _SETTINGS = (
@@ -164,6 +162,8 @@ class VLJepaProcessor(ProcessorMixin):
         """
         if return_tensors != "pt":
             raise ValueError(f'`return_tensors` must be "pt", got {return_tensors!r}.')
+        from ...data.vl_media import as_clips, as_images, read_clip, read_image
+
         images, videos = as_images(images), as_clips(videos)
         count = len(images) + len(videos)
         data: dict[str, Any] = {}

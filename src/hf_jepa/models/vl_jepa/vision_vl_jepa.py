@@ -1,7 +1,6 @@
 """Visual tokens of images and clips from any vision encoder, as VL-JEPA's predictor reads them."""
 
 import torch
-import torch.nn.functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...encoders import clip_tokens, is_video_encoder, patch_tokens, run_encoder
@@ -81,20 +80,3 @@ def _shortest_clip(config: PreTrainedConfig) -> int:
     if getattr(config, "use_image_tokenizer", False):
         return 1
     return getattr(config, "num_frames", None) or getattr(config, "tubelet_size", 1)
-
-
-def join_tokens(parts: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Rows with different numbers of tokens in one batch.
-
-    Args:
-        parts (`list` of `torch.FloatTensor` of shape `(rows, tokens, width)`): of any numbers of rows and tokens.
-
-    Returns:
-        `torch.FloatTensor` of shape `(all rows, most tokens, width)`, zero behind a row's own tokens, and their mask,
-        int64 of shape `(all rows, most tokens)`, 0 there.
-    """
-    longest = max(part.shape[1] for part in parts)
-    masks = [part.new_ones(part.shape[:2], dtype=torch.int64) for part in parts]
-    masks = [F.pad(mask, (0, longest - mask.shape[1])) for mask in masks]
-    return torch.cat([F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts]), torch.cat(masks)

@@ -5,6 +5,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from .decoding import decode_image
+from .video_decoding import open_video
+
 
 def as_images(given: Any) -> list[Any]:
     """One image, a list of them, or an array with a batch dimension, as a list."""
@@ -38,8 +41,6 @@ def read_image(image: Any, place: int = 0) -> torch.Tensor:
     Raises:
         `ValueError`: naming what cannot be read.
     """
-    from ...data.decoding import decode_image
-
     if isinstance(image, torch.Tensor):
         return _checked(image[None], f"Image {place}")[0]
     try:
@@ -66,8 +67,6 @@ def read_clip(video: Any, num_frames: int | None, place: int = 0) -> torch.Tenso
     Raises:
         `ValueError`: naming what cannot be read, or has no frames.
     """
-    from ...data.video_decoding import open_video
-
     name = f"Video {place}"
     if isinstance(video, np.ndarray):
         if video.ndim != 4 or video.shape[3] != 3 or video.dtype != np.uint8:
