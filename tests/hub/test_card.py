@@ -67,6 +67,29 @@ def test_front_matter_is_read_by_the_hub(results):
     assert measured == {("knn accuracy (mean)", "accuracy"): 0.75, ("linear accuracy (mean)", "accuracy"): 0.81}
 
 
+def test_commands_of_baselines_are_shown_once(results):
+    results["baselines"] += [evaluation(0.6, name="other recipe", command="python other.py")]
+    block = render_card(results).split("```bash\n")[1].split("\n```")[0]
+    assert block.splitlines() == ["hf-jepa evaluate tiny --task knn", "python other.py"]
+
+
+def test_runs_of_several_seeds_and_arms_become_one_card(results, tmp_path, monkeypatch):
+    program = runpy.run_path(str(ROOT / "scripts" / "collect_demo_runs.py"))
+    for place, (run, value) in enumerate({"seed0": 0.5, "seed1": 0.7, "arm": 0.2}.items()):
+        found = copy.deepcopy(results) | {"evaluations": [evaluation(value, seed=place)], "pictures": []}
+        (tmp_path / run / "release").mkdir(parents=True)
+        (tmp_path / run / "release" / "results.json").write_text(json.dumps(found | {"baselines": []}))
+    flags = [*(str(tmp_path / run) for run in ("seed0", "seed1")), "--baselines", f"other arm={tmp_path / 'arm'}"]
+    monkeypatch.setattr("sys.argv", ["collect", *flags, "--name", "joint", "--folder", str(tmp_path)])
+    program["main"]()
+    joint = json.loads((tmp_path / "joint.json").read_text())
+    assert [entry["value"] for entry in joint["evaluations"]] == [0.5, 0.7]
+    assert [(entry["name"], entry["value"]) for entry in joint["baselines"]] == [("other arm", 0.2)]
+    assert joint["compute"]["cpu_seconds"] == 1200
+    assert "0.6 ± 0.14 (2 seeds) | 0.2 |" in (tmp_path / "joint.md").read_text()
+    assert not (tmp_path / "joint").exists()
+
+
 def test_every_number_comes_from_the_results(results):
     """Changing a measured value changes the card; no number on it is left without a source."""
     card = render_card(results)

@@ -124,14 +124,14 @@ def test_every_arm_is_trained_and_measured(demo, runs):
         numbers = [run["exact_match"], run["lm_loss"], run["linear_map_error"], *run["pairs"].values()]
         assert all(math.isfinite(number) for number in numbers + run["spectrum"])
         assert len(run["spectrum"]) == demo.WIDTH
-        assert (run["history"][0]["jepa_loss"] > 0) is (run["arm"] in ("LLM-JEPA", "STP"))
+        assert (run["history"][0]["jepa_loss"] > 0) is (not run["arm"].startswith("LM only"))
     # Same weights and examples, another objective from the first step on.
-    first = [run["history"][0]["lm_loss"] for run in runs[:4]]
-    assert first == pytest.approx([first[0]] * 4, rel=1e-5)
-    assert len({run["lm_loss"] for run in runs[:3]}) == 3
+    first = [run["history"][0]["lm_loss"] for run in runs[:5]]
+    assert first == pytest.approx([first[0]] * 5, rel=1e-5)
+    assert len({run["lm_loss"] for run in runs[:4]}) == 4
     # At equal steps the stretched arm is the plain one.
-    assert runs[0]["lm_loss"] == runs[3]["lm_loss"]
-    assert [run["arm"] for run in runs if run["release"]] == ["LLM-JEPA"]
+    assert runs[0]["lm_loss"] == runs[4]["lm_loss"]
+    assert [run["arm"] for run in runs if run["release"]] == [demo.RELEASED]
 
 
 def test_a_run_is_repeatable(demo, runs, tmp_path):
@@ -149,13 +149,12 @@ def test_validation_is_another_split(demo, tmp_path):
 
 
 def test_table_counts_seeds_above_the_baseline(demo, runs):
-    scores = {"LM only": (0.5, 0.5), "LLM-JEPA": (0.6, 0.4), "STP": (0.5, 0.5), "LM only, equal compute": (0.7, 0.8)}
+    scores = dict(zip(demo.ARMS, [(0.5, 0.5), (0.6, 0.4), (0.9, 0.8), (0.5, 0.5), (0.7, 0.8)], strict=True))
     rows = demo.table([run | {"exact_match": scores[run["arm"]][run["seed"]]} for run in runs])
-    assert {row[0]: row[-1] for row in rows[1:]} == {
-        "LM only": "", "LLM-JEPA": "1 of 2", "STP": "0 of 2", "LM only, equal compute": "2 of 2",
-    }  # fmt: skip
+    assert [row[0] for row in rows[1:]] == list(demo.ARMS)
+    assert [row[-1] for row in rows[1:]] == ["", "1 of 2", "2 of 2", "0 of 2", "2 of 2"]
     column = rows[0].index("exact match %")
-    assert [row[column] for row in rows[1:]] == ["50.0 ± 0.0", "50.0 ± 14.1", "50.0 ± 0.0", "75.0 ± 7.1"]
+    assert [row[column] for row in rows[2:]] == ["50.0 ± 14.1", "85.0 ± 7.1", "50.0 ± 0.0", "75.0 ± 7.1"]
 
 
 def test_report_makes_table_picture_and_release(demo, runs, tmp_path, capsys):
@@ -170,10 +169,10 @@ def test_report_makes_table_picture_and_release(demo, runs, tmp_path, capsys):
     results = json.loads((release / "results.json").read_text())
     assert {entry["seed"] for entry in results["evaluations"]} == {0, 1}
     values = [entry["value"] for entry in results["evaluations"] if entry["metric"] == "loss per answer token"]
-    assert values == [run["lm_loss"] for run in runs if run["arm"] == "LLM-JEPA"]
+    assert values == [run["lm_loss"] for run in runs if run["arm"] == demo.RELEASED]
     assert {entry["name"] for entry in results["baselines"]} == {
-        "LM only (4 steps)", "STP (4 steps)", "LM only, equal compute (4 steps)",
-    }  # fmt: skip
+        f"{name} (4 steps)" for name in demo.ARMS if name != demo.RELEASED
+    }
     card = (release / "README.md").read_text()
     assert "python trainers/demo_llm.py --seeds 2" in card
     assert "text_to_code.png" in card

@@ -304,7 +304,8 @@ def render_card(results: dict[str, Any]) -> str:
         model_name=model["name"],
         eval_results=_eval_results(results) or None,
     )
-    commands = [entry["command"] for entry in results.get("evaluations") or [] if entry.get("command")]
+    measured = [*(results.get("evaluations") or []), *(results.get("baselines") or [])]
+    commands = [entry["command"] for entry in measured if entry.get("command")]
     card = ModelCard.from_template(
         card_data,
         template_path=str(_TEXT_TEMPLATE if model.get("modality") == "text" else _TEMPLATE),
