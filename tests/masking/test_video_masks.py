@@ -62,6 +62,12 @@ def test_every_recorded_block_size(name):
         assert list(generator._reference_size(*(torch.rand(1, generator=draws).item() for _ in range(3)))) == expected
 
 
+def test_halves_are_rounded_to_even_as_in_the_original():
+    generator = MultiBlock3DMaskGenerator(40, 8, spatial_scale=(0.2, 0.2), aspect_ratio=(1.25, 1.25))
+    # Five patches, and an edge of exactly 2.5.
+    assert generator._reference_size(0.3, 0.5, 0.9) == (8, 2, 2)
+
+
 @pytest.mark.parametrize("size", KEPT)
 @pytest.mark.parametrize("name", RECIPES)
 def test_reference_keeps_the_measured_shares(size, name):
