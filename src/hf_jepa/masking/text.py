@@ -1,6 +1,7 @@
 """One exact forward pass of LLM-JEPA: conversation, predictor tokens and isolated Code packed into rows."""
 
-from collections.abc import Callable, Mapping, Sequence
+import heapq
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -132,35 +133,36 @@ def _lay_out(
     return row
 
 
-def _fill_rows(lengths: list[int], row_length: int | None) -> list[tuple[int, int]]:
+def _fill_rows(lengths: list[int], row_length: int | None, multiple: int) -> list[tuple[int, int]]:
     """
-    Row and first column of each example: a row each, or as few rows of at most `row_length` as first-fit decreasing
-    needs, filled evenly: a batch is as wide as its widest row.
+    Row and first column of each example: a row each, or rows of at most `row_length` of such a number that padding up
+    to the widest, and to a `multiple`, adds the least.
     """
     if row_length is None:
         return [(row, 0) for row in range(len(lengths))]
     order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
-
-    def place(choose: Callable[[int, list[int]], int]) -> tuple[list[int], list[tuple[int, int]]]:
-        places, used = [(0, 0)] * len(lengths), []
+    # First-fit decreasing: nearly the fewest rows, but its last ones are short of tokens.
+    places, used = [(0, 0)] * len(lengths), []
+    for number in order:
+        row = next((row for row, filled in enumerate(used) if filled + lengths[number] <= row_length), len(used))
+        if row == len(used):
+            used.append(0)
+        places[number] = (row, used[row])
+        used[row] += lengths[number]
+    fewest, best = len(used), len(used) * -(-max(used) // multiple)
+    # Longest first into the emptiest row. More rows of the same padding are shorter, and attend to less.
+    for num_rows in range(fewest, min(2 * fewest, len(lengths)) + 1):
+        rows = [(0, row) for row in range(num_rows)]
+        even = [(0, 0)] * len(lengths)
         for number in order:
-            row = choose(lengths[number], used)
-            if row == len(used):
-                used.append(0)
-            places[number] = (row, used[row])
-            used[row] += lengths[number]
-        return used, places
-
-    def first_fit(length: int, used: list[int]) -> int:
-        return next((row for row, filled in enumerate(used) if filled + length <= row_length), len(used))
-
-    tight = place(first_fit)
-    num_rows = len(tight[0])
-
-    def emptiest(length: int, used: list[int]) -> int:
-        return len(used) if len(used) < num_rows else used.index(min(used))
-
-    return min(tight, place(emptiest), key=lambda filled: max(filled[0]))[1]
+            filled, row = rows[0]
+            even[number] = (row, filled)
+            heapq.heapreplace(rows, (filled + lengths[number], row))
+        widest = max(rows)[0]
+        cost = num_rows * -(-widest // multiple)
+        if widest <= row_length and cost <= best:
+            places, best = even, cost
+    return places
 
 
 def pack_examples(
@@ -241,10 +243,10 @@ def pack_examples(
             f"Example {number} takes {max(lengths)} tokens, more than row_length={row_length}; truncate it, drop its "
             "Code view, or raise `row_length`."
         )
-    places = _fill_rows(lengths, row_length)
+    multiple = pad_to_multiple_of or 1
+    places = _fill_rows(lengths, row_length, multiple)
     num_rows = 1 + max(row for row, _ in places)
     width = max(start + length for (_, start), length in zip(places, lengths, strict=True))
-    multiple = pad_to_multiple_of or 1
     width = -(-width // multiple) * multiple
     fills = {"input_ids": pad_token_id, "document": PAD, "branch": 0, "position_ids": 0, "labels": _IGNORED}
     batch = {name: torch.full((num_rows, width), value) for name, value in fills.items()}
