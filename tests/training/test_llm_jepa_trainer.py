@@ -99,6 +99,46 @@ def test_a_step_is_the_same_for_every_accumulation(make_trainer, model):
         assert loss == pytest.approx(lm_loss + weight * jepa_loss, rel=1e-5)
 
 
+def test_a_lambda_of_zero_is_plain_fine_tuning(make_trainer):
+    # Every batch is all of the data, so that no order has to be known.
+    trainer = make_trainer({"jepa_lambda": 0.0}, max_steps=1, per_device_train_batch_size=len(ROWS))
+    plain, losses, count = trainer.model.export_decoder(), 0.0, 0
+    for index in range(len(ROWS)):
+        row = trainer.train_dataset[index]
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
+        number = int((labels[:, 1:] != -100).sum())
+        losses, count = losses + plain(input_ids=ids, labels=labels).loss * number, count + number
+    (losses / count).backward()
+    trainer.train()
+    for name, weight in plain.named_parameters():
+        found = trainer.model.causal_lm.get_parameter(name)
+        torch.testing.assert_close(found, weight - 0.05 * weight.grad, rtol=1e-5, atol=1e-6)
+    logs = trainer.state.log_history[0]
+    assert logs["loss"] == pytest.approx((losses / count).item(), rel=1e-5)
+    assert not {"cos_paired", "margin"} & set(logs)
+
+
+def test_the_weight_of_the_jepa_term_grows(make_trainer):
+    trainer = make_trainer({"jepa_lambda": 3.0}, max_steps=4, lambda_warmup_steps=2)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    weights = [(entry["loss"] - entry["lm_loss"]) / entry["jepa_loss"] for entry in logs]
+    assert weights == pytest.approx([1.0, 2.0, 3.0, 3.0], rel=1e-3)
+
+
+def test_an_ema_target_follows_and_is_not_published(make_trainer):
+    trainer = make_trainer({"target": "ema"}, max_steps=1, ema_momentum=0.75, ema_momentum_end=0.75)
+    before = trainer.model.target_encoder.layers[0].mlp.up_proj.weight.clone()
+    trainer.train()
+    moved = trainer.model.encoder.layers[0].mlp.up_proj.weight
+    assert not torch.equal(moved, before)
+    found = trainer.model.target_encoder.layers[0].mlp.up_proj.weight
+    torch.testing.assert_close(found, 0.75 * before + 0.25 * moved)
+    names = set(load_file(trainer.write_release() / "model.safetensors"))
+    assert names
+    assert not any("target" in name for name in names)
+
+
 def test_the_official_regime_grows_with_accumulation(make_trainer):
     # The released trainer adds up micro-batch means: a linear step is as many times longer.
     start = weights(make_trainer({"jepa_lambda": 1.0}))
@@ -185,12 +225,14 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(make_trainer, tmp_pa
         changed.train(resume_from_checkpoint=True)
 
 
-def test_adapters_alone_are_trained_and_peft_reloads_them(make_trainer, tmp_path):
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_adapters_alone_are_trained_and_peft_reloads_them(make_trainer, tmp_path, use_dora):
     from peft import LoraConfig, PeftModel
 
     base = make_trainer().model.export_decoder()
     base.save_pretrained(tmp_path / "base")
-    adapter = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    options = {"target_modules": "all-linear", "task_type": "CAUSAL_LM", "use_dora": use_dora}
+    adapter = LoraConfig(r=2, lora_alpha=4, **options)
     trainer = make_trainer(trainer={"peft_config": adapter})
     before = weights(trainer)
     trainer.train()
@@ -205,6 +247,8 @@ def test_adapters_alone_are_trained_and_peft_reloads_them(make_trainer, tmp_path
     reloaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), folder)
     ids = torch.tensor([[2, 7, 9, 11]])
     torch.testing.assert_close(reloaded(ids).logits, trainer.model.eval().decoder(ids).logits)
+    if use_dora:
+        return
     # Where the adapter knows its base, transformers loads both; merged, it is an ordinary model.
     adapted = shutil.copytree(folder, tmp_path / "adapter")
     config = json.loads((adapted / "adapter_config.json").read_text())
