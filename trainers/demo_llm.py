@@ -236,8 +236,12 @@ def draw(runs: list[dict[str, Any]], path: Path) -> Path:
     def by_arm(read: Callable[[dict[str, Any]], Any]) -> dict[str, list]:
         return {name: [read(run) for run in runs if run["arm"] == name] for name in ARMS}
 
-    spectra = by_arm(lambda run: torch.tensor(run["spectrum"]))
-    return plot_displacement_spectra(spectra, path, by_arm(lambda run: run["exact_match"]))
+    return plot_displacement_spectra(
+        by_arm(lambda run: torch.tensor(run["spectrum"])),
+        path,
+        by_arm(lambda run: run["exact_match"]),
+        by_arm(lambda run: (run["pairs"]["cos_paired"], run["pairs"]["cos_unpaired"])),
+    )
 
 
 def publish(runs: list[dict[str, Any]], release: Path, picture: Path, split: str, command: str) -> None:
@@ -262,7 +266,7 @@ def publish(runs: list[dict[str, Any]], release: Path, picture: Path, split: str
     ]
     caption = (
         "Singular values of Enc(Text) - Enc(Code) of every arm, as they are and relative to the largest (mean and "
-        "range over seeds), and exact match."
+        "range over seeds); cosine of a prediction with its own Code and with others'; exact match."
     )
     results["pictures"] = [{"file": picture.name, "caption": caption}]
     (release / picture.name).write_bytes(picture.read_bytes())
