@@ -77,9 +77,9 @@ def test_rows_are_filled_and_pairs_keep_the_order_of_examples():
         assert batch["input_ids"][row, column].tolist() == expected
     assert len({*batch["document"].flatten().tolist()} - {-1}) == 10
     assert batch["label_index"].shape == (0, 2)
-    # 30 + 7 tokens would do for two rows; 9 + 7 + 3 and 7 + 6 + 5 are padded less.
-    mixed = [{"input_ids": [1] * size} for size in (7, 6, 3, 5, 7, 9)]
-    assert pack_examples(mixed, 0, "packed", row_length=30)["input_ids"].shape == (2, 19)
+    # 8 + 8 + 7 and 7 tokens would fit into two rows; 8 + 7 twice are padded less.
+    mixed = [{"input_ids": [1] * size} for size in (8, 7, 8, 7)]
+    assert pack_examples(mixed, 0, "packed", row_length=24)["input_ids"].shape == (2, 15)
     # Four rows need as little padding as two, and are shorter.
     alike = [{"input_ids": [1] * 5} for _ in range(8)]
     assert pack_examples(alike, 0, "packed", row_length=20)["input_ids"].shape == (4, 10)

@@ -136,7 +136,7 @@ def _lay_out(
 def _fill_rows(lengths: list[int], row_length: int | None, multiple: int) -> list[tuple[int, int]]:
     """
     Row and first column of each example: a row each, or rows of at most `row_length` of such a number that padding up
-    to the widest, and to a `multiple`, adds the least.
+    to the widest, and to a `multiple`, adds little.
     """
     if row_length is None:
         return [(row, 0) for row in range(len(lengths))]
@@ -149,8 +149,9 @@ def _fill_rows(lengths: list[int], row_length: int | None, multiple: int) -> lis
             used.append(0)
         places[number] = (row, used[row])
         used[row] += lengths[number]
-    fewest, best = len(used), len(used) * -(-max(used) // multiple)
-    # Longest first into the emptiest row. More rows of the same padding are shorter, and attend to less.
+    fewest = len(used)
+    found = [(fewest * -(-max(used) // multiple), places)]
+    # Longest first into the emptiest row.
     for num_rows in range(fewest, min(2 * fewest, len(lengths)) + 1):
         rows = [(0, row) for row in range(num_rows)]
         even = [(0, 0)] * len(lengths)
@@ -159,10 +160,11 @@ def _fill_rows(lengths: list[int], row_length: int | None, multiple: int) -> lis
             even[number] = (row, filled)
             heapq.heapreplace(rows, (filled + lengths[number], row))
         widest = max(rows)[0]
-        cost = num_rows * -(-widest // multiple)
-        if widest <= row_length and cost <= best:
-            places, best = even, cost
-    return places
+        if widest <= row_length:
+            found.append((num_rows * -(-widest // multiple), even))
+    # The most rows of hardly more padding: they are shorter, and attend to less.
+    least = min(cost for cost, _ in found)
+    return next(places for cost, places in reversed(found) if cost <= 1.03 * least)
 
 
 def pack_examples(
