@@ -34,7 +34,15 @@ if TYPE_CHECKING:
         VJepaPreTrainingConfig,
     )
     from .models.vl_jepa import VLJepaConfig, VLJepaModel, VLJepaProcessor
-    from .training import JepaTrainer, JepaTrainingArguments, LLMJepaTrainer, LLMJepaTrainingArguments
+    from .training import (
+        JepaTrainer,
+        JepaTrainingArguments,
+        LLMJepaTrainer,
+        LLMJepaTrainingArguments,
+        VLJepaTrainer,
+        VLJepaTrainingArguments,
+    )
+
 
 _HOME = {
     "CJepaForPreTraining": "models.cjepa",
@@ -71,6 +79,8 @@ _HOME = {
     "VLJepaConfig": "models.vl_jepa",
     "VLJepaModel": "models.vl_jepa",
     "VLJepaProcessor": "models.vl_jepa",
+    "VLJepaTrainer": "training",
+    "VLJepaTrainingArguments": "training",
 }
 
 __all__ = [
@@ -108,6 +118,8 @@ __all__ = [
     "VLJepaConfig",
     "VLJepaModel",
     "VLJepaProcessor",
+    "VLJepaTrainer",
+    "VLJepaTrainingArguments",
     "__version__",
 ]
 

@@ -4,6 +4,7 @@ from .attentive_probe import attentive_probe
 from .clips import ClipProtocol
 from .closed_form import ProbeResult, logistic_probe, ridge_probe
 from .diagnostics import collapse_report, content_share, effective_rank, feature_std, lidar, rankme
+from .embedding_retrieval import retrieval_ranks, retrieval_report
 from .features import extract_features, pooled_features
 from .generation import SCORERS, execution_match, generate_responses, score_responses, sqlite_match
 from .knn import knn_accuracy
@@ -48,6 +49,8 @@ __all__ = [
     "processor_transform",
     "rank_of_truth",
     "rankme",
+    "retrieval_ranks",
+    "retrieval_report",
     "ridge_probe",
     "score_responses",
     "sqlite_match",

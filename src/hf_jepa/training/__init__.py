@@ -18,6 +18,8 @@ from .schedules import (
     warmup_cosine_learning_rate,
     warmup_stable_decay_learning_rate,
 )
+from .vl_arguments import VLJepaTrainingArguments
+from .vl_jepa_trainer import VLJepaTrainer
 
 __all__ = [
     "ContextLossCallback",
@@ -30,6 +32,8 @@ __all__ = [
     "SamplerEpochCallback",
     "StepSeedCallback",
     "TargetEMACallback",
+    "VLJepaTrainer",
+    "VLJepaTrainingArguments",
     "WeightDecayCallback",
     "cosine_weight_decay",
     "linear_ema_momentum",

@@ -136,7 +136,8 @@ def _numbered(path: Path) -> re.Match[str] | None:
 
 def load_model_strictly(model: nn.Module, folder: Path) -> None:
     """
-    Loads the weights of a training checkpoint in place; either every key is restored or nothing is touched.
+    Loads the weights of a training checkpoint in place; either every key is restored or nothing is touched. A model
+    that keeps frozen parts by reference says which keys its checkpoints have by `saved_state_dict`.
 
     Args:
         model (`nn.Module`): the model being trained.
@@ -150,7 +151,8 @@ def load_model_strictly(model: nn.Module, folder: Path) -> None:
     for path in files:
         with safe_open(path, framework="pt") as handle:
             shapes.update((key, tuple(handle.get_slice(key).get_shape())) for key in handle.keys())  # noqa: SIM118
-    own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    state = model.saved_state_dict() if hasattr(model, "saved_state_dict") else model.state_dict()
+    own = {key: tuple(value.shape) for key, value in state.items()}
     problems = {
         "missing": sorted(own.keys() - shapes.keys()),
         "unexpected": sorted(shapes.keys() - own.keys()),
@@ -171,7 +173,8 @@ def load_model_strictly(model: nn.Module, folder: Path) -> None:
             "configuration of that run (its config.json), or start a new run with `from_pretrained`."
         )
     for path in files:
-        model.load_state_dict(load_file(path), strict=len(files) == 1)
+        # Keys have been compared above, over all files.
+        model.load_state_dict(load_file(path), strict=False)
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -145,7 +145,7 @@ def test_parts_without_a_source_are_not_left_out(make_model, tmp_path):
 
 def test_what_was_trained_is_not_replaced_by_its_source(folders, tmp_path):
     model = referenced(folders, target="shared")
-    assert "y_encoder.model.embeddings.word_embeddings.weight" in model.without_frozen(model.state_dict())
+    assert "y_encoder.model.embeddings.word_embeddings.weight" in model.saved_state_dict()
     model.save_pretrained(tmp_path / "trained")
     config = AutoConfig.from_pretrained(tmp_path / "trained")
     config.target = "frozen"

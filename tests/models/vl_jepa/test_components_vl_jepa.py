@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from hf_jepa import VLJepaConfig, VLJepaModel
 from hf_jepa.models.vl_jepa.components_vl_jepa import check_bidirectional, take_layers
 
 
@@ -72,6 +73,12 @@ def test_a_decoder_that_stays_causal_is_refused(make_part):
         check_bidirectional(causal)
     causal.config.is_causal = False
     check_bidirectional(causal)
+
+
+def test_the_predictor_of_a_config_alone_is_bidirectional(make_model):
+    settings = make_model().config.to_dict()
+    del settings["predictor_config"]["is_causal"]
+    check_bidirectional(VLJepaModel(VLJepaConfig.from_dict(settings)).predictor)
 
 
 def test_components_load_from_folders(make_model, make_part, batch, tmp_path):

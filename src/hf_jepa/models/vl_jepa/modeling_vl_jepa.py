@@ -225,13 +225,13 @@ class VLJepaModel(VLJepaPreTrainedModel):
         Raises:
             `ValueError`: for a part to be left out that has no reference; nothing is written.
         """
-        if not self.config.save_frozen:
-            state_dict = self.without_frozen(self.state_dict() if state_dict is None else state_dict)
+        state_dict = self.saved_state_dict(state_dict)
         super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
 
-    def without_frozen(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A state dict without the parts that a checkpoint keeps by reference."""
-        prefixes = self._frozen_prefixes()
+    def saved_state_dict(self, state_dict: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+        """What a checkpoint holds of a state dict, by default the model's: not what it keeps by reference."""
+        state_dict = self.state_dict() if state_dict is None else state_dict
+        prefixes = {} if self.config.save_frozen else self._frozen_prefixes()
         for part in prefixes:
             self._source(part)
         pattern = re.compile("|".join(prefixes.values()) or "$^")

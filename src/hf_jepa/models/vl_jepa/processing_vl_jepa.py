@@ -116,6 +116,11 @@ class VLJepaProcessor(ProcessorMixin):
                 settings.setdefault(name, AutoTokenizer.from_pretrained(source))
         return cls(**settings)
 
+    @property
+    def tokenizer(self) -> Any:
+        """The query's tokenizer, where one is asked for."""
+        return self.query_tokenizer
+
     def prompt_text(self, name: str | None) -> str:
         """
         What stands before a text under a prompt's name; nothing for `None`.
