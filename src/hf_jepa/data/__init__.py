@@ -17,6 +17,7 @@ from .video_loading import load_video_dataset
 from .video_readers import VideoDecodeError, VideoInfo, VideoReader
 from .video_transforms import resize_as_cv2, video_eval_transform, video_train_transform
 from .views import MultiViewTransform, ViewAugmentation
+from .vl_loading import load_vision_text_dataset
 from .vl_pairs import TooManyBadPairsError, VisionTextCollator, VisionTextDataset
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "load_image_dataset",
     "load_text_dataset",
     "load_video_dataset",
+    "load_vision_text_dataset",
     "mix_seed",
     "official_views",
     "open_video",

@@ -1,6 +1,7 @@
 """Rows of images or videos with queries and texts, as VL-JEPA trains on them."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ class VisionTextDataset(SeededDataset):
         num_frames (`int`, *optional*): frames of a clip, spread evenly; `None` for all.
         augment (`Callable`, *optional*): uint8 frames `(frames, 3, H, W)` to the same, seeded by the draw; an image is
             one frame. The paper states no augmentation.
+        root (`str` or `Path`, *optional*): folder that relative paths of media start from.
         seed (`int`): of the choices.
         max_bad_fraction (`float`): stop when more than this share of the rows turned out to be unusable.
 
@@ -62,6 +64,7 @@ class VisionTextDataset(SeededDataset):
         queries: Sequence[str] | None = None,
         num_frames: int | None = 16,
         augment: Augmentation | None = None,
+        root: str | Path | None = None,
         seed: int = 0,
         max_bad_fraction: float = 0.01,
     ) -> None:
@@ -79,6 +82,7 @@ class VisionTextDataset(SeededDataset):
         self.image_column, self.video_column, self.embeds_column = image_column, video_column, embeds_column
         self.target_column, self.query_column = target_column, query_column
         self.queries, self.num_frames, self.augment = list(queries or ()), num_frames, augment
+        self.root = None if root is None else Path(root)
         self.seed, self.max_bad_fraction = seed, max_bad_fraction
         # In shared memory: workers see each other's finds, so each is named once and the threshold is exact.
         self._is_bad = torch.zeros(len(rows), dtype=torch.bool).share_memory_()
@@ -97,11 +101,16 @@ class VisionTextDataset(SeededDataset):
         if value.get(self.embeds_column) is not None:
             return {"vision_embeds": torch.as_tensor(value[self.embeds_column]), **sample}
         if value.get(self.video_column) is not None:
-            frames = self._augmented(read_clip(value[self.video_column], self.num_frames), draw)
+            frames = self._augmented(read_clip(self._placed(value[self.video_column]), self.num_frames), draw)
             return {"video": frames, **sample}
         if value.get(self.image_column) is None:
             raise ValueError("the row has neither image nor video")
-        return {"image": self._augmented(read_image(value[self.image_column])[None], draw)[0], **sample}
+        return {"image": self._augmented(read_image(self._placed(value[self.image_column]))[None], draw)[0], **sample}
+
+    def _placed(self, cell: Any) -> Any:
+        if self.root is None or not isinstance(cell, str) or "://" in cell:
+            return cell
+        return str(self.root / cell)
 
     def _augmented(self, frames: torch.Tensor, draw: int) -> torch.Tensor:
         if self.augment is None:

@@ -19,6 +19,7 @@ from .schedules import (
     warmup_stable_decay_learning_rate,
 )
 from .vl_arguments import VLJepaTrainingArguments
+from .vl_decoder import train_y_decoder
 from .vl_jepa_trainer import VLJepaTrainer
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "cosine_weight_decay",
     "linear_ema_momentum",
     "progressive_share",
+    "train_y_decoder",
     "warmup_cosine_learning_rate",
     "warmup_stable_decay_learning_rate",
 ]

@@ -3,12 +3,12 @@
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from ..data import VisionTextCollator, VisionTextDataset
+from ..data import MixedVideoDataset, VisionTextCollator, VisionTextDataset
 from ..evaluation.embedding_retrieval import retrieval_report
 from ..models.vl_jepa import VLJepaModel
 from ..objectives.distributed import gather_batch
@@ -36,7 +36,8 @@ class VLJepaTrainer(SafeCheckpointTrainer):
     Args:
         model ([`~hf_jepa.VLJepaModel`]): what trains of it in float32 (with `bf16=True` for speed).
         args ([`VLJepaTrainingArguments`]): an ordinary `TrainingArguments` works too.
-        train_dataset ([`~hf_jepa.data.VisionTextDataset`], or its rows, or any dataset for a collator of yours).
+        train_dataset ([`~hf_jepa.data.VisionTextDataset`], or its rows, a [`~hf_jepa.data.MixedVideoDataset`] of such,
+            or any dataset for a collator of yours).
         eval_dataset (the same, or a dict of them, *optional*): for losses and retrieval.
         processing_class ([`~hf_jepa.VLJepaProcessor`], *optional*): needed without a collator; saved with checkpoints.
         data_collator (`Callable`, *optional*): by default a [`~hf_jepa.data.VisionTextCollator`].
@@ -104,7 +105,7 @@ class VLJepaTrainer(SafeCheckpointTrainer):
     # ---- Data ----
 
     def _as_dataset(self, rows: Any) -> Any:
-        if rows is None or isinstance(rows, VisionTextDataset) or not self._wraps_rows:
+        if rows is None or isinstance(rows, Dataset) or not self._wraps_rows:
             return rows
         return VisionTextDataset(rows, num_frames=self.processing_class.num_frames, seed=self._data_seed)
 
@@ -118,7 +119,7 @@ class VLJepaTrainer(SafeCheckpointTrainer):
         if self.train_dataset is None:
             raise ValueError("Training needs a `train_dataset`; give one to VLJepaTrainer.")
         dataset = self.train_dataset
-        if not isinstance(dataset, VisionTextDataset):
+        if not isinstance(dataset, VisionTextDataset | MixedVideoDataset):
             dataset = DrawSeededDataset(dataset, self._data_seed)
         return self._get_dataloader(
             dataset=dataset,

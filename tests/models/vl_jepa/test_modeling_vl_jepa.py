@@ -192,6 +192,13 @@ def test_an_unfrozen_x_encoder_trains(make_model, batch):
     assert all(parameter.grad is not None for parameter in model.vision.parameters())
 
 
+def test_query_free_training_reaches_every_parameter(make_model, batch):
+    model = make_model(freeze_token_embeddings=False).train()
+    model(**without(batch, "query")).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+    assert model.get_input_embeddings().weight.grad.abs().max() == 0
+
+
 def test_v_jepa_2_runs_without_its_predictor(make_model, batch):
     model = make_model()
     assert not any(name.startswith("vision.predictor") for name in model.state_dict())

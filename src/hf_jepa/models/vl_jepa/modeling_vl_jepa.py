@@ -327,6 +327,10 @@ class VLJepaModel(VLJepaPreTrainedModel):
             query_attention_mask,
             self.config.vision_positions,
         )
+        table = self.get_input_embeddings().weight
+        if words is None and table.requires_grad:
+            # DDP waits for a gradient of every parameter.
+            embeds = embeds + 0 * table[0].sum()
         states = self.predictor(
             inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids, use_cache=False
         ).last_hidden_state
