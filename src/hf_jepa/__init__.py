@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         VJepaModel,
         VJepaPreTrainingConfig,
     )
-    from .models.vl_jepa import VLJepaConfig, VLJepaModel, VLJepaProcessor
+    from .models.vl_jepa import VLJepaConfig, VLJepaModel, VLJepaPipeline, VLJepaProcessor
     from .training import (
         JepaTrainer,
         JepaTrainingArguments,
@@ -78,6 +78,7 @@ _HOME = {
     "VJepaPreTrainingConfig": "models.vjepa",
     "VLJepaConfig": "models.vl_jepa",
     "VLJepaModel": "models.vl_jepa",
+    "VLJepaPipeline": "models.vl_jepa",
     "VLJepaProcessor": "models.vl_jepa",
     "VLJepaTrainer": "training",
     "VLJepaTrainingArguments": "training",
@@ -117,6 +118,7 @@ __all__ = [
     "VJepaPreTrainingConfig",
     "VLJepaConfig",
     "VLJepaModel",
+    "VLJepaPipeline",
     "VLJepaProcessor",
     "VLJepaTrainer",
     "VLJepaTrainingArguments",

@@ -82,6 +82,7 @@ def _export(args: argparse.Namespace) -> None:
 # As in hf_jepa.evaluation.TASKS and, for generated answers, SCORERS, which take torch to import.
 FEATURE_TASKS = ("knn", "linear", "attentive", "lowshot", "collapse")
 ANSWER_TASKS = ("exact-match", "startswith", "contains", "final-answer", "sqlite-match")
+VISION_LANGUAGE_TASKS = ("zero-shot", "retrieval", "vqa")
 
 
 # Fields of hf_jepa.evaluation.ClipProtocol.
@@ -111,6 +112,24 @@ def _evaluate_language(args: argparse.Namespace) -> None:
         print(f"wrote {args.output}")
 
 
+def _evaluate_vision_language(args: argparse.Namespace) -> None:
+    from .evaluation.vision_language import evaluate_vision_language
+
+    names = (
+        "dataset", "task", "image_column", "video_column", "label_column", "text_column", "answer_column",
+        "candidates_column", "query", "template", "batch_size", "seed", "device", "revision", "subfolder",
+    )  # fmt: skip
+    options = {name: getattr(args, name) for name in names}
+    results = evaluate_vision_language(
+        args.repo, split=args.test_split, limit=args.max_test, command=args.command_line, **options
+    )
+    for entry in results["evaluations"]:
+        print(f"{entry['task']}  {entry['metric']}: {entry['value']:.4f} ({entry['num_examples']} examples)")
+    if args.output is not None:
+        args.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        print(f"wrote {args.output}")
+
+
 def _evaluate(args: argparse.Namespace) -> None:
     from .evaluation import ClipProtocol, evaluate_model
 
@@ -123,6 +142,9 @@ def _evaluate(args: argparse.Namespace) -> None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
     if args.task in ANSWER_TASKS:
         _evaluate_language(args)
+        return
+    if args.task in VISION_LANGUAGE_TASKS:
+        _evaluate_vision_language(args)
         return
     clips = None
     protocol = {name: getattr(args, name) for name in CLIP_OPTIONS}
@@ -164,6 +186,12 @@ def _card(args: argparse.Namespace) -> None:
     else:
         args.output.write_text(card, encoding="utf-8")
         print(f"wrote {args.output}")
+
+
+def _demo_vl(args: argparse.Namespace) -> None:
+    from .demo_vl_app import launch
+
+    launch(args.repo, args.host, args.port, device=args.device)
 
 
 def _list(args: argparse.Namespace) -> None:
@@ -276,14 +304,15 @@ def build_parser() -> argparse.ArgumentParser:
         commands,
         "evaluate",
         _evaluate,
-        "evaluate the frozen features of any vision checkpoint, or the answers of any causal language model",
+        "evaluate the frozen features of a vision checkpoint, the answers of a causal language model, or a VL-JEPA",
         "hf-jepa evaluate facebook/ijepa_vith14_1k --dataset my_images/ --task knn --imagenet-statistics\n"
         "  hf-jepa evaluate facebook/vjepa2-vitl-fpc64-256 --dataset my_videos/ --task attentive --num-frames 16\n"
-        "  hf-jepa evaluate my-llm --dataset pairs.jsonl --task exact-match --max-new-tokens 64",
+        "  hf-jepa evaluate my-llm --dataset pairs.jsonl --task exact-match --max-new-tokens 64\n"
+        "  hf-jepa evaluate my-vl-jepa --dataset captions.jsonl --task retrieval",
     )
     evaluate.add_argument("repo", help="repository or folder of the model")
     evaluate.add_argument("--dataset", required=True, help="a data set's name on the Hub, a folder, or a parquet file")
-    evaluate.add_argument("--task", choices=[*FEATURE_TASKS, *ANSWER_TASKS], default="knn")
+    evaluate.add_argument("--task", choices=[*FEATURE_TASKS, *ANSWER_TASKS, *VISION_LANGUAGE_TASKS], default="knn")
     evaluate.add_argument("--train-split", default="train", help="slices such as train[:1000] included")
     evaluate.add_argument("--test-split", default="test")
     evaluate.add_argument("--image-column", default="image")
@@ -305,7 +334,11 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--frames-per-second", type=int, help="videos: of the clip, instead of a step")
     evaluate.add_argument("--segments", type=int, help="videos: clips per video, pooled together (default: 1)")
     evaluate.add_argument("--views", type=int, help="videos: crops per test clip (default: 1)")
-    evaluate.add_argument("--text-column", default="text", help="language models: questions")
+    evaluate.add_argument("--text-column", default="text", help="language models and vqa: questions; retrieval: texts")
+    evaluate.add_argument("--answer-column", default="answer", help="vqa: right answers")
+    evaluate.add_argument("--candidates-column", default="candidates", help="vqa: lists (default: all answers)")
+    evaluate.add_argument("--query", help="zero-shot, retrieval: what is asked of every image or video")
+    evaluate.add_argument("--template", default="{}", help="zero-shot: what is encoded of a class name")
     evaluate.add_argument("--code-column", default="code", help="language models: right answers")
     evaluate.add_argument("--messages-column", default="messages", help="language models: chats with both")
     evaluate.add_argument("--system-prompt", help="language models: put before two-column rows")
@@ -356,6 +389,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     card.add_argument("results", type=Path)
     card.add_argument("--output", type=Path, help="default: print it")
+
+    demo_vl = _add_command(
+        commands,
+        "demo-vl",
+        _demo_vl,
+        "serve a page on this machine where a VL-JEPA ranks texts for an image or a video",
+        "hf-jepa demo-vl outputs/demo_vl/model",
+    )
+    demo_vl.add_argument("repo", help="repository or folder of a VL-JEPA with its processor")
+    demo_vl.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
+    demo_vl.add_argument("--port", type=int, default=7860)
+    demo_vl.add_argument("--device", help="default: the GPU if there is one")
 
     _add_command(commands, "list", _list, "print the model types of this package", "hf-jepa list")
     env = _add_command(commands, "env", _env, "print versions and hardware, for bug reports", "hf-jepa env --json")

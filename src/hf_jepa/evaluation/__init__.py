@@ -14,10 +14,12 @@ from .low_shot import LowShotResult, low_shot_accuracy
 from .pairs import displacement_spectrum, linear_map_error, pair_report
 from .retrieval import hidden_part_retrieval, pixel_retrieval, rank_of_truth
 from .run import TASKS, evaluate_model, load_encoder, processor_transform
+from .vision_language import VISION_LANGUAGE_TASKS, evaluate_vision_language
 
 __all__ = [
     "SCORERS",
     "TASKS",
+    "VISION_LANGUAGE_TASKS",
     "VJEPA1_PROBE",
     "ClipProtocol",
     "LowShotResult",
@@ -30,6 +32,7 @@ __all__ = [
     "effective_rank",
     "evaluate_language_model",
     "evaluate_model",
+    "evaluate_vision_language",
     "execution_match",
     "extract_features",
     "feature_std",
