@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 from pathlib import Path
 
 import pytest
@@ -231,3 +232,11 @@ def test_collator_shares_block_sizes_within_a_step(balanced):
             assert torch.equal(mask, torch.cat([part[name][index] for part in parts]))
     with pytest.raises(ValueError, match="one shape"):
         collator([samples[0], {"pixel_values": torch.zeros(3, 8, 8), "draw": 41}])
+
+
+def test_generators_can_be_sent_to_spawned_workers():
+    generator = MultiBlockMaskGenerator(224, 16, mode="balanced", seed=3)
+    copied = pickle.loads(pickle.dumps(generator))
+    draws = torch.arange(4)
+    for ours, theirs in zip(generator.at(draws, 5), copied.at(draws, 5), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))

@@ -141,7 +141,7 @@ class MultiBlockMaskGenerator:
         self.mode = mode
         self.seed = seed
         self.counter = -1
-        self._context_length = lru_cache(maxsize=None)(self._calibrated_context_length)
+        self._context_lengths: dict[tuple[int, int], int] = {}
         self._check_every_size()
 
     def __call__(self, batch_size: int) -> tuple[list[torch.LongTensor], list[torch.LongTensor]]:
@@ -313,9 +313,11 @@ class MultiBlockMaskGenerator:
         covered.ravel()[(target_tokens + tokens * np.arange(len(target_tokens))[:, None, None]).ravel()] = True
         return covered
 
-    def _calibrated_context_length(self, size: tuple[int, int]) -> int:
-        _, visible = self._place(hashed_uniform(0, 2, np.arange(CALIBRATION_DRAWS), self._numbers), size)
-        return int(np.quantile(self._shortest(visible), CONTEXT_QUANTILE))
+    def _context_length(self, size: tuple[int, int]) -> int:
+        if size not in self._context_lengths:
+            _, visible = self._place(hashed_uniform(0, 2, np.arange(CALIBRATION_DRAWS), self._numbers), size)
+            self._context_lengths[size] = int(np.quantile(self._shortest(visible), CONTEXT_QUANTILE))
+        return self._context_lengths[size]
 
     # --- checks --------------------------------------------------------------------------------------------------
 
