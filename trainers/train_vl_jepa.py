@@ -8,6 +8,7 @@ Flags override the recipe. `--dry_run` prints the resolved recipe, parameter cou
 """
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from vl_arguments import RunArguments, VLDataArguments, VLDecoderArguments, VLMo
 
 from hf_jepa import VLJepaConfig, VLJepaModel, VLJepaProcessor
 from hf_jepa.data import MixedVideoDataset, VisionTextDataset, load_vision_text_dataset
+from hf_jepa.hub.vl_release import measured_vl_results
 from hf_jepa.training import VLJepaTrainer, VLJepaTrainingArguments, train_y_decoder
+from hf_jepa.training.publishing import push_folder
 from hf_jepa.training.recipes import parse_recipe, resolved
 
 
@@ -175,10 +178,12 @@ def fit_decoder(trainer: VLJepaTrainer, args: VLDecoderArguments) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Trains, evaluates, trains the Y-decoder if asked, and saves what `from_pretrained` loads."""
+    """Trains, evaluates, trains the Y-decoder if asked, releases and, if asked, pushes."""
     model_args, data_args, decoder_args, args, run_args = parse_recipe(
         (VLModelArguments, VLDataArguments, VLDecoderArguments, VLJepaTrainingArguments, RunArguments), argv
     )
+    if not model_args.licence and not run_args.dry_run:
+        raise ValueError("Give --licence: what is made from released parts is bound by their licences.")
     recipe = resolved(model_args, data_args, decoder_args, args)
     trainer = build_trainer(model_args, data_args, args)
     if decoder_args.y_decoder_steps and trainer.model.y_decoder is None:
@@ -191,9 +196,21 @@ def main(argv: list[str]) -> None:
         trainer.evaluate()
     if decoder_args.y_decoder_steps:
         fit_decoder(trainer, decoder_args)
-    trainer.save_model()
-    if trainer.is_world_process_zero():
-        print(f"The model is in {args.output_dir}.")
+    if not trainer.is_world_process_zero():
+        return
+    results = measured_vl_results(trainer)
+    results["model"]["name"] = run_args.name or results["model"]["name"]
+    results["licence"] = model_args.licence
+    names = [Path(name).name if Path(name).exists() else name for name in data_args.dataset]
+    results["data"] |= {"name": ", ".join(names), "split": data_args.train_split, "licence": data_args.data_licence}
+    results["training"]["recipe"] = "`recipe.yaml`"
+    for entry in results["evaluations"]:
+        entry |= {"dataset": names[0], "split": data_args.eval_split}
+        print(f"{entry['task']}  {entry['metric']}: {entry['value']:.4f} on {entry['num_examples']} rows")
+    folder = trainer.write_release(results, recipe)
+    print(f"The release is in {folder}; its card is {folder / 'README.md'}.")
+    if args.push_to_hub:
+        print(push_folder(trainer, folder, "Trained with hf_jepa"))
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def recipe(tmp_path, parts) -> Path:
             "save_strategy": "no",
         },
     }
-    content["model"] |= {"num_layers": 1, "config": {"projection_dim": 12, "pool_tokens": "all"}}
+    content["model"] |= {"licence": "mit", "num_layers": 1, "config": {"projection_dim": 12, "pool_tokens": "all"}}
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
@@ -79,21 +79,27 @@ def recipe(tmp_path, parts) -> Path:
 def test_two_stages_and_a_decoder(program, parts, recipe, tmp_path, capsys):
     first = [str(recipe), f"--y_decoder={parts['decoder']}", "--target_prompt=document"]
     program.main([*first, "--gradient_cache_micro_batch=3"])
-    model = AutoModel.from_pretrained(tmp_path / "run")
-    assert model.config.sources["vision"]["name_or_path"] == parts["vision"]
-    assert AutoProcessor.from_pretrained(tmp_path / "run").target_prompt == "document"
+    release = tmp_path / "run" / "release"
+    model = AutoModel.from_pretrained(release)
+    # Folders of this machine are no sources for others.
+    assert model.config.sources is None
+    assert AutoProcessor.from_pretrained(release).target_prompt == "document"
+    results = json.loads((release / "results.json").read_text())
+    assert {entry["metric"] for entry in results["evaluations"]} == {"recall@1", "recall@5", "recall@10"}
+    assert results["training"]["pairs_per_loss"] == 4
+    assert "licence of the data" in (release / "README.md").read_text()
     content = yaml.safe_load(recipe.read_text())
-    content["model"] = {"checkpoint": str(tmp_path / "run"), "config": {"image_num_frames": 4}}
+    content["model"] = {"checkpoint": str(release), "licence": "mit", "config": {"image_num_frames": 4}}
     content["data"] |= {"query_column": "ask", "target_prompt": "document"}
     content["training"]["output_dir"] = str(tmp_path / "second")
     recipe.write_text(yaml.safe_dump(content))
     program.main([str(recipe), "--y_decoder_steps=3", "--lora_rank=2"])
-    second = AutoModel.from_pretrained(tmp_path / "second")
+    second = AutoModel.from_pretrained(tmp_path / "second" / "release")
     assert second.config.image_num_frames == 4
     assert second.config.predictor_adapter["r"] == 2
     before, after = model.y_decoder.state_dict(), second.y_decoder.state_dict()
     assert {name for name in before if (before[name] != after[name]).any()} == {"prefix.weight", "prefix.bias"}
-    assert "eval_retrieval_at_1" in capsys.readouterr().out
+    assert "retrieval of texts by prediction  recall@1" in capsys.readouterr().out
 
 
 def test_a_dry_run_counts(program, recipe, capsys):
@@ -117,7 +123,7 @@ def test_mixtures_and_random_predictors(program, recipe, tmp_path):
     content["model"]["config"] |= {"loss": "cosine", "regularizer": "vicreg"}
     recipe.write_text(yaml.safe_dump(content))
     program.main([str(recipe)])
-    config = AutoModel.from_pretrained(tmp_path / "run").config
+    config = AutoModel.from_pretrained(tmp_path / "run" / "release").config
     assert (config.predictor_config.num_hidden_layers, config.predictor_config.vocab_size) == (2, 30)
     assert (config.loss, config.regularizer) == ("cosine", "vicreg")
 
@@ -131,6 +137,7 @@ def test_mixtures_and_random_predictors(program, recipe, tmp_path):
         (["--query_column=question"], "No dataset has the column 'question'"),
         (["--target_column=caption"], "no column 'caption'"),
         (["--y_decoder_steps=3"], "needs a `y_decoder`"),
+        (["--licence="], "Give --licence"),
         (["--num_layers=5"], "were asked of a decoder that has 2"),
         (["--target_prompt=query"], "no prompt 'query'"),
         (["--config={projection_dim: 0}"], "projection_dim"),
@@ -157,6 +164,7 @@ def test_committed_recipes_describe_runs(program, path):
     # Half precision on a machine that has none is refused by transformers itself.
     model, data, _, args = parse_recipe(types, [str(path), "--bf16=false"])
     program.check_sources(model)
+    assert model.licence
     VLJepaConfig.from_dict({**VLJepaConfig().to_dict(), **(program.mapping_of(model.config) or {})})
     assert data.dataset
     assert data.dataset_weights is None or len(data.dataset_weights) == len(data.dataset)

@@ -11,6 +11,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
 _TEXT_TEMPLATE = Path(__file__).with_name("card_text_template.md")
+_VL_TEMPLATE = Path(__file__).with_name("card_vl_template.md")
+_TEMPLATES = {"text": _TEXT_TEMPLATE, "vision-language": _VL_TEMPLATE}
 NOT_EVALUATED = "not evaluated"
 NOT_MEASURED = "not measured"
 _ROW = ("task", "dataset", "split", "features", "metric")
@@ -150,6 +152,16 @@ _METHODS = {
   year    = {2026}
 }""",
     ),
+    "vl_jepa": (
+        "VL-JEPA",
+        "VL-JEPA predicts, from an image or video and a question about it, the embedding of the answer's text: it "
+        "classifies, retrieves and answers by comparing embeddings, and writes only where text is wanted.",
+        """@article{vljepa2025,
+  title   = {VL-JEPA: Joint Embedding Predictive Architecture for Vision-language},
+  journal = {arXiv:2512.10942},
+  year    = {2025}
+}""",
+    ),
     "llm_jepa": (
         "LLM-JEPA",
         "LLM-JEPA fine-tunes a language model with a second loss beside next-token prediction: from its embedding of "
@@ -214,8 +226,8 @@ def _results_table(results: dict[str, Any]) -> list[list[str]]:
 def _pipeline(results: dict[str, Any]) -> str:
     if results["model"].get("num_labels"):
         return "video-classification"
-    # The Hub has no task for the features of videos alone.
-    pipelines = {"text": "text-generation", "video": "feature-extraction"}
+    # The Hub has no task for the features of videos alone, nor for those of images and texts together.
+    pipelines = {"text": "text-generation", "video": "feature-extraction", "vision-language": "feature-extraction"}
     return pipelines.get(results["model"].get("modality"), "image-feature-extraction")
 
 
@@ -308,7 +320,7 @@ def render_card(results: dict[str, Any]) -> str:
     commands = [entry["command"] for entry in measured if entry.get("command")]
     card = ModelCard.from_template(
         card_data,
-        template_path=str(_TEXT_TEMPLATE if model.get("modality") == "text" else _TEMPLATE),
+        template_path=str(_TEMPLATES.get(model.get("modality"), _TEMPLATE)),
         model=model,
         repo=model.get("repo_id") or model["name"],
         method=name,

@@ -1,5 +1,6 @@
 """The trainer of VL-JEPA: images and videos, queries and texts, and negatives from everywhere."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ..objectives.distributed import gather_batch
 from .callbacks import GuardCallback, SamplerEpochCallback, StepSeedCallback, TargetEMACallback
 from .draws import DrawSeededDataset
 from .gradient_cache import gradient_cached_step
+from .publishing import push_folder
 from .safe_checkpoint_trainer import SafeCheckpointTrainer
 from .vl_arguments import VLJepaTrainingArguments, as_vl_jepa_arguments
 from .vl_metrics import RetrievalMetrics
@@ -322,6 +324,74 @@ class VLJepaTrainer(SafeCheckpointTrainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self._raise_if_non_finite()
         super()._save_checkpoint(model, trial)
+
+    # ---- Publishing ----
+
+    def write_release(
+        self,
+        results: dict[str, Any] | None = None,
+        recipe: dict[str, Any] | None = None,
+        pictures: list[Path] | None = None,
+    ) -> Path:
+        """
+        Writes what is worth publishing to `output_dir/release`: the model, its processor, results and card.
+
+        Args:
+            results (`dict`, *optional*): the content of `results.json`; defaults to what this trainer has measured.
+            recipe (`dict`, *optional*): the resolved recipe.
+            pictures (`list[Path]`, *optional*): files shown in the card.
+
+        Returns:
+            `Path`: the folder.
+
+        Raises:
+            ValueError: without a processor, and under FSDP, whose processes hold pieces of the weights.
+        """
+        from ..hub.vl_release import measured_vl_results, save_vl_release
+
+        if self.is_fsdp_enabled:
+            raise ValueError("Under FSDP no process holds the whole model; load the last checkpoint in one process.")
+        if self.processing_class is None:
+            raise ValueError("A release needs the processor; give it to VLJepaTrainer as `processing_class`.")
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        results = measured_vl_results(self) if results is None else results
+        folder = Path(self.args.output_dir) / "release"
+        return save_vl_release(model, folder, self.processing_class, results, recipe, pictures or [])
+
+    def push_to_hub(
+        self, commit_message: str | None = "End of training", *, license: str | None = None, **options: Any
+    ) -> str | None:
+        """
+        Publishes [`~VLJepaTrainer.write_release`]'s folder.
+
+        Args:
+            commit_message (`str`, *optional*): of the commit.
+            license (`str`, *optional*): of the weights, as the Hub spells it; without it the card says "unknown".
+            options: `token`, `revision` and `private`; each defaults to the trainer's argument.
+
+        Returns:
+            `str`: the address of the commit, on the main process.
+
+        Raises:
+            PushError: if the upload failed; it names the command that finishes it.
+        """
+        from ..hub.vl_release import measured_vl_results
+
+        if not self.is_world_process_zero():
+            return None
+        folder = self.write_release(measured_vl_results(self) | ({"licence": license} if license else {}))
+        # The stock trainer calls with `blocking`, too; an upload that fails has to be seen, so it always is.
+        known = {name: value for name, value in options.items() if name != "blocking"}
+        return push_folder(self, folder, commit_message or "End of training", **known)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.args.hub_strategy == "end" or not self.is_world_process_zero():
+            return
+        try:
+            self.push_to_hub(f"Training in progress, step {self.state.global_step}")
+        except RuntimeError as error:
+            # A failed upload must not end a run.
+            logger.error(str(error))
 
 
 class EmbeddingGuardCallback(GuardCallback):

@@ -162,6 +162,10 @@ class VLJepaModel(VLJepaPreTrainedModel):
             found["y_decoder"] = r"y_decoder\.language_model\."
         return found
 
+    def frozen_parts(self) -> list[str]:
+        """Names of the parts whose own weights are frozen, which a checkpoint may keep by reference."""
+        return list(self._frozen_prefixes())
+
     def freeze_target(self) -> None:
         """Turns gradients off in all that does not train, and notes of the rest that its source is not it any more."""
         super().freeze_target()

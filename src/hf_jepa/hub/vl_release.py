@@ -1,0 +1,195 @@
+"""What a published VL-JEPA repository holds: the whole model, its processor, and a card."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from ..models.vl_jepa import VLJepaModel, VLJepaProcessor
+from .card import render_card
+from .environment import environment_info
+from .release import check_release
+
+if TYPE_CHECKING:
+    from ..training.vl_jepa_trainer import VLJepaTrainer
+
+_NAMES = {
+    "vision": "X-encoder",
+    "predictor": "predictor",
+    "y_encoder": "Y-encoder",
+    "y_decoder": "Y-decoder",
+}
+
+
+def describe_vl_model(model: VLJepaModel) -> dict[str, Any]:
+    """The facts of `results["model"]` that a VL-JEPA itself knows."""
+    config, sources = model.config, model.config.sources or {}
+    loss = {"infonce": "bidirectional InfoNCE", "cosine": "cosine distance", "l1": "L1", "l2": "L2"}[config.loss]
+    target = {"shared": "trained", "frozen": "frozen", "ema": "followed by moving average"}[config.target]
+    objective = f"Objective: {loss} in {config.projection_dim} dimensions, the Y-encoder {target}"
+    if config.regularizer != "none":
+        objective += f", with {config.regularizer} of weight {config.regularizer_weight}"
+    left_out = set() if config.save_frozen else set(model.frozen_parts())
+    components = []
+    for part, name in _NAMES.items():
+        module = getattr(model, part)
+        if module is None:
+            continue
+        inner = {"y_encoder": "model", "y_decoder": "language_model"}.get(part)
+        inner = module if inner is None else getattr(module, inner)
+        inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+        origin = f"from `{_public(sources[part]['name_or_path'])}`" if part in sources else "from no named place"
+        components.append(
+            {
+                "name": name,
+                "class": type(inner).__name__,
+                "num_parameters": sum(parameter.numel() for parameter in module.parameters()),
+                "origin": origin + (", loaded from there" if part in left_out else ""),
+            }
+        )
+    return {
+        "family": config.model_type,
+        "modality": "vision-language",
+        "model_type": config.model_type,
+        "class": type(model).__name__,
+        "objective": f"{objective}.",
+        "components": components,
+        "has_decoder": model.y_decoder is not None,
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "num_parameters_trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }
+
+
+def _public(name: str) -> str:
+    """A folder's own name instead of where it lay on somebody's disk."""
+    return Path(name).name if os.path.isabs(name) else name
+
+
+def _forget_folders(file: Path) -> None:
+    """Takes folders of this machine out of a saved config."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    for part in _NAMES:
+        if os.path.exists((config.get(f"{part}_config") or {}).get("_name_or_path", "")):
+            del config[f"{part}_config"]["_name_or_path"]
+    sources = config.get("sources") or {}
+    kept = {part: source for part, source in sources.items() if not os.path.isabs(source["name_or_path"])}
+    config["sources"] = kept or None
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def save_vl_release(
+    model: VLJepaModel,
+    folder: str | os.PathLike,
+    processor: VLJepaProcessor,
+    results: dict[str, Any],
+    recipe: dict[str, Any] | None = None,
+    pictures: Sequence[str | os.PathLike] = (),
+) -> Path:
+    """
+    Writes a release of a VL-JEPA: the model (without frozen parts if its config keeps them by reference), the
+    processor, `results.json`, `recipe.yaml`, pictures and the card. Staged beside `folder` and moved in at the end.
+
+    Args:
+        model ([`~hf_jepa.VLJepaModel`]): the trained model.
+        folder (`str` or `PathLike`): where to write; files of an earlier release are replaced.
+        processor ([`~hf_jepa.VLJepaProcessor`]).
+        results (`dict`): what was measured (see [`~hf_jepa.hub.render_card`]); the model's own facts are added.
+        recipe (`dict`, *optional*): the resolved recipe.
+        pictures (`Sequence` of paths): copied; captions come from `results["pictures"]`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        `ValueError`: for a picture that does not exist, a part kept by reference to a local folder, which nobody else
+            has, or a release that fails [`~hf_jepa.hub.check_release`].
+    """
+    folder = Path(folder)
+    if missing := [str(picture) for picture in pictures if not Path(picture).is_file()]:
+        raise ValueError(f"These pictures do not exist: {', '.join(missing)}.")
+    if not model.config.save_frozen:
+        sources = model.config.sources or {}
+        local = [part for part in model.frozen_parts() if os.path.isabs(sources.get(part, {}).get("name_or_path", ""))]
+        if local:
+            raise ValueError(
+                f"`{local[0]}` is kept by reference to the folder {sources[local[0]]['name_or_path']!r}, which nobody "
+                "else has; set `config.save_frozen=True`, or name a repository in `config.sources`."
+            )
+    results = dict(results)
+    results["model"] = {**results.get("model", {}), **describe_vl_model(model)}
+    captions = {entry["file"]: entry["caption"] for entry in results.get("pictures") or []}
+    results["pictures"] = [
+        {"file": name, "caption": captions.get(name, Path(name).stem.replace("_", " "))}
+        for name in (Path(picture).name for picture in pictures)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".release-") as temporary:
+        staged = Path(temporary)
+        model.save_pretrained(staged)
+        _forget_folders(staged / "config.json")
+        processor.save_pretrained(staged)
+        for picture in pictures:
+            shutil.copyfile(picture, staged / Path(picture).name)
+        if recipe is not None:
+            (staged / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+        (staged / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        (staged / "README.md").write_text(render_card(results), encoding="utf-8")
+        check_release(staged)
+        for item in sorted(staged.iterdir()):
+            destination = folder / item.name
+            if destination.is_dir():
+                shutil.rmtree(destination)
+            os.replace(item, destination)
+    return folder
+
+
+def measured_vl_results(trainer: "VLJepaTrainer") -> dict[str, Any]:
+    """
+    What a VL-JEPA trainer itself has measured, in the form of `results.json`.
+
+    Args:
+        trainer ([`~hf_jepa.VLJepaTrainer`]): after or during training.
+
+    Returns:
+        `dict[str, Any]`: the sections `model`, `data`, `training`, `environment` and `evaluations`.
+    """
+    history, args = trainer.state.log_history, trainer.args
+    rates = sorted(entry["pairs_per_second"] for entry in history if "pairs_per_second" in entry)
+    seconds = next((entry["train_runtime"] for entry in reversed(history) if "train_runtime" in entry), None)
+    last = next((entry for entry in reversed(history) if "eval_retrieval_at_1" in entry), {})
+    directions = {"retrieval": "texts by prediction", "reverse_retrieval": "predictions by text"}
+    evaluations = [
+        {
+            "task": f"retrieval of {of}",
+            "dataset": "eval_dataset",
+            "split": "eval",
+            "num_examples": len(trainer.eval_dataset),
+            "metric": f"recall@{k}",
+            "value": last[f"eval_{name}_at_{k}"],
+            "features": None,
+            "seed": args.seed,
+            "command": None,
+        }
+        for name, of in directions.items()
+        for k in (1, 5, 10)
+        if f"eval_{name}_at_{k}" in last
+    ]
+    return {
+        "model": {"name": Path(trainer.hub_model_id or args.hub_model_id or args.output_dir).name},
+        "data": {"num_examples": len(trainer.train_dataset) if trainer.train_dataset is not None else None},
+        "training": {
+            "steps": trainer.state.global_step,
+            "batch_size": trainer.global_batch_size,
+            "pairs_per_loss": args.per_device_train_batch_size * args.world_size,
+            "seconds": seconds,
+            "pairs_per_second": rates[len(rates) // 2] if rates else None,
+        },
+        "environment": environment_info(),
+        "evaluations": evaluations,
+        "licence": "unknown",
+    }
