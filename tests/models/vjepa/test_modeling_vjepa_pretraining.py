@@ -202,7 +202,8 @@ def test_energy_is_the_unreduced_loss(inputs):
 
 
 def test_surprise_looks_only_back():
-    model = build()
+    model = build("1", pred_num_mask_tokens=2)
+    model.predictor.embeddings.mask_tokens.data.normal_()
     clip = torch.randn(2, 8, 3, 16, 16)
     curve = model.energy(clip, per_time_step=True)
     assert curve[:, 0].isnan().all()

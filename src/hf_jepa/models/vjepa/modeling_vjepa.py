@@ -61,6 +61,15 @@ _IN_TREE_VALUES = {
 }
 
 
+def in_tree_obstacles(config: VJepaConfig) -> list[str]:
+    """The fields of a config, with their values, that in-tree V-JEPA 2 cannot express."""
+    return [
+        f"{name}={getattr(config, name)!r}"
+        for name, value in _IN_TREE_VALUES.items()
+        if getattr(config, name) != value
+    ]
+
+
 class VJepaModel(VJepaPreTrainedModel):
     """
     Encoder and predictor of V-JEPA (arXiv 2404.08471), V-JEPA 2 (2506.09985) and V-JEPA 2.1 (2603.14482); the config
@@ -185,13 +194,8 @@ class VJepaModel(VJepaPreTrainedModel):
         Raises:
             `ValueError`: naming what in-tree V-JEPA 2 cannot express.
         """
-        differing = [
-            f"{name}={getattr(self.config, name)!r}"
-            for name, value in _IN_TREE_VALUES.items()
-            if getattr(self.config, name) != value
-        ]
-        if differing:
-            raise ValueError(f"In-tree V-JEPA 2 has no {', '.join(differing)}; keep this model as `VJepaModel`.")
+        if obstacles := in_tree_obstacles(self.config):
+            raise ValueError(f"In-tree V-JEPA 2 has no {', '.join(obstacles)}; keep this model as `VJepaModel`.")
         fields = set(VJEPA2Config().to_dict()) - {"model_type", "architectures", "transformers_version"}
         config = VJEPA2Config(**{name: value for name, value in self.config.to_dict().items() if name in fields})
         with init.no_init_weights():

@@ -14,7 +14,7 @@ from ...predictor import gather_tokens
 from .configuration_vjepa import VJepaConfig
 from .configuration_vjepa_pretraining import VJepa2PreTrainingConfig, VJepaPreTrainingConfig
 from .encoder_vjepa import Grid, VJepaEncoder, check_each_mask, grid_of
-from .modeling_vjepa import VJepaModel, check_pairs
+from .modeling_vjepa import VJepaModel, check_pairs, in_tree_obstacles
 from .objective_vjepa import context_weights, normalize_levels, power_distance, variance_regularizer
 from .predictor_vjepa import VJepaPredictor
 
@@ -83,7 +83,7 @@ class VJepaForPreTraining(JepaPreTrainedModel):
             self.encoder = VJepaEncoder(config.encoder_config)
             self.target_encoder = VJepaEncoder(config.encoder_config)
             self.predictor = VJepaPredictor(config.encoder_config)
-        # V-JEPA 2.1 warms this up: a trainer may set it before every step.
+        # V-JEPA 2.1 warms this up: a trainer may set it, as a number or a scalar tensor, before every step.
         self.context_loss_weight = float(config.context_loss_weight)
         self.freeze_target()
         self.post_init()
@@ -272,7 +272,7 @@ class VJepaForPreTraining(JepaPreTrainedModel):
         Args:
             pixel_values_videos (`torch.FloatTensor` of shape `(batch, frames, channels, height, width)`).
             context_mask, target_mask, mask_token_index (*optional*): as in `forward`. Without masks every time slot
-                but the first is predicted from all slots before it.
+                but the first is predicted from all slots before it, with the first mask token.
             per_time_step (`bool`): whether to keep time slots apart.
 
         Returns:
@@ -282,6 +282,7 @@ class VJepaForPreTraining(JepaPreTrainedModel):
         if context_mask is None and target_mask is None:
             grid = grid_of(self.config.encoder_config, pixel_values_videos)
             context_mask, target_mask = causal_masks(pixel_values_videos.shape[0], grid, pixel_values_videos.device)
+            mask_token_index = mask_token_index or [0] * len(target_mask)
         result = self.predict(pixel_values_videos, context_mask, target_mask, mask_token_index)
         errors = [
             power_distance(prediction, target, self.config.loss_exponent).mean(dim=-1)
@@ -325,10 +326,7 @@ class VJepaForPreTraining(JepaPreTrainedModel):
             model = VJepaModel(copy.deepcopy(self.config.encoder_config)).to(self.device, self.dtype)
         model.encoder.load_state_dict(self._encoder(which).state_dict())
         model.predictor.load_state_dict(self.predictor.state_dict())
-        try:
-            return model.export_in_tree()
-        except ValueError:
-            return model.eval()
+        return model.eval() if in_tree_obstacles(model.config) else model.export_in_tree()
 
 
 def causal_masks(
