@@ -221,6 +221,9 @@ class PyAVReader(VideoReader):
         if self._stream is None:
             kinds = sorted({stream.type for stream in self._container.streams})
             raise VideoDecodeError(f"the file has no video stream, only {', '.join(kinds) or 'nothing'}")
+        if self._stream.codec_context is None:
+            # PyAV before 18 would crash on decoding it.
+            raise VideoDecodeError("the video is encoded in a way that this FFmpeg cannot decode")
         # Workers are the parallelism; threads of each would only fight for the same cores.
         self._stream.thread_type = "NONE"
         self._decoded = self._container.decode(self._stream)
