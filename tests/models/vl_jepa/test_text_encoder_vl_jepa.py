@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, VJEPA2VideoProcessor
 
+from hf_jepa import VLJepaProcessor
 from hf_jepa.models.vl_jepa import load_text_tower
 from hf_jepa.models.vl_jepa.text_encoder_vl_jepa import hash_tokens, pool_tokens
 
@@ -80,6 +81,24 @@ def test_embedding_gemma_is_that_of_sentence_transformers(make_model, save_tower
     with torch.no_grad():
         other = F.normalize(plain.get_target_embeds(tokens["input_ids"], tokens["attention_mask"]), dim=-1)
     assert (other * expected).sum(dim=-1).max() < 0.9
+
+
+def test_prompts_are_applied_as_sentence_transformers_does(make_model, make_part, save_tower, tmp_path):
+    reference, folder = save_tower("gemma3", (32, False, torch.nn.Identity()))
+    reference.prompts = {"query": "w20 w21 ", "document": "w22 w23 "}
+    reference.save(folder)
+    VJEPA2VideoProcessor().save_pretrained(tmp_path / "vision")
+    word_tokenizer().save_pretrained(tmp_path / "decoder")
+    processor = VLJepaProcessor.from_components(str(tmp_path / "vision"), str(tmp_path / "decoder"), folder)
+    model = make_model(y_encoder=folder, target="frozen", y_projection="none", projection_dim=32)
+    found = {}
+    for name in (None, "query", "document"):
+        tokens = processor(target=TEXTS, target_prompt=name)
+        with torch.no_grad():
+            found[name] = F.normalize(model.get_target_embeds(**tokens), dim=-1)
+        expected = reference.encode(TEXTS, prompt_name=name, convert_to_tensor=True)
+        torch.testing.assert_close(found[name], expected, rtol=0, atol=1e-5)
+    assert (found["query"] - found["document"]).abs().max() > 0.01
 
 
 @pytest.mark.parametrize(
