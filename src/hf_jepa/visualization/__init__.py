@@ -10,6 +10,7 @@ from .curves import plot_training_curves
 from .features import pca_colors, plot_feature_pca, plot_prediction_similarity
 from .masks import plot_masks, plot_retrieval
 from .pairs import plot_displacement_spectra
+from .stream import plot_ranked_texts, plot_stream
 from .video import plot_surprise, plot_video_pca
 from .views import plot_neighbours, plot_views
 
@@ -22,7 +23,9 @@ __all__ = [
     "plot_masks",
     "plot_neighbours",
     "plot_prediction_similarity",
+    "plot_ranked_texts",
     "plot_retrieval",
+    "plot_stream",
     "plot_surprise",
     "plot_training_curves",
     "plot_video_pca",
