@@ -38,8 +38,8 @@ from hf_jepa.hub.vl_release import measured_vl_results, save_vl_release
 from hf_jepa.training import VLJepaTrainer, VLJepaTrainingArguments, train_y_decoder
 from hf_jepa.visualization import plot_ranked_texts
 
-STEPS, BATCH, VIEWS, KEPT_TOKENS = 120, 384, 5, 8
-PREDICTOR = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 2, "num_attention_heads": 4}
+STEPS, BATCH, VIEWS, KEPT_TOKENS = 200, 384, 5, 8
+PREDICTOR = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 6}
 DECODER = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
 NUM_VALIDATION, DATASET = 148, "emoji art in three styles with names and groups"
 CAPTIONS = {
@@ -180,6 +180,7 @@ def captions(pipeline: VLJepaPipeline, images: torch.Tensor, names: list[str], o
         output_dir=str(output / "decoder"),
         max_steps=steps,
         per_device_train_batch_size=128,
+        per_device_eval_batch_size=64,
         learning_rate=2e-3,
         warmup_steps=10,
         lr_scheduler_type="cosine",
@@ -231,7 +232,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--decoder_steps", type=int, default=300)
     parser.add_argument("--noise", type=float, default=0.5, help="on vision tokens, in their standard deviations")
-    parser.add_argument("--temperature", type=float, default=0.15)
+    parser.add_argument("--temperature", type=float, default=0.12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, default=Path("demo_data/emoji"))
     parser.add_argument("--cache", type=Path, default=None, help="a file to keep vision tokens in (600 MB)")
@@ -367,7 +368,8 @@ def finish(
     release = save_vl_release(pipeline.model, output / "model", pipeline.processor, results, pictures=pictures)
     loaded = VLJepaPipeline.from_pretrained(str(release))
     memory = VLJepaPipeline(pipeline.model, pipeline.processor)
-    if not torch.equal(loaded.encode(images=list(images)), memory.encode(images=list(images))):
+    # Up to rounding: the encoder in memory has its channels last.
+    if not torch.allclose(loaded.encode(images=list(images)), memory.encode(images=list(images)), atol=1e-4):
         sys.exit("error: the release does not give the same embeddings as the model in memory.")
     print("Written:", *(f"\n  {path}" for path in (*pictures, release / "README.md", release)))
 
