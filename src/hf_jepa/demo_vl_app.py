@@ -96,14 +96,15 @@ def build_page(pipeline: VLJepaPipeline) -> Any:
         )
         with gr.Row():
             with gr.Column():
-                image = gr.Image(type="filepath", label="Image")
-                video = gr.Video(label="or video")
+                image = gr.Image(type="filepath", label="Image", height=240)
+                video = gr.Video(label="or video", height=240)
                 query = gr.Textbox(label="Query (may be empty)", elem_id="query")
                 candidates = gr.Textbox(label="Candidate texts, one a line", lines=5, elem_id="candidates")
                 button = gr.Button("Rank", variant="primary", elem_id="rank")
             with gr.Column():
                 ranks = gr.Label(label="Ranks", num_top_classes=10, elem_id="ranks")
-                picture = gr.Image(label="Features: principal components as colours", elem_id="pca")
+                gr.Markdown("Features: principal components as colours")
+                picture = gr.Image(show_label=False, elem_id="pca")
         button.click(answer, [image, video, query, candidates], [ranks, picture], api_name="rank")
     return page
 
