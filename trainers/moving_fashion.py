@@ -42,7 +42,7 @@ class MovingFashion(Dataset):
         split (`str`): `"train"`, `"validation"` or `"test"`.
         num_clips (`int`): length of the dataset. Clips cost nothing until they are asked for.
         seed (`int`): of all clips.
-        image_size (`int`): height and width of a clip, in pixels; garments are 7/16 of it.
+        image_size (`int`): height and width of a clip, in pixels; garments are 5/8 of it.
         num_frames (`int`): frames of a clip.
         mean (`Sequence[float]`): channel means in [0, 1]. One value makes grey clips, three repeat the grey channel.
         std (`Sequence[float]`): channel standard deviations, as many as means.
@@ -70,7 +70,7 @@ class MovingFashion(Dataset):
                 f"num_frames={num_frames} and image_size={image_size}."
             )
         photos, self.classes = load_garments(Path(folder), split)
-        side = 7 * image_size // 16
+        side = 5 * image_size // 8
         resized = F.interpolate(torch.from_numpy(photos)[:, None], (side, side), mode="bilinear", antialias=True)
         self.photos = resized[:, 0].numpy()
         self.num_clips, self.seed = num_clips, seed
