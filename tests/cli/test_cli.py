@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor, AutoModel, IJepaConfig
 import hf_jepa
 from hf_jepa import IJepaForPreTraining, IJepaPreTrainingConfig
 from hf_jepa.cli import build_parser, main
-from hf_jepa.evaluation import TASKS
+from hf_jepa.evaluation import TASKS, VISION_LANGUAGE_TASKS
 from hf_jepa.evaluation.language import ANSWER_TASKS
 from hf_jepa.hub import PushError, check_release, save_release
 
@@ -69,7 +69,7 @@ def fails(arguments: list[str], capsys) -> str:
 
 
 def test_every_command_is_there_and_its_help_has_an_example(capsys):
-    assert set(commands()) == {"convert", "evaluate", "export", "push", "card", "visualize", "list", "env"}
+    assert set(commands()) == {"convert", "evaluate", "export", "push", "card", "visualize", "list", "env", "demo-vl"}
     for name in commands():
         with pytest.raises(SystemExit) as exited:
             main([name, "--help"])
@@ -85,7 +85,7 @@ def test_examples_parse():
 
 def test_tasks_are_those_of_evaluation():
     task = next(action for action in commands()["evaluate"]._actions if action.dest == "task")
-    assert tuple(task.choices) == (*TASKS, *ANSWER_TASKS)
+    assert tuple(task.choices) == (*TASKS, *ANSWER_TASKS, *VISION_LANGUAGE_TASKS)
 
 
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["convert", "ijepa"], ["evaluate", "x"]])
