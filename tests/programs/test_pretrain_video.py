@@ -19,7 +19,8 @@ from hf_jepa.training.recipes import parse_recipe
 av = pytest.importorskip("av")
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "trainers" / "pretrain_video.py"
-RECIPES = sorted((ROOT / "trainers" / "recipes" / "video").glob("*.yaml"))
+# The demo's recipe has a size of its own and is built by the demo.
+RECIPES = sorted(p for p in (ROOT / "trainers/recipes/video").glob("*.yaml") if p.stem != "vjepa2_moving_fashion")
 
 
 @pytest.fixture(scope="module")
