@@ -5,10 +5,11 @@ long-range masks) against the same step in the form of the released code, encode
 
     python scripts/benchmark_video.py                          # everything
     python scripts/benchmark_video.py --parts steps --rounds 5 --sizes 128
+    python scripts/benchmark_video.py --device cuda --output model_cards/comparisons/benchmark_video_gpu.json
 
 Contestants take turns, so that a slow spell of the machine hits all of them, and medians of each round's ratio are
 reported. The steps' losses and the encoders' outputs are compared before anything is timed. `memory` is the peak
-resident memory that three steps add, in a fresh process each.
+resident memory that three steps add, in a fresh process each; on a GPU, what its allocator held at most.
 """
 
 from __future__ import annotations
@@ -30,7 +31,19 @@ from benchmark_video_steps import CONTESTANTS, ClipSizes, build_model, make_batc
 from hf_jepa.masking import LONG_RANGE, SHORT_RANGE, MultiBlock3DMaskGenerator
 
 PARTS = ("steps", "inference", "masks", "memory")
-BATCH_SIZES = {128: 4, 224: 2}
+BATCH_SIZES = {"cpu": {128: 4, 224: 2}, "cuda": {128: 64, 224: 24}}
+
+
+def finished(function: Callable[[], object], device: str) -> Callable[[], object]:
+    """The function, ending when its work on the device has."""
+
+    def whole() -> object:
+        result = function()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return result
+
+    return whole
 
 
 def take_turns(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
@@ -51,29 +64,30 @@ def take_turns(functions: dict[str, Callable[[], object]], rounds: int) -> dict[
     }
 
 
-def bench_steps(image_sizes: list[int], dtypes: list[str], rounds: int) -> list[dict]:
+def bench_steps(image_sizes: list[int], dtypes: list[str], rounds: int, device: str) -> list[dict]:
     rows = []
     for image_size in image_sizes:
         for dtype in dtypes:
-            sizes = ClipSizes(image_size, BATCH_SIZES[image_size])
-            steps = {name: build(sizes, DTYPES[dtype]) for name, build in CONTESTANTS.items()}
+            sizes = ClipSizes(image_size, BATCH_SIZES[device][image_size], device=device)
+            steps = {name: finished(build(sizes, DTYPES[dtype]), device) for name, build in CONTESTANTS.items()}
             losses = {name: step() for name, step in steps.items()}
             apart = max(losses.values()) - min(losses.values())
             if apart > (1e-5 if dtype == "fp32" else 1e-2):
                 raise SystemExit(f"The contestants' losses differ: {losses}.")
             for name, row in take_turns(steps, rounds).items():
-                rows.append({"image_size": image_size, "dtype": dtype, "contestant": name, **row})
+                shape = {"image_size": image_size, "batch_size": sizes.batch_size}
+                rows.append({**shape, "dtype": dtype, "contestant": name, **row})
             rows[-1]["loss_difference"] = apart
             print(f"  steps, {image_size} px, {dtype}", file=sys.stderr, flush=True)
     return rows
 
 
 @torch.no_grad()
-def bench_inference(image_sizes: list[int], dtypes: list[str], rounds: int) -> list[dict]:
+def bench_inference(image_sizes: list[int], dtypes: list[str], rounds: int, device: str) -> list[dict]:
     """Encoding of whole clips by the same weights. In-tree has its default attention, sdpa."""
     rows = []
     for image_size in image_sizes:
-        sizes = ClipSizes(image_size, BATCH_SIZES[image_size])
+        sizes = ClipSizes(image_size, BATCH_SIZES[device][image_size], device=device)
         model = build_model(sizes).eval()
         clips, in_tree = make_batch(sizes)[0], model.export_encoder("context").eval()
         for dtype in dtypes:
@@ -81,13 +95,15 @@ def bench_inference(image_sizes: list[int], dtypes: list[str], rounds: int) -> l
                 "hf_jepa": lambda: model.get_features(clips, "context"),  # noqa: B023
                 "in-tree VJEPA2Model": lambda: in_tree(clips, skip_predictor=True).last_hidden_state,  # noqa: B023
             }
-            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
+            models = {name: finished(function, device) for name, function in models.items()}
+            with torch.autocast(device, torch.bfloat16, enabled=dtype == "bf16"):
                 ours, theirs = (function().float() for function in models.values())
                 apart = ((ours - theirs).abs().max() / theirs.abs().max()).item()
                 if dtype == "fp32" and apart > 1e-5:
                     raise SystemExit(f"The encoders' outputs differ by {apart:.1e}.")
                 for name, row in take_turns(models, rounds).items():
-                    rows.append({"image_size": image_size, "dtype": dtype, "contestant": name, **row})
+                    shape = {"image_size": image_size, "batch_size": sizes.batch_size}
+                    rows.append({**shape, "dtype": dtype, "contestant": name, **row})
             rows[-1]["output_difference"] = apart
             print(f"  inference, {image_size} px, {dtype}", file=sys.stderr, flush=True)
     return rows
@@ -116,13 +132,13 @@ def bench_masks(rounds: int, batch_size: int = 24) -> list[dict]:
     return rows
 
 
-def bench_memory(image_sizes: list[int], dtypes: list[str], threads: int) -> list[dict]:
+def bench_memory(image_sizes: list[int], dtypes: list[str], threads: int, device: str) -> list[dict]:
     rows = []
     for image_size in image_sizes:
         for dtype in dtypes:
             for name in CONTESTANTS:
                 command = [sys.executable, __file__, "--memory-of", name, "--dtypes", dtype]
-                command += ["--sizes", str(image_size), "--threads", str(threads)]
+                command += ["--sizes", str(image_size), "--threads", str(threads), "--device", device]
                 output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                 row = {"image_size": image_size, "dtype": dtype, "contestant": name}
                 rows.append({**row, "peak_mib": float(output.split()[-1])})
@@ -130,12 +146,12 @@ def bench_memory(image_sizes: list[int], dtypes: list[str], threads: int) -> lis
 
 
 def peak_memory(name: str, dtype: str, sizes: ClipSizes) -> float:
-    """MiB by which three steps raise the peak resident memory of this process above the imports."""
+    """MiB by which three steps raise the peak memory of this process above the imports."""
     before = peak_mib()
     step = CONTESTANTS[name](sizes, DTYPES[dtype])
     for _ in range(3):
         step()
-    return peak_mib() - before
+    return torch.cuda.max_memory_allocated() / 2**20 if sizes.device == "cuda" else peak_mib() - before
 
 
 def render(results: dict) -> str:
@@ -171,8 +187,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
-    parser.add_argument("--sizes", nargs="+", type=int, choices=list(BATCH_SIZES), default=list(BATCH_SIZES))
+    parser.add_argument("--sizes", nargs="+", type=int, choices=list(BATCH_SIZES["cpu"]), default=[128, 224])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", choices=list(BATCH_SIZES), default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all")
     parser.add_argument("--output", type=Path, default=Path("model_cards/comparisons/benchmark_video.json"))
     parser.add_argument("--memory-of", choices=list(CONTESTANTS), help=argparse.SUPPRESS)
@@ -180,7 +197,8 @@ def main() -> None:
 
     torch.set_num_threads(arguments.threads)
     if arguments.memory_of:
-        sizes = ClipSizes(arguments.sizes[0], BATCH_SIZES[arguments.sizes[0]])
+        size, device = arguments.sizes[0], arguments.device
+        sizes = ClipSizes(size, BATCH_SIZES[device][size], device=device)
         print(peak_memory(arguments.memory_of, arguments.dtypes[0], sizes))
         return
     results: dict = {
@@ -189,16 +207,18 @@ def main() -> None:
             "torch": torch.__version__,
             "cpu": torch.backends.cpu.get_cpu_capability(),
             "num_threads": arguments.threads,
+            "gpu": torch.cuda.get_device_name() if arguments.device == "cuda" else None,
         },
     }
+    rounds, device = arguments.rounds, arguments.device
     if "steps" in arguments.parts:
-        results["steps"] = bench_steps(arguments.sizes, arguments.dtypes, arguments.rounds)
+        results["steps"] = bench_steps(arguments.sizes, arguments.dtypes, rounds, device)
     if "inference" in arguments.parts:
-        results["inference"] = bench_inference(arguments.sizes, arguments.dtypes, 2 * arguments.rounds)
+        results["inference"] = bench_inference(arguments.sizes, arguments.dtypes, 2 * rounds, device)
     if "masks" in arguments.parts:
-        results["masks"] = bench_masks(max(arguments.rounds, 7))
+        results["masks"] = bench_masks(max(rounds, 7))
     if "memory" in arguments.parts:
-        results["memory"] = bench_memory(arguments.sizes, arguments.dtypes, arguments.threads)
+        results["memory"] = bench_memory(arguments.sizes, arguments.dtypes, arguments.threads, device)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(results, indent=2) + "\n")
     print(render(results))

@@ -29,6 +29,7 @@ class ClipSizes:
     image_size: int
     batch_size: int
     num_frames: int = 16
+    device: str = "cpu"
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -45,19 +46,20 @@ def make_batch(sizes: ClipSizes) -> tuple[Tensor, Masks, Masks]:
         for recipe in (SHORT_RANGE, LONG_RANGE)
     ]
     clips = torch.randn(sizes.batch_size, sizes.num_frames, 3, sizes.image_size, sizes.image_size)
-    return clips, [context for context, _ in pairs], [target for _, target in pairs]
+    contexts, targets = ([mask.to(sizes.device) for mask in masks] for masks in zip(*pairs, strict=True))
+    return clips.to(sizes.device), contexts, targets
 
 
 def build_model(sizes: ClipSizes) -> VJepa2ForPreTraining:
     torch.manual_seed(1)
     config = VJepa2PreTrainingConfig.from_size("small", crop_size=sizes.image_size, frames_per_clip=sizes.num_frames)
-    return VJepa2ForPreTraining(config).train()
+    return VJepa2ForPreTraining(config).train().to(sizes.device)
 
 
 def turn(axis: Tensor, position: Tensor) -> Tensor:
     """Rotary positions along one axis of `(batch, heads, tokens, channels)`, tiled form, angles for each head."""
     half = axis.shape[-1] // 2
-    frequencies = 1.0 / 10000 ** (torch.arange(half, dtype=axis.dtype) / half)
+    frequencies = 1.0 / 10000 ** (torch.arange(half, dtype=axis.dtype, device=axis.device) / half)
     angles = position.unsqueeze(-1) * frequencies
     sin, cos = angles.sin().repeat(1, 1, 1, 2), angles.cos().repeat(1, 1, 1, 2)
     left, right = axis.unflatten(-1, (-1, 2)).unbind(-1)
@@ -75,7 +77,7 @@ class PlainBlock(nn.Module):
         self.proj = copy.deepcopy(attention.proj)
         self.mlp = copy.deepcopy(source.mlp)
         width = attention.query.in_features
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = nn.Linear(width, 3 * width, device=attention.query.weight.device)
         parts = (attention.query, attention.key, attention.value)
         with torch.no_grad():
             self.qkv.weight.copy_(torch.cat([part.weight for part in parts]))
@@ -108,7 +110,7 @@ class PlainEncoder(nn.Module):
 
     def forward(self, clips: Tensor, mask: Tensor | None = None) -> Tensor:
         tokens = self.patches(clips.transpose(1, 2)).flatten(2).transpose(1, 2)
-        ids = torch.arange(tokens.shape[1]).expand(len(tokens), -1)
+        ids = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
         if mask is not None:
             tokens, ids = torch.gather(tokens, 1, mask.unsqueeze(-1).repeat(1, 1, tokens.shape[-1])), mask
         for block in self.blocks:
@@ -150,7 +152,7 @@ def _step(
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)  # every contestant gets the fastest optimizer
 
     def step() -> float:
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with torch.autocast(parameters[0].device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             loss = loss_of()
         loss.backward()
         optimizer.step()

@@ -59,8 +59,8 @@ print(f"{type(encoder).__module__}.{type(encoder).__name__} with {type(processor
 
 @torch.no_grad()
 def tokens_of(model: Any, clips: torch.Tensor) -> torch.Tensor:
-    """Target features of clips `(n, F, C, H, W)`, `(n, tokens, width)`."""
-    return torch.cat([model.get_features(part).float() for part in clips.split(100)])
+    """Target features of clips `(n, F, C, H, W)`, `(n, tokens, width)`, on the model's device."""
+    return torch.cat([model.get_features(part.to(model.device)).float() for part in clips.split(100)])
 
 
 def probe(
@@ -69,7 +69,7 @@ def probe(
     """k-NN and linear on averaged tokens, and V-JEPA's attentive probe, for every label."""
     found: dict[str, dict[str, float]] = {"k-NN": {}, "linear": {}, "attentive": {}}
     for task in TASKS:
-        answers = (labels["train"][task], labels["test"][task])
+        answers = [labels[split][task].to(tokens[split].device) for split in ("train", "test")]
         pooled = (tokens["train"].mean(dim=1), answers[0], tokens["test"].mean(dim=1), answers[1])
         found["k-NN"][task] = knn_accuracy(*pooled)
         found["linear"][task] = ridge_probe(*pooled).accuracy
@@ -91,7 +91,8 @@ def probe(
 def detect_violations(model: Any, clips: torch.Tensor, impossible: torch.Tensor, slot: int) -> dict[str, Any]:
     """How often the surprise of an impossible clip is above its possible twin's where the violation happens."""
     energies = [
-        torch.cat([model.energy(part, per_time_step=True) for part in kind.split(50)]) for kind in (clips, impossible)
+        torch.cat([model.energy(part.to(model.device), per_time_step=True).cpu() for part in kind.split(50)])
+        for kind in (clips, impossible)
     ]
     possible, violated = (energy[:, slot] for energy in energies)
     return {
@@ -169,6 +170,7 @@ def main() -> None:
     print(f"Now measuring on the {options.split} split.")
 
     model.eval()
+    untrained.to(model.device)
     sets = {
         "train": MovingFashion("train", LABELLED, seed=1000, **shape),
         "test": MovingFashion(options.split, SCORED, seed=1001, **shape),
@@ -212,7 +214,7 @@ def main() -> None:
     real = real_clips(data_args, num_frames)
     if real is not None:
         grid = grid_of(model.config.encoder_config, real)
-        pictures.append(plot_video_pca(real, tokens_of(model, real), grid, folder / "real_clips.png"))
+        pictures.append(plot_video_pca(real, tokens_of(model, real).cpu(), grid, folder / "real_clips.png"))
         captions.append({"file": "real_clips.png", "caption": "Real clips, from file to features, at another size."})
 
     results = measured_results(trainer)
@@ -253,7 +255,7 @@ def main() -> None:
     (Path(options.output_dir) / "table.json").write_text(json.dumps(numbers, indent=2))
 
     check = Path(options.output_dir) / "features.pt"
-    torch.save((clips["test"][:8], tokens_of(model, clips["test"][:8])), check)
+    torch.save((clips["test"][:8], tokens_of(model, clips["test"][:8]).cpu()), check)
     loaded = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", STRANGER, str(release), str(check)],
         capture_output=True,
