@@ -196,6 +196,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     torch.set_num_threads(arguments.threads)
+    # float32 is float32: by default a GPU's convolutions, of which ours has none, round to TF32.
+    torch.backends.cudnn.allow_tf32 = False
     if arguments.memory_of:
         size, device = arguments.sizes[0], arguments.device
         sizes = ClipSizes(size, BATCH_SIZES[device][size], device=device)

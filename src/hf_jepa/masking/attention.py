@@ -93,7 +93,8 @@ def _block_mask(tokens: Tokens, window: int | None) -> "BlockMask":
     rows, length = document.shape
     # Compiled, no dense mask is materialised; on CPU the compiler costs more than the mask.
     compiled = document.device.type != "cpu" and not torch.compiler.is_compiling()
-    return create_block_mask(mask_mod, rows, None, length, length, device=document.device, _compile=compiled)
+    create = torch.compile(create_block_mask) if compiled else create_block_mask
+    return create(mask_mod, rows, None, length, length, device=document.device)
 
 
 def attention_windows(config: PreTrainedConfig) -> dict[str, int | None]:
