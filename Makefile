@@ -8,7 +8,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 CODE := src tests trainers scripts
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-llm demo-llm-pretrained demo-video demo-collapse test test-slow quality style cards bench clean
+.PHONY: help install demo demo-llm demo-llm-pretrained demo-video demo-vl demo-collapse test test-slow quality style cards bench clean
 
 help:
 	@echo "make demo        pretrain a small I-JEPA on CPU in minutes, evaluate it, write pictures and a card (LONG=1: an hour)"
@@ -16,6 +16,7 @@ help:
 	@echo "make demo-llm    teach a small Llama sentences -> regular expressions with and without LLM-JEPA, on CPU in minutes"
 	@echo "make demo-llm-pretrained   the same with LoRA on the real weights of SmolLM2-135M"
 	@echo "make demo-video  pretrain a small V-JEPA 2 on moving garments; probes, surprise, real clips"
+	@echo "make demo-vl     from emoji to their names: a small VL-JEPA against a linear map; captions, streams"
 	@echo "make test        the test suite (CPU, offline)"
 	@echo "make test-slow   the tests that take minutes"
 	@echo "make quality     ruff check, ruff format --check"
@@ -51,6 +52,10 @@ demo-video: $(STAMP)
 	$(PY) scripts/make_demo_data.py
 	$(PY) trainers/demo_video.py
 
+demo-vl: $(STAMP)
+	@scripts/setup_env.sh --vl
+	$(PY) trainers/demo_vl.py
+
 test: $(STAMP)
 	$(TEST_ENV) $(PY) -m pytest -n 2 -m "not slow and not network and not gpu" --durations=10
 
@@ -73,6 +78,7 @@ bench: $(STAMP)
 	$(PY) scripts/benchmark_objectives.py
 	$(PY) scripts/benchmark_llm.py
 	$(PY) scripts/benchmark_video.py
+	$(PY) scripts/benchmark_vl.py
 
 clean:
 	rm -rf .venv build dist outputs demo_data .ruff_cache .pytest_cache src/*.egg-info

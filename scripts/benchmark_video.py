@@ -212,17 +212,18 @@ def main() -> None:
             "gpu": torch.cuda.get_device_name() if arguments.device == "cuda" else None,
         },
     }
-    rounds, device = arguments.rounds, arguments.device
-    if "steps" in arguments.parts:
-        results["steps"] = bench_steps(arguments.sizes, arguments.dtypes, rounds, device)
-    if "inference" in arguments.parts:
-        results["inference"] = bench_inference(arguments.sizes, arguments.dtypes, 2 * rounds, device)
-    if "masks" in arguments.parts:
-        results["masks"] = bench_masks(max(rounds, 7))
-    if "memory" in arguments.parts:
-        results["memory"] = bench_memory(arguments.sizes, arguments.dtypes, arguments.threads, device)
+    sizes, dtypes, rounds, device = arguments.sizes, arguments.dtypes, arguments.rounds, arguments.device
+    parts = {
+        "steps": lambda: bench_steps(sizes, dtypes, rounds, device),
+        "inference": lambda: bench_inference(sizes, dtypes, 2 * rounds, device),
+        "masks": lambda: bench_masks(max(rounds, 7)),
+        "memory": lambda: bench_memory(sizes, dtypes, arguments.threads, device),
+    }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+    for part in [name for name in PARTS if name in arguments.parts]:
+        results[part] = parts[part]()
+        # After each part, so that a run that is cut short loses no more than one.
+        arguments.output.write_text(json.dumps(results, indent=2) + "\n")
     print(render(results))
     print(f"Written: {arguments.output}")
 

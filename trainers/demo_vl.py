@@ -38,8 +38,14 @@ from hf_jepa.hub.vl_release import measured_vl_results, save_vl_release
 from hf_jepa.training import VLJepaTrainer, VLJepaTrainingArguments, train_y_decoder
 from hf_jepa.visualization import plot_ranked_texts
 
-STEPS, BATCH, VIEWS, KEPT_TOKENS = 200, 384, 5, 8
-PREDICTOR = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 6}
+STEPS, BATCH, VIEWS, KEPT_TOKENS = 200, 768, 5, 4
+PREDICTOR = {
+    "hidden_size": 384,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "initializer_range": 0.01,
+}
 DECODER = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
 NUM_VALIDATION, DATASET = 148, "emoji art in three styles with names and groups"
 CAPTIONS = {
@@ -53,25 +59,33 @@ SEEN, UNSEEN = "seen concepts, new style", "unseen concepts, new style"
 
 class CachedPairs(torch.utils.data.Dataset):
     """
-    Vision tokens of one of a concept's cached views, half of its tokens, with noise; and its name's embedding.
+    A few vision tokens of one of a concept's cached views, and its name's embedding. So that pictures are not learned
+    by heart, tokens are mixed with fewer than as much of another picture's, and moved by noise, all alike.
 
     Args:
         tokens (`torch.Tensor` of shape `(styles, views, concepts, tokens, width)`).
         targets (`torch.Tensor` of shape `(concepts, width)`), hashes (`torch.LongTensor` of shape `(concepts,)`).
+        noise (`float`): in standard deviations of the tokens.
+        mix (`float`): the other picture's share at most.
     """
 
-    def __init__(self, tokens: torch.Tensor, targets: torch.Tensor, hashes: torch.Tensor, noise: float) -> None:
+    def __init__(
+        self, tokens: torch.Tensor, targets: torch.Tensor, hashes: torch.Tensor, noise: float, mix: float
+    ) -> None:
         self.tokens, self.targets, self.hashes = tokens, targets, hashes
-        self.noise = noise * tokens[0, 0].float().std().item()
+        self.noise, self.mix = noise * tokens[0, 0].float().std().item(), mix
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        style, view = torch.randint(len(self.tokens), ()), torch.randint(self.tokens.shape[1], ())
-        tokens = self.tokens[style, view, row]
-        tokens = tokens[torch.randperm(len(tokens))[:KEPT_TOKENS]].float()
-        tokens = tokens + self.noise * torch.randn_like(tokens)
+        styles, views, concepts = self.tokens.shape[:3]
+        style, view = torch.randint(styles, ()), torch.randint(views, ())
+        kept = torch.randperm(self.tokens.shape[3])[:KEPT_TOKENS]
+        tokens = self.tokens[style, view, row, kept].float()
+        other = self.tokens[style, view, torch.randint(concepts, ()), kept].float()
+        tokens = torch.lerp(tokens, other, self.mix * torch.rand(()))
+        tokens = tokens + self.noise * torch.randn(tokens.shape[-1])
         return {"vision_embeds": tokens, "target_embeds": self.targets[row], "target_hash": self.hashes[row]}
 
 
@@ -147,8 +161,8 @@ def train(
         output_dir=str(output / "run"),
         max_steps=options.steps,
         per_device_train_batch_size=BATCH,
-        learning_rate=1e-3,
-        weight_decay=0.3,
+        learning_rate=2e-3,
+        weight_decay=1.0,
         adam_beta2=0.98,
         lr_scheduler_type="cosine",
         warmup_steps=10,
@@ -159,7 +173,7 @@ def train(
         use_cpu=True,
         dataloader_pin_memory=False,
     )
-    pairs = CachedPairs(fold.train, fold.targets, hashes, options.noise)
+    pairs = CachedPairs(fold.train, fold.targets, hashes, options.noise, options.mix)
     trainer = VLJepaTrainer(
         pipeline.model, arguments, pairs, data_collator=collate, processing_class=pipeline.processor
     )
@@ -231,7 +245,8 @@ def main() -> None:
     parser.add_argument("--split", default="test", choices=("test", "validation"))
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--decoder_steps", type=int, default=300)
-    parser.add_argument("--noise", type=float, default=0.5, help="on vision tokens, in their standard deviations")
+    parser.add_argument("--noise", type=float, default=0.3, help="on a picture, in standard deviations of its tokens")
+    parser.add_argument("--mix", type=float, default=0.5, help="of another picture with each, at most")
     parser.add_argument("--temperature", type=float, default=0.12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, default=Path("demo_data/emoji"))

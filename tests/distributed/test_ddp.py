@@ -1,10 +1,6 @@
 """Two gloo processes train as one process does on the joint batch."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,41 +10,12 @@ from safetensors.torch import load_file
 PROGRAM = Path(__file__).parent / "training_program.py"
 
 
-def launch(output: Path, processes: int, batch_size: int, accumulation: int) -> None:
-    output.mkdir(exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    running = []
-    for rank in range(processes):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        if processes > 1:
-            environment |= {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(processes),
-                "LOCAL_WORLD_SIZE": str(processes),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "ACCELERATE_USE_CPU": "true",
-            }
-        command = [sys.executable, str(PROGRAM), str(output), str(batch_size), str(accumulation)]
-        running.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
-    try:
-        reports = [process.communicate(timeout=240)[0] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert [process.returncode for process in running] == [0] * processes, "\n".join(reports)
-
-
-def test_two_processes_train_log_probe_and_resume_as_one(tmp_path: Path) -> None:
+def test_two_processes_train_log_probe_and_resume_as_one(run_program, tmp_path: Path) -> None:
     # One test, so that the runs are made once however tests are spread over processes.
     one, two = tmp_path / "one", tmp_path / "two"
-    launch(one, processes=1, batch_size=8, accumulation=1)
-    launch(two, processes=2, batch_size=2, accumulation=2)
+    for folder, processes, batch_size, accumulation in ((one, 1, 8, 1), (two, 2, 2, 2)):
+        folder.mkdir()
+        run_program(PROGRAM, folder, batch_size, accumulation, processes=processes)
     check_gradients_and_weights(one, two)
     check_logs_and_probes(one, two)
     check_resume(two)

@@ -1,8 +1,6 @@
 """Two gloo processes: a model with batch norm has the loss and gradient of one process on the joint batch."""
 
 import copy
-import os
-import socket
 from pathlib import Path
 
 import torch
@@ -55,10 +53,9 @@ def joint_views() -> torch.Tensor:
     return torch.randn(8, 2, 3, 16, 16) + torch.arange(8).view(-1, 1, 1, 1, 1) / 4
 
 
-def worker(rank: int, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     results = []
     for model in models():
         synchronize_batch_norm(model)
@@ -74,10 +71,7 @@ def worker(rank: int, port: int, folder: str) -> None:
 
 
 def test_two_processes_equal_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, args=(port, str(tmp_path)), nprocs=2)
+    mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
     for rank in range(2):
         found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
         for model, (loss, gradients, buffers) in zip(models(), found, strict=True):

@@ -1,10 +1,6 @@
 """Two gloo processes train LLM-JEPA as one process does on the joint batch, with pairs spread unevenly over them."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,35 +10,12 @@ from safetensors.torch import load_file
 PROGRAM = Path(__file__).parent / "llm_jepa_program.py"
 
 
-def launch(output: Path, processes: int) -> None:
-    output.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    running = []
-    for rank in range(processes):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        if processes > 1:
-            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-            environment |= {"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            environment["ACCELERATE_USE_CPU"] = "true"
-        command = [sys.executable, str(PROGRAM), str(output)]
-        running.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
-    try:
-        reports = [process.communicate(timeout=240)[0] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert [process.returncode for process in running] == [0] * processes, "\n".join(reports)
-
-
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> list[Path]:
+def runs(run_program, tmp_path_factory) -> list[Path]:
     folders = [tmp_path_factory.mktemp("runs") / name for name in ("one", "two")]
     for processes, folder in enumerate(folders, start=1):
-        launch(folder, processes)
+        folder.mkdir()
+        run_program(PROGRAM, folder, processes=processes)
     return folders
 
 

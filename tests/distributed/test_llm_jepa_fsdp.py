@@ -1,7 +1,5 @@
 """FSDP2 over two gloo processes: the sharded model's loss and gradients equal one process on the joint batch."""
 
-import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -41,13 +39,12 @@ def examples() -> list[dict]:
     return made
 
 
-def worker(rank: int, port: int, folder: str) -> None:
+def worker(rank: int, folder: str) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     whole = pack_examples(examples(), 2, "shared")
     own = pack_examples(examples()[2 * rank : 2 * rank + 2], 2, "shared")
     for family in FAMILIES:
@@ -67,10 +64,7 @@ def worker(rank: int, port: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (port, str(folder)), nprocs=2)
+    mp.spawn(worker, (str(folder),), nprocs=2)
     return folder
 
 

@@ -1,8 +1,6 @@
 """Two gloo processes: each objective's value and averaged gradient equal one process on the joint batch."""
 
 import itertools
-import os
-import socket
 from pathlib import Path
 from unittest import mock
 
@@ -86,10 +84,9 @@ class Model(nn.Module):
 ALL = [*CASES, "rdmreg_module", "learned_temperature"]
 
 
-def worker(rank: int, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     found, inputs = {}, constants()[0]
     for split in SPLITS:
         rows = slice(0, split) if rank == 0 else slice(split, None)
@@ -109,10 +106,7 @@ def worker(rank: int, port: int, folder: str) -> None:
 
 def test_two_processes_equal_one(tmp_path):
     # One test, so that the processes start once however tests are spread.
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, args=(port, str(tmp_path)), nprocs=2)
+    mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     inputs = constants()[0]
     for case in ALL:

@@ -1,7 +1,5 @@
 """Two gloo processes: a regularized I-JEPA's loss and averaged gradient equal one process on the joint batch."""
 
-import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -47,10 +45,9 @@ def step(model: torch.nn.Module, pixel_values: torch.Tensor) -> JepaOutput:
     return output
 
 
-def worker(rank: int, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     for regularizer, target in VARIANTS:
         model, pixels = joint(regularizer, target)
         output = step(torch.nn.parallel.DistributedDataParallel(model), pixels[4 * rank : 4 * rank + 4])
@@ -61,10 +58,7 @@ def worker(rank: int, port: int, folder: str) -> None:
 
 
 def test_two_processes_equal_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, args=(port, str(tmp_path)), nprocs=2)
+    mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
     for regularizer, target in VARIANTS:
         name = f"{regularizer}-{target}"
         ranks = [torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for rank in (0, 1)]

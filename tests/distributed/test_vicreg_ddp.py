@@ -1,7 +1,5 @@
 """Two gloo processes: VICReg's value and averaged gradient equal one process on the joint batch."""
 
-import os
-import socket
 from pathlib import Path
 
 import torch
@@ -16,10 +14,9 @@ def joint() -> tuple[torch.Tensor, torch.nn.Linear]:
     return torch.randn(3, 8, 5), torch.nn.Linear(5, 6)
 
 
-def worker(rank: int, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     inputs, layer = joint()
     model = torch.nn.parallel.DistributedDataParallel(layer)
     terms = multi_view_vicreg(model(inputs[:, 4 * rank : 4 * rank + 4]))
@@ -33,10 +30,7 @@ def worker(rank: int, port: int, folder: str) -> None:
 
 
 def test_two_processes_equal_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, args=(port, str(tmp_path)), nprocs=2)
+    mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
     sim, std, cov, gradients = torch.load(tmp_path / "terms.pt", weights_only=True)
     inputs, layer = joint()
     terms = multi_view_vicreg(layer(inputs))

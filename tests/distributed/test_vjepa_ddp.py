@@ -1,10 +1,6 @@
 """Two gloo processes train on video as one process does on the joint batch."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,39 +10,16 @@ from safetensors.torch import load_file
 PROGRAM = Path(__file__).parent / "vjepa_program.py"
 
 
-def launch(output: Path, processes: int) -> None:
-    output.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    running = []
-    for rank in range(processes):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        if processes > 1:
-            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-            environment |= {"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            environment["ACCELERATE_USE_CPU"] = "true"
-        command = [sys.executable, str(PROGRAM), str(output)]
-        running.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
-    try:
-        reports = [process.communicate(timeout=240)[0] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert [process.returncode for process in running] == [0] * processes, "\n".join(reports)
-
-
 def logs_of(folder: Path, name: str) -> list[dict[str, float]]:
     return [entry for entry in json.loads((folder / f"{name}.json").read_text()) if "loss" in entry]
 
 
-def test_two_processes_train_log_and_resume_as_one(tmp_path: Path) -> None:
+def test_two_processes_train_log_and_resume_as_one(run_program, tmp_path: Path) -> None:
     # One test, so that the runs are made once however tests are spread over processes.
     one, two = tmp_path / "one", tmp_path / "two"
-    launch(one, processes=1)
-    launch(two, processes=2)
+    for processes, folder in enumerate((one, two), start=1):
+        folder.mkdir()
+        run_program(PROGRAM, folder, processes=processes)
     for case in ("clips", "mixed"):
         check_gradients_and_weights(one / case, two / case)
         check_logs(one / case, two / case, case)

@@ -1,11 +1,7 @@
 """Two gloo processes train VL-JEPA as one process does on the joint batch, with and without gradient caching."""
 
 import json
-import os
 import runpy
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,30 +12,9 @@ PROGRAM = Path(__file__).parent / "vl_jepa_program.py"
 WORLD = runpy.run_path(str(PROGRAM))
 
 
-def launch(output: Path, processes: int = 2) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    running = []
-    for rank in range(processes):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-        environment |= {"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        command = [sys.executable, str(PROGRAM), str(output)]
-        running.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
-    try:
-        reports = [process.communicate(timeout=240)[0] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert [process.returncode for process in running] == [0] * processes, "\n".join(reports)
-
-
-def test_two_processes_train_and_evaluate_as_one(tmp_path):
+def test_two_processes_train_and_evaluate_as_one(run_program, tmp_path):
     # One test, so that the processes start once however tests are spread.
-    launch(tmp_path / "two")
+    run_program(PROGRAM, tmp_path / "two")
     compared = ("loss", "prediction_loss", "temperature", "duplicates", "effective_negatives", "eval_loss")
     compared += ("eval_retrieval_at_1", "eval_reverse_retrieval_at_5", "eval_retrieval_median_rank")
     for case in WORLD["CASES"]:

@@ -1,0 +1,25 @@
+"""Processes that train together."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def run_program() -> Callable[..., None]:
+    """Runs a program alone, or as two gloo processes that torchrun starts, on a port of its own finding."""
+    return _run_program
+
+
+def _run_program(program: Path, *arguments: object, processes: int = 2) -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(program), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if processes > 1:
+        environment["ACCELERATE_USE_CPU"] = "true"
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
