@@ -12,7 +12,7 @@ from hf_jepa.models.vl_jepa.pipelines_vl_jepa import rank
 from hf_jepa.streaming import decode_offline, decode_uniformly
 from hf_jepa.visualization import plot_stream
 
-LENGTH, ARMS = 60, ("uniform", "uniform, mean", "selective", "selective, mean")
+LENGTH, ARMS = 150, ("uniform", "uniform, mean", "selective", "selective, mean")
 
 
 def emoji_stream(

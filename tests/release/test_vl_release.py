@@ -94,7 +94,7 @@ def test_faults_are_named(trainer, tmp_path):
 def test_a_push_uploads_the_release(trainer, monkeypatch):
     sent = {}
     monkeypatch.setattr(
-        "hf_jepa.training.vl_jepa_trainer.push_folder",
+        "hf_jepa.training.pair_trainer.push_folder",
         lambda trainer, folder, message, **options: sent.update(folder=folder, message=message, **options) or "there",
     )
     assert trainer.push_to_hub(license="mit", blocking=True, private=True) == "there"

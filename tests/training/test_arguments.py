@@ -4,7 +4,6 @@ import pytest
 from transformers import TrainingArguments
 
 from hf_jepa import JepaTrainingArguments
-from hf_jepa.training.arguments import as_jepa_arguments
 
 
 @pytest.mark.parametrize(
@@ -55,9 +54,9 @@ def test_the_best_model_is_chosen_by_a_metric_that_exists(tmp_path: Path) -> Non
 
 def test_ordinary_arguments_are_understood(tmp_path: Path) -> None:
     ordinary = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, learning_rate=3e-4, weight_decay=0.1, seed=7)
-    args = as_jepa_arguments(ordinary)
+    args = JepaTrainingArguments.from_plain(ordinary)
     assert (args.learning_rate, args.seed, args.max_grad_norm) == (3e-4, 7, ordinary.max_grad_norm)
     assert (args.weight_decay, args.weight_decay_end) == (0.1, 0.1)
     assert args.remove_unused_columns is False
     assert args.logging_nan_inf_filter is False
-    assert as_jepa_arguments(args) is args
+    assert JepaTrainingArguments.from_plain(args) is args

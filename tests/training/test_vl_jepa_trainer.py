@@ -14,7 +14,6 @@ from transformers import AutoModel, AutoProcessor, TrainingArguments, VJEPA2Mode
 from transformers.utils import logging as hf_logging
 
 from hf_jepa import VLJepaProcessor, VLJepaTrainer, VLJepaTrainingArguments
-from hf_jepa.training.vl_arguments import as_vl_jepa_arguments
 
 WORLD = runpy.run_path(str(Path(__file__).parents[1] / "distributed" / "vl_jepa_program.py"))
 ROWS = WORLD["build_rows"](24)
@@ -275,7 +274,7 @@ def test_other_faults_are_named(make_trainer):
 
 def test_ordinary_arguments_work(tmp_path):
     plain = TrainingArguments(output_dir=str(tmp_path), learning_rate=0.3, use_cpu=True)
-    args = as_vl_jepa_arguments(plain)
+    args = VLJepaTrainingArguments.from_plain(plain)
     assert args.learning_rate == 0.3
     assert args.remove_unused_columns is False
     assert args.y_encoder_lr_multiplier == 0.05

@@ -98,18 +98,46 @@ def _move_into(staged: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    """A folder beside the release to write it in, which is checked and moved into place at the end."""
+def staged_release(
+    folder: str | os.PathLike,
+    results: dict[str, Any],
+    recipe: dict[str, Any] | None = None,
+    pictures: Sequence[str | os.PathLike] = (),
+) -> Iterator[Path]:
+    """
+    A folder beside the release to write models and processors in. Pictures, `recipe.yaml`, `results.json` and the card
+    are added at the end; all is checked, and moved into place.
+
+    Args:
+        folder (`str` or `PathLike`): where the release goes; files of an earlier one are replaced.
+        results (`dict`): see [`~hf_jepa.hub.render_card`].
+        recipe (`dict`, *optional*): the resolved recipe.
+        pictures (`Sequence` of paths): copied; captions come from `results["pictures"]`.
+
+    Raises:
+        `ValueError`: for a picture that does not exist, or a release that fails [`check_release`].
+    """
+    folder, pictures = Path(folder), [Path(picture) for picture in pictures]
+    if missing := [str(picture) for picture in pictures if not picture.is_file()]:
+        raise ValueError(f"These pictures do not exist: {', '.join(missing)}.")
+    captions = {entry["file"]: entry["caption"] for entry in results.get("pictures") or []}
+    shown = [
+        {"file": picture.name, "caption": captions.get(picture.name, picture.stem.replace("_", " "))}
+        for picture in pictures
+    ]
+    results = {**results, "pictures": shown}
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".release-") as temporary:
-        yield Path(temporary)
-        check_release(temporary)
-        _move_into(Path(temporary), folder)
-
-
-def _write_card(folder: Path, results: dict[str, Any]) -> None:
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(render_card(results), encoding="utf-8")
+        staged = Path(temporary)
+        yield staged
+        for picture in pictures:
+            shutil.copyfile(picture, staged / picture.name)
+        if recipe is not None:
+            (staged / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+        (staged / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        (staged / "README.md").write_text(render_card(results), encoding="utf-8")
+        check_release(staged)
+        _move_into(staged, folder)
 
 
 def save_release(
@@ -144,32 +172,16 @@ def save_release(
     Raises:
         `ValueError`: for a picture that does not exist, or a release that fails [`check_release`].
     """
-    folder = Path(folder)
-    missing = [str(picture) for picture in pictures if not Path(picture).is_file()]
-    if missing:
-        raise ValueError(f"These pictures do not exist: {', '.join(missing)}.")
     if not model.has_target_encoder:
         which = "context"
     encoder = model.export_encoder(which)
     encoder.config.jepa_encoder = which
-    results = dict(results)
-    results["model"] = {**results.get("model", {}), **describe_model(model, encoder, which)}
-    captions = {entry["file"]: entry["caption"] for entry in results.get("pictures") or []}
-    names = [Path(picture).name for picture in pictures]
-    results["pictures"] = [
-        {"file": name, "caption": captions.get(name, Path(name).stem.replace("_", " "))} for name in names
-    ]
-
-    with _staged(folder) as staged:
+    facts = {"model": {**results.get("model", {}), **describe_model(model, encoder, which)}}
+    with staged_release(folder, results | facts, recipe, pictures) as staged:
         encoder.save_pretrained(staged)
         (processor or default_processor(model)).save_pretrained(staged)
         model.save_pretrained(staged / PRETRAINING_FOLDER)
-        for picture in pictures:
-            shutil.copyfile(picture, staged / Path(picture).name)
-        if recipe is not None:
-            (staged / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-        _write_card(staged, results)
-    return folder
+    return Path(folder)
 
 
 def save_video_classifier(
@@ -187,7 +199,6 @@ def save_video_classifier(
     Returns:
         The folder.
     """
-    folder = Path(folder)
     facts = {
         "family": _family_of(model),
         "model_type": model.config.model_type,
@@ -198,11 +209,10 @@ def save_video_classifier(
         **_describe_video(model, model),
     }
     results = results | {"model": {**results.get("model", {}), **facts}}
-    with _staged(folder) as staged:
+    with staged_release(folder, results) as staged:
         model.save_pretrained(staged)
         (processor or default_video_processor(model.config.crop_size)).save_pretrained(staged)
-        _write_card(staged, results)
-    return folder
+    return Path(folder)
 
 
 def _check_weights(folder: Path) -> list[str]:

@@ -2,18 +2,14 @@
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .card import render_card
 from .environment import environment_info
-from .release import check_release
+from .release import staged_release
 
 if TYPE_CHECKING:
     from ..training.llm_jepa_trainer import LLMJepaTrainer
@@ -78,37 +74,17 @@ def save_text_release(
     Raises:
         `ValueError`: for a picture that does not exist, or a release that fails [`~hf_jepa.hub.check_release`].
     """
-    folder = Path(folder)
-    if missing := [str(picture) for picture in pictures if not Path(picture).is_file()]:
-        raise ValueError(f"These pictures do not exist: {', '.join(missing)}.")
     published = model.export_decoder(merge_adapter=merge_adapter, keep_predictor_tokens=keep_predictor_tokens)
     base_model = results.get("base_model")
     if hasattr(published, "peft_config"):
         base_model = base_model or next(iter(published.peft_config.values())).base_model_name_or_path
-    results = dict(results)
-    results["model"] = {**results.get("model", {}), **describe_text_model(model, published, base_model)}
-    captions = {entry["file"]: entry["caption"] for entry in results.get("pictures") or []}
-    results["pictures"] = [
-        {"file": name, "caption": captions.get(name, Path(name).stem.replace("_", " "))}
-        for name in (Path(picture).name for picture in pictures)
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".release-") as temporary:
-        staged = Path(temporary)
+    facts = {"model": {**results.get("model", {}), **describe_text_model(model, published, base_model)}}
+    with staged_release(folder, results | facts, recipe, pictures) as staged:
         published.save_pretrained(staged)
         tokenizer.save_pretrained(staged)
         if not keep_predictor_tokens and model.config.predictor_token_ids:
             _drop_tokens(staged, set(model.config.predictor_token_ids))
-        for picture in pictures:
-            shutil.copyfile(picture, staged / Path(picture).name)
-        if recipe is not None:
-            (staged / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-        (staged / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        (staged / "README.md").write_text(render_card(results), encoding="utf-8")
-        check_release(staged)
-        for file in sorted(staged.iterdir()):
-            file.replace(folder / file.name)
-    return folder
+    return Path(folder)
 
 
 def _drop_tokens(folder: Path, ids: set[int]) -> None:

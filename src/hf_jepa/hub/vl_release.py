@@ -2,18 +2,13 @@
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from ..models.vl_jepa import VLJepaModel, VLJepaProcessor
-from .card import render_card
 from .environment import environment_info
-from .release import check_release
+from .release import staged_release
 
 if TYPE_CHECKING:
     from ..training.vl_jepa_trainer import VLJepaTrainer
@@ -109,9 +104,6 @@ def save_vl_release(
         `ValueError`: for a picture that does not exist, a part kept by reference to a local folder, which nobody else
             has, or a release that fails [`~hf_jepa.hub.check_release`].
     """
-    folder = Path(folder)
-    if missing := [str(picture) for picture in pictures if not Path(picture).is_file()]:
-        raise ValueError(f"These pictures do not exist: {', '.join(missing)}.")
     if not model.config.save_frozen:
         sources = model.config.sources or {}
         local = [part for part in model.frozen_parts() if os.path.isabs(sources.get(part, {}).get("name_or_path", ""))]
@@ -120,32 +112,12 @@ def save_vl_release(
                 f"`{local[0]}` is kept by reference to the folder {sources[local[0]]['name_or_path']!r}, which nobody "
                 "else has; set `config.save_frozen=True`, or name a repository in `config.sources`."
             )
-    results = dict(results)
-    results["model"] = {**results.get("model", {}), **describe_vl_model(model)}
-    captions = {entry["file"]: entry["caption"] for entry in results.get("pictures") or []}
-    results["pictures"] = [
-        {"file": name, "caption": captions.get(name, Path(name).stem.replace("_", " "))}
-        for name in (Path(picture).name for picture in pictures)
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".release-") as temporary:
-        staged = Path(temporary)
+    facts = {"model": {**results.get("model", {}), **describe_vl_model(model)}}
+    with staged_release(folder, results | facts, recipe, pictures) as staged:
         model.save_pretrained(staged)
         _forget_folders(staged / "config.json")
         processor.save_pretrained(staged)
-        for picture in pictures:
-            shutil.copyfile(picture, staged / Path(picture).name)
-        if recipe is not None:
-            (staged / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-        (staged / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        (staged / "README.md").write_text(render_card(results), encoding="utf-8")
-        check_release(staged)
-        for item in sorted(staged.iterdir()):
-            destination = folder / item.name
-            if destination.is_dir():
-                shutil.rmtree(destination)
-            os.replace(item, destination)
-    return folder
+    return Path(folder)
 
 
 def measured_vl_results(trainer: "VLJepaTrainer") -> dict[str, Any]:

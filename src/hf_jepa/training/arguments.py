@@ -1,19 +1,15 @@
 """Training arguments of the JEPA trainers."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
-from transformers.utils import logging
 
-logger = logging.get_logger(__name__)
-
-# What the trainer cannot work without; an ordinary `TrainingArguments` is switched to these, and says so.
-_REQUIRED_VALUES = {"remove_unused_columns": False, "logging_nan_inf_filter": False}
+from .common_arguments import CommonTrainingArguments
 
 
 @dataclass
-class JepaTrainingArguments(TrainingArguments):
+class JepaTrainingArguments(CommonTrainingArguments):
     r"""
     Arguments of [`JepaTrainer`]: those of [`~transformers.TrainingArguments`] plus the schedules of the originals,
     probes and guards. The defaults are the published I-JEPA recipe (facebookresearch/ijepa `in1k_vith14_ep300`).
@@ -95,20 +91,8 @@ class JepaTrainingArguments(TrainingArguments):
         default="cosine", metadata={"help": "`cosine` is the originals' warmup-cosine; others are transformers' own."}
     )
     max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 is none, as in the originals."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: masks would be dropped."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must stay False: True hides a NaN loss."})
-    report_to: None | str | list[str] = field(default="none", metadata={"help": "Trackers; none unless asked for."})
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Every trainable parameter is used in every step."}
-    )
-    accelerator_config: dict | str | None = field(
-        default_factory=lambda: {"dispatch_batches": False},
-        metadata={"help": "Accelerator settings; each rank reads its own data."},
-    )
     logging_steps: float = field(default=50, metadata={"help": "Log every so many updates."})
 
-    ema_momentum: float = field(default=0.996, metadata={"help": "Target momentum of the first update, in [0, 1]."})
-    ema_momentum_end: float = field(default=1.0, metadata={"help": "Target momentum at the end, in [0, 1]."})
     learning_rate_start: float | None = field(
         default=None, metadata={"help": "Learning rate that the warmup starts from; default: learning_rate / 5."}
     )
@@ -146,9 +130,6 @@ class JepaTrainingArguments(TrainingArguments):
     start_from_checkpoint: str | None = field(
         default=None, metadata={"help": "Checkpoint of an earlier phase, whose weights and moments a new run takes."}
     )
-    allow_changed_settings: bool = field(
-        default=False, metadata={"help": "Resume although settings differ from those of the checkpoint."}
-    )
 
     def __post_init__(self) -> None:
         if self.probe_every_steps is not None:
@@ -167,10 +148,6 @@ class JepaTrainingArguments(TrainingArguments):
         super().__post_init__()
 
     def _check_jepa_fields(self) -> None:
-        for name in ("ema_momentum", "ema_momentum_end"):
-            value = getattr(self, name)
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"`{name}` is {value}; an EMA momentum lies in [0, 1] (published: 0.996 to 1.0).")
         for name in (
             "learning_rate",
             "learning_rate_start",
@@ -212,11 +189,11 @@ class JepaTrainingArguments(TrainingArguments):
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
         if self.collapse_action not in ("warn", "stop"):
             raise ValueError(f"`collapse_action` is {self.collapse_action!r}; choose 'warn' or 'stop'.")
-        for name, value in _REQUIRED_VALUES.items():
-            if getattr(self, name) != value:
-                raise ValueError(
-                    f"`{name}` is {getattr(self, name)}, which JEPA training cannot use; leave it {value}."
-                )
+
+    @classmethod
+    def _replaced(cls, args: TrainingArguments) -> dict[str, Any]:
+        # The weight decay stays constant.
+        return {"weight_decay_end": args.weight_decay, "learning_rate_end": min(1e-6, args.learning_rate)}
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
         """
@@ -248,33 +225,6 @@ class JepaTrainingArguments(TrainingArguments):
 
 def _as_updates(value: float, num_training_steps: int) -> int:
     return int(value) if value >= 1 else round(num_training_steps * value)
-
-
-def as_jepa_arguments(args: TrainingArguments) -> JepaTrainingArguments:
-    """
-    Reads an ordinary [`~transformers.TrainingArguments`] as [`JepaTrainingArguments`]: every field keeps its value,
-    the weight decay stays constant, and what JEPA training cannot use is switched with a warning.
-
-    Args:
-        args (`TrainingArguments`): the arguments that the user gave.
-
-    Returns:
-        `JepaTrainingArguments`: the same object if it already is one, else a converted copy.
-    """
-    if isinstance(args, JepaTrainingArguments):
-        return args
-    values = {f.name: getattr(args, f.name) for f in fields(args) if f.init}
-    changed = {name: value for name, value in _REQUIRED_VALUES.items() if values[name] != value}
-    values["report_to"] = values["report_to"] or "none"
-    values["accelerator_config"] = {**values["accelerator_config"].to_dict(), "dispatch_batches": False}
-    if values["ddp_find_unused_parameters"] is None:
-        values["ddp_find_unused_parameters"] = False
-    values.update(changed, weight_decay_end=args.weight_decay)
-    values["learning_rate_end"] = min(1e-6, args.learning_rate)
-    if changed:
-        settings = ", ".join(f"{name}={value}" for name, value in changed.items())
-        logger.warning(f"JEPA training needs {settings}: set so. Use `JepaTrainingArguments` to avoid this message.")
-    return JepaTrainingArguments(**values)
 
 
 def lars(args: JepaTrainingArguments) -> tuple[type, dict[str, Any]]:

@@ -14,7 +14,7 @@ from transformers.utils import PushInProgress, logging
 from ..data import MixedVideoDataset
 from ..data.dataset import SeededDataset
 from . import checkpoints
-from .arguments import as_jepa_arguments, lars
+from .arguments import JepaTrainingArguments, lars
 from .batch_norm import synchronize_batch_norm
 from .callbacks import (
     ContextLossCallback,
@@ -27,7 +27,7 @@ from .callbacks import (
     momentum_at,
     weight_decay_at,
 )
-from .draws import DrawCountedStream, DrawSeededDataset
+from .draws import DrawCountedStream
 from .metrics import StepMetrics
 from .optimization import (
     check_full_precision,
@@ -38,7 +38,7 @@ from .optimization import (
 )
 from .probes import probe_metrics
 from .publishing import measured_results, push_folder, write_release
-from .safe_checkpoint_trainer import SafeCheckpointTrainer
+from .safe_checkpoint_trainer import SafeCheckpointTrainer, refuse_data_parallel
 
 logger = logging.get_logger(__name__)
 
@@ -82,6 +82,7 @@ class JepaTrainer(SafeCheckpointTrainer):
     loss_is_scaled_for_ga = False
     # The stock trainer has no such attribute until it has created a repository.
     push_in_progress: PushInProgress | None = None
+    seeded_datasets = (SeededDataset, MixedVideoDataset)
 
     def __init__(
         self,
@@ -94,7 +95,7 @@ class JepaTrainer(SafeCheckpointTrainer):
         callbacks: list[TrainerCallback | type[TrainerCallback]] | None = None,
         **kwargs: Any,
     ) -> None:
-        args = as_jepa_arguments(args)
+        args = JepaTrainingArguments.from_plain(args)
         if data_collator is None:
             raise ValueError(
                 "JepaTrainer needs a `data_collator` that makes the model's views, such as "
@@ -105,11 +106,7 @@ class JepaTrainer(SafeCheckpointTrainer):
                 "Evaluation fits probes on labelled images: pass `probe_train_dataset` and `eval_dataset`, or leave "
                 '`eval_strategy="no"` and `probe_every_steps=None`.'
             )
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"{args.n_gpu} GPUs are visible to one process, which would use DataParallel; start the program with "
-                "`accelerate launch`, or set CUDA_VISIBLE_DEVICES to one of them."
-            )
+        refuse_data_parallel(args)
         self.has_target = getattr(model, "target_encoder", None) is not None
         if self.has_target:
             check_full_precision(model)
@@ -154,22 +151,12 @@ class JepaTrainer(SafeCheckpointTrainer):
         Raises:
             ValueError: without a training dataset, or for one smaller than an optimizer step.
         """
-        if self.train_dataset is None:
-            raise ValueError("Training needs a `train_dataset`; give one to JepaTrainer.")
         if hasattr(self.data_collator, "draws_per_step"):
             self.data_collator.draws_per_step = self.global_batch_size
-        if isinstance(self.train_dataset, IterableDataset) or not hasattr(self.train_dataset, "__len__"):
+        data = self.train_dataset
+        if data is not None and (isinstance(data, IterableDataset) or not hasattr(data, "__len__")):
             return self._stream_dataloader()
-        dataset = self.train_dataset
-        if not isinstance(dataset, SeededDataset | MixedVideoDataset):
-            dataset = DrawSeededDataset(dataset, self._data_seed)
-        return self._get_dataloader(
-            dataset=dataset,
-            description="Training",
-            batch_size=self._train_batch_size,
-            sampler_fn=self._get_train_sampler,
-            is_training=True,
-        )
+        return super().get_train_dataloader()
 
     def _stream_dataloader(self) -> DataLoader:
         args = self.args
@@ -193,8 +180,8 @@ class JepaTrainer(SafeCheckpointTrainer):
         )
 
     def _describe_step(self, step: int) -> dict[str, Any]:
-        first = step * self.global_batch_size
-        described = {"draws": [first, first + self.global_batch_size]}
+        described = super()._describe_step(step)
+        first = described["draws"][0]
         if self.train_sampler is not None:
             sampler = self.train_sampler
             before, epoch = sampler.epoch, first // len(sampler)
@@ -404,12 +391,9 @@ class JepaTrainer(SafeCheckpointTrainer):
             warning = self.model.batch_warning(self._train_batch_size * self.args.world_size)
             if warning is not None:
                 logger.warning(warning)
-        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        self._raise_if_non_finite()
-        return output
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        self._raise_if_non_finite()
         with self.metrics.paused():
             super()._save_checkpoint(model, trial)
 

@@ -1,18 +1,14 @@
 """Training arguments of the LLM-JEPA trainer."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
-from transformers import TrainingArguments
-from transformers.utils import logging
+from .common_arguments import CommonTrainingArguments
 
-logger = logging.get_logger(__name__)
-
-_REQUIRED_VALUES = {"remove_unused_columns": False, "logging_nan_inf_filter": False}
 REGIMES = ("clean", "official")
 
 
 @dataclass
-class LLMJepaTrainingArguments(TrainingArguments):
+class LLMJepaTrainingArguments(CommonTrainingArguments):
     r"""
     Arguments of [`LLMJepaTrainer`]: those of [`~transformers.TrainingArguments`] plus how losses are normalised, how
     pairs are packed and what evaluation generates. What the loss is (weights, distance, predictors) is in the model's
@@ -58,16 +54,6 @@ class LLMJepaTrainingArguments(TrainingArguments):
     learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate (paper: 1e-5 to 8e-5)."})
     num_train_epochs: float = field(default=4.0, metadata={"help": "Passes over the data (paper: 4)."})
     per_device_train_batch_size: int = field(default=4, metadata={"help": "Examples per process and micro-batch."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: views would be dropped."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must stay False: True hides a NaN loss."})
-    report_to: None | str | list[str] = field(default="none", metadata={"help": "Trackers; none unless asked for."})
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Every trainable parameter is used in every step."}
-    )
-    accelerator_config: dict | str | None = field(
-        default_factory=lambda: {"dispatch_batches": False},
-        metadata={"help": "Accelerator settings; each rank reads its own data."},
-    )
     logging_steps: float = field(default=10, metadata={"help": "Log every so many updates."})
 
     regime: str = field(default="clean", metadata={"help": "How losses are normalised: clean or official."})
@@ -79,13 +65,9 @@ class LLMJepaTrainingArguments(TrainingArguments):
     tube_times: int = field(default=1, metadata={"help": "STP's displacement pairs per example."})
     lambda_warmup_steps: int = field(default=0, metadata={"help": "Updates until the JEPA weight is reached."})
     ema_momentum: float = field(default=0.99, metadata={"help": "Momentum of an EMA target at the start."})
-    ema_momentum_end: float = field(default=1.0, metadata={"help": "Momentum of an EMA target at the end."})
     generate_examples: int = field(default=0, metadata={"help": "Evaluation rows answered by generation; -1 is all."})
     generate_max_new_tokens: int = field(default=128, metadata={"help": "Longest generated answer."})
     collapse_margin: float = field(default=0.02, metadata={"help": "Least paired minus unpaired cosine; 0 is off."})
-    allow_changed_settings: bool = field(
-        default=False, metadata={"help": "Resume although settings differ from those of the checkpoint."}
-    )
 
     # Read by the schedule of the momentum; a fine-tuning run is its whole horizon.
     schedule_horizon = 1.0
@@ -105,30 +87,4 @@ class LLMJepaTrainingArguments(TrainingArguments):
                 "got "
                 f"{self.tube_variant!r}, {self.tube_times}, {self.lambda_warmup_steps}."
             )
-        if not 0.0 <= self.ema_momentum <= self.ema_momentum_end <= 1.0:
-            raise ValueError("`ema_momentum` and `ema_momentum_end` lie in [0, 1], the latter not below the former.")
-        for name, value in _REQUIRED_VALUES.items():
-            if getattr(self, name) != value:
-                raise ValueError(f"`{name}` is {getattr(self, name)}, which LLM-JEPA training cannot use; leave it.")
         super().__post_init__()
-
-
-def as_llm_jepa_arguments(args: TrainingArguments) -> LLMJepaTrainingArguments:
-    """
-    Reads an ordinary [`~transformers.TrainingArguments`] as [`LLMJepaTrainingArguments`], keeping every value that
-    LLM-JEPA training can use.
-
-    Args:
-        args (`TrainingArguments`): the arguments that the user gave.
-
-    Returns:
-        [`LLMJepaTrainingArguments`]: the same object if it already is one.
-    """
-    if isinstance(args, LLMJepaTrainingArguments):
-        return args
-    values = {f.name: getattr(args, f.name) for f in fields(args) if f.init}
-    values.update(_REQUIRED_VALUES, report_to=values["report_to"] or "none")
-    values["accelerator_config"] = {**values["accelerator_config"].to_dict(), "dispatch_batches": False}
-    if values["ddp_find_unused_parameters"] is None:
-        values["ddp_find_unused_parameters"] = False
-    return LLMJepaTrainingArguments(**values)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
@@ -13,17 +12,16 @@ from transformers.utils import logging
 from ..data import PairFormat, TextPairCollator, TextPairDataset
 from ..data.pair_collator import OfficialPairCollator
 from .callbacks import GuardCallback, SamplerEpochCallback, StepSeedCallback, TargetEMACallback
-from .draws import DrawSeededDataset
-from .llm_arguments import LLMJepaTrainingArguments, as_llm_jepa_arguments
+from .llm_arguments import LLMJepaTrainingArguments
 from .llm_evaluation import evaluation_answers, evaluation_losses, pair_index
 from .pair_metrics import PairMetrics
-from .publishing import push_folder
-from .safe_checkpoint_trainer import SafeCheckpointTrainer
+from .pair_trainer import PairTrainer, refuse_half_precision
+from .safe_checkpoint_trainer import refuse_data_parallel
 
 logger = logging.get_logger(__name__)
 
 
-class LLMJepaTrainer(SafeCheckpointTrainer):
+class LLMJepaTrainer(PairTrainer):
     r"""
     [`~transformers.Trainer`] for [`~hf_jepa.LLMJepaForCausalLM`]. In the `clean` regime an optimizer step has the loss
     and gradient of its whole batch, `gamma * sum(cross-entropy) / labels + lambda * sum(distance) / pairs`, whatever
@@ -33,6 +31,9 @@ class LLMJepaTrainer(SafeCheckpointTrainer):
     Logged besides `loss`, `grad_norm` and `learning_rate`: `lm_loss`, `jepa_loss`, `tokens_per_second` and, of recent
     pairs, `cos_paired`, `cos_unpaired`, `margin`, `retrieval_at_1`, `rankme_text`, `rankme_code` and
     `displacement_rank` ([`~hf_jepa.evaluation.pair_report`]): a small JEPA loss with no margin is a collapsed pairing.
+    Evaluation gives `eval_lm_loss` (per labelled token), `eval_jepa_loss` (per pair), `eval_loss` (weighted), the pair
+    report of the first 1024 pairs and, with `generate_examples`, of generated answers `eval_exact_match` and
+    `eval_startswith` (shares in [0, 1]).
 
     Args:
         model ([`~hf_jepa.LLMJepaForCausalLM`]): in float32 for the `clean` regime (with `bf16=True` for speed).
@@ -55,6 +56,7 @@ class LLMJepaTrainer(SafeCheckpointTrainer):
 
     # Losses are divided by the counts of the whole step, or (official) added up over accumulation as released.
     loss_is_scaled_for_ga = True
+    seeded_datasets = (TextPairDataset,)
 
     def __init__(
         self,
@@ -69,18 +71,16 @@ class LLMJepaTrainer(SafeCheckpointTrainer):
         callbacks: list[TrainerCallback | type[TrainerCallback]] | None = None,
         **kwargs: Any,
     ) -> None:
-        args = as_llm_jepa_arguments(args)
+        args = LLMJepaTrainingArguments.from_plain(args)
         if processing_class is None:
             raise ValueError("LLMJepaTrainer needs the tokenizer as `processing_class`.")
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"{args.n_gpu} GPUs are visible to one process, which would use DataParallel; start the program with "
-                "`accelerate launch`, or set CUDA_VISIBLE_DEVICES to one of them."
-            )
+        refuse_data_parallel(args)
         if peft_config is not None:
             _add_adapters(model, peft_config)
         if args.regime == "clean":
-            _check_full_precision(model)
+            refuse_half_precision(
+                model, ', or set `regime="official"`, which trains in bfloat16 as the released code does'
+            )
         _align_special_tokens(model, processing_class)
         config = model.config
         if config.jepa_lambda == 0:
@@ -127,30 +127,6 @@ class LLMJepaTrainer(SafeCheckpointTrainer):
         if rows is None or self.reads_rows or isinstance(rows, TextPairDataset):
             return rows
         return TextPairDataset(rows, tokenizer, self.pair_format)
-
-    def get_train_dataloader(self) -> DataLoader:
-        """
-        The training loader: pairs are drawn in one global order, of which each process takes its share.
-
-        Raises:
-            ValueError: without a training dataset, or for one smaller than an optimizer step.
-        """
-        if self.train_dataset is None:
-            raise ValueError("Training needs a `train_dataset`; give one to LLMJepaTrainer.")
-        dataset = self.train_dataset
-        if not isinstance(dataset, TextPairDataset):
-            dataset = DrawSeededDataset(dataset, self._data_seed)
-        return self._get_dataloader(
-            dataset=dataset,
-            description="Training",
-            batch_size=self._train_batch_size,
-            sampler_fn=self._get_train_sampler,
-            is_training=True,
-        )
-
-    def _describe_step(self, step: int) -> dict[str, Any]:
-        first = step * self.global_batch_size
-        return {"draws": [first, first + self.global_batch_size]}
 
     def _run_description(self) -> dict[str, Any]:
         args = self.args
@@ -216,48 +192,12 @@ class LLMJepaTrainer(SafeCheckpointTrainer):
             logs.update(self.metrics.drain(self.accelerator, steps, self.args.regime == "clean"))
         super().log(logs, start_time)
 
-    @torch.no_grad()
-    def evaluate(
-        self,
-        eval_dataset: Any = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """
-        Losses and pair diagnostics over a dataset and, with `generate_examples`, answers by generation.
+    def _as_dataset(self, rows: Any) -> Any:
+        return self._encoded(rows, self.processing_class)
 
-        Args:
-            eval_dataset (*optional*): defaults to the trainer's.
-            ignore_keys (`list[str]`, *optional*): unused.
-            metric_key_prefix (`str`): prefix of the metrics' names.
-
-        Returns:
-            `dict[str, float]`: `eval_lm_loss` (per labelled token), `eval_jepa_loss` (per pair), `eval_loss`
-            (weighted), what [`~hf_jepa.evaluation.pair_report`] says of the first 1024 pairs and, if asked for,
-            `eval_exact_match` and `eval_startswith` (shares in [0, 1]).
-
-        Raises:
-            ValueError: without a dataset.
-        """
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if dataset is None:
-            raise ValueError("Evaluation needs an `eval_dataset`; give one to LLMJepaTrainer.")
-        if isinstance(dataset, dict):
-            results = [self.evaluate(part, None, f"{metric_key_prefix}_{name}") for name, part in dataset.items()]
-            return {name: value for result in results for name, value in result.items()}
-        dataset = self._encoded(dataset, self.processing_class)
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            found = evaluation_losses(self, dataset)
-            if self.args.generate_examples:
-                found |= evaluation_answers(self, dataset)
-        finally:
-            self.model.train(was_training)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+    def _score(self, dataset: Any) -> dict[str, float]:
+        found = evaluation_losses(self, dataset)
+        return found | evaluation_answers(self, dataset) if self.args.generate_examples else found
 
     # ---- Guards ----
 
@@ -276,13 +216,7 @@ class LLMJepaTrainer(SafeCheckpointTrainer):
         """
         self.metrics = PairMetrics(self.args.pair_metrics_rows)
         self._steps_logged = 0
-        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        self._raise_if_non_finite()
-        return output
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        self._raise_if_non_finite()
-        super()._save_checkpoint(model, trial)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     # ---- Publishing ----
 
@@ -311,59 +245,23 @@ class LLMJepaTrainer(SafeCheckpointTrainer):
         Raises:
             ValueError: under FSDP, whose processes hold pieces of the weights.
         """
-        from ..hub.text_release import measured_text_results, save_text_release
+        from ..hub.text_release import save_text_release
 
-        if self.is_fsdp_enabled:
-            raise ValueError("Under FSDP no process holds the whole model; load the last checkpoint in one process.")
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        folder = Path(self.args.output_dir) / "release"
-        results = measured_text_results(self) if results is None else results
         return save_text_release(
-            model,
-            folder,
+            self._whole_model(),
+            Path(self.args.output_dir) / "release",
             self.processing_class,
-            results,
+            self._measured_results() if results is None else results,
             recipe,
             pictures or [],
             merge_adapter,
             keep_predictor_tokens,
         )
 
-    def push_to_hub(
-        self, commit_message: str | None = "End of training", *, license: str | None = None, **options: Any
-    ) -> str | None:
-        """
-        Publishes [`~LLMJepaTrainer.write_release`]'s folder.
-
-        Args:
-            commit_message (`str`, *optional*): of the commit.
-            license (`str`, *optional*): of the weights, as the Hub spells it; without it the card says "unknown".
-            options: `token`, `revision` and `private`; each defaults to the trainer's argument.
-
-        Returns:
-            `str`: the address of the commit, on the main process.
-
-        Raises:
-            PushError: if the upload failed; it names the command that finishes it.
-        """
+    def _measured_results(self) -> dict[str, Any]:
         from ..hub.text_release import measured_text_results
 
-        if not self.is_world_process_zero():
-            return None
-        results = measured_text_results(self) | ({"licence": license} if license else {})
-        folder = self.write_release(results)
-        # The stock trainer calls with `blocking`, too; an upload that fails has to be seen, so it always is.
-        known = {name: value for name, value in options.items() if name != "blocking"}
-        return push_folder(self, folder, commit_message or "End of training", **known)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self.args.hub_strategy == "end" or not self.is_world_process_zero():
-            return
-        try:
-            self.push_to_hub(f"Training in progress, step {self.state.global_step}")
-        except RuntimeError as error:
-            # A failed upload must not end a run.
-            logger.error(str(error))
+        return measured_text_results(self)
 
 
 class PairingGuardCallback(GuardCallback):
@@ -456,13 +354,3 @@ def _freeze_unused(model: PreTrainedModel) -> None:
     for name, parameter in model.named_parameters():
         if name.startswith("predictor_"):
             parameter.requires_grad_(False)
-
-
-def _check_full_precision(model: PreTrainedModel) -> None:
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
-            raise ValueError(
-                f"`{name}` is trained in {parameter.dtype}, where most updates at the usual learning rates are "
-                "rounded away. Load the model with `dtype=torch.float32` and pass `bf16=True`, or set "
-                '`regime="official"`, which trains in bfloat16 as the released code does.'
-            )

@@ -8,28 +8,27 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from .running_terms import RunningTerms, non_finite_entry
+
 # Singular values of this many rows say as much, and cost milliseconds.
 _MAX_RANK_ROWS = 1024
 _MAX_IMAGES = 64
 _MAX_CLIPS = 8
 
 
-class StepMetrics:
+class StepMetrics(RunningTerms):
     """
     Sums of what the training steps return, kept as detached tensors on the device: no update waits for the device.
     """
 
     def __init__(self) -> None:
         self.last_pixels: torch.Tensor | None = None
-        self._first_bad: torch.Tensor | None = None
-        self._reset()
+        super().__init__()
 
     def _reset(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-        self._micro_batches = 0
+        super()._reset()
         self._images = 0
         self._paused = 0.0
-        self._since = time.perf_counter()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -56,15 +55,7 @@ class StepMetrics:
                 values[name] = torch.stack([_token_std(tensor) for tensor in tensors]).mean()
         if getattr(outputs, "projections", None) is not None:
             values["projector_std"] = feature_std(outputs.projections.detach().transpose(0, 1))
-        for name, value in values.items():
-            value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        loss = outputs.loss.detach()
-        if self._first_bad is None:
-            self._first_bad = torch.full((), torch.inf, device=loss.device)
-        position = torch.full((), float(step), device=loss.device)
-        self._first_bad = torch.where(torch.isfinite(loss), self._first_bad, torch.minimum(self._first_bad, position))
-        self._micro_batches += 1
+        self._add(values, outputs.loss, step)
         groups = [pixel_values] if isinstance(pixel_values, torch.Tensor) else pixel_values
         self._images += sum(map(len, groups))
         # Clips of one size can be compared; the largest group stands for all.
@@ -73,13 +64,6 @@ class StepMetrics:
         if getattr(outputs, "projections", None) is not None:
             images = images[:, 0]
         self.last_pixels = images[: _MAX_IMAGES if images.ndim == 4 else _MAX_CLIPS].detach()
-
-    def first_non_finite_step(self, accelerator: Accelerator) -> int | None:
-        """0-based index of the first update whose loss was NaN or infinite in any process, or None. Synchronises."""
-        if self._first_bad is None:
-            return None
-        first = accelerator.gather(self._first_bad[None]).min().item()
-        return None if first == float("inf") else int(first)
 
     def drain(self, accelerator: Accelerator, features: torch.Tensor | None) -> dict[str, float]:
         """
@@ -114,9 +98,7 @@ class StepMetrics:
         measured = table[table[:, -2] > 0, len(names) : -2]
         if len(measured):
             result |= dict(zip(("target_std", "target_rankme"), measured.mean(0).tolist(), strict=True))
-        first_bad = table[:, -1].min().item()
-        if first_bad != float("inf"):
-            result["non_finite_step"] = int(first_bad)
+        result |= non_finite_entry(table[:, -1])
         result["images_per_second"] = round(self._images * accelerator.num_processes / seconds, 3)
         self._reset()
         return result

@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Sampler
-from transformers import Trainer
+from torch.utils.data import DataLoader, Sampler
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
 from ..data import CountedSampler
 from . import checkpoints
+from .draws import DrawSeededDataset
 
 logger = logging.get_logger(__name__)
 
@@ -24,6 +25,8 @@ class SafeCheckpointTrainer(Trainer):
     """
 
     train_sampler: CountedSampler | None = None
+    # Kinds of datasets that seed their samples themselves.
+    seeded_datasets: tuple[type, ...] = ()
 
     @property
     def global_batch_size(self) -> int:
@@ -34,6 +37,30 @@ class SafeCheckpointTrainer(Trainer):
         step = self.metrics.first_non_finite_step(self.accelerator)
         if step is not None:
             raise self.guard.report_non_finite(self.args, self.state, step, float("nan"), None)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """
+        The training loader: samples are drawn in one global order, of which each process takes its share.
+
+        Raises:
+            ValueError: without a training dataset, or for one smaller than an optimizer step.
+        """
+        if self.train_dataset is None:
+            raise ValueError(f"Training needs a `train_dataset`; give one to {type(self).__name__}.")
+        dataset = self.train_dataset
+        if not isinstance(dataset, self.seeded_datasets):
+            dataset = DrawSeededDataset(dataset, self._data_seed)
+        return self._get_dataloader(
+            dataset=dataset,
+            description="Training",
+            batch_size=self._train_batch_size,
+            sampler_fn=self._get_train_sampler,
+            is_training=True,
+        )
+
+    def _describe_step(self, step: int) -> dict[str, Any]:
+        first = step * self.global_batch_size
+        return {"draws": [first, first + self.global_batch_size]}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         rows = len(self.train_dataset if train_dataset is None else train_dataset)
@@ -59,10 +86,13 @@ class SafeCheckpointTrainer(Trainer):
         Raises:
             ValueError: if the checkpoint is incomplete, does not fit the model, or is of a run with other settings
                 (unless `allow_changed_settings`).
+            NonFiniteLossError: if the loss becomes NaN or infinite.
         """
         if resume_from_checkpoint:
             resume_from_checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        self._raise_if_non_finite()
+        return output
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:
@@ -112,6 +142,7 @@ class SafeCheckpointTrainer(Trainer):
         (folder / checkpoints.TRAINING_ARGS).write_text(self.args.to_json_string() + "\n")
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        self._raise_if_non_finite()
         args = self.args
         run_dir = self._get_output_dir(trial=trial)
         folder = Path(run_dir) / f"checkpoint-{self.state.global_step}"
@@ -184,3 +215,15 @@ class SafeCheckpointTrainer(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Nothing to load, see `_save_rng_state`."""
+
+
+def refuse_data_parallel(args: TrainingArguments) -> None:
+    """
+    Raises:
+        ValueError: if one process sees several GPUs.
+    """
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs are visible to one process, which would use DataParallel; start the program with "
+            "`accelerate launch`, or set CUDA_VISIBLE_DEVICES to one of them."
+        )

@@ -1,14 +1,12 @@
 """Training arguments of the VL-JEPA trainer."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
-from transformers import TrainingArguments
-
-_REQUIRED_VALUES = {"remove_unused_columns": False, "logging_nan_inf_filter": False}
+from .common_arguments import CommonTrainingArguments
 
 
 @dataclass
-class VLJepaTrainingArguments(TrainingArguments):
+class VLJepaTrainingArguments(CommonTrainingArguments):
     r"""
     Arguments of [`VLJepaTrainer`]: those of [`~transformers.TrainingArguments`] plus learning rates by part, gradient
     caching and guards. What the loss is stands in the model's config.
@@ -49,16 +47,6 @@ class VLJepaTrainingArguments(TrainingArguments):
     learning_rate: float = field(default=5e-5, metadata={"help": "Learning rate (paper: 5e-5 in pretraining)."})
     lr_scheduler_type: str = field(default="constant", metadata={"help": "Paper: constant, then cosine in SFT."})
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Pairs per process and forward pass."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: media would be dropped."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must stay False: True hides a NaN loss."})
-    report_to: None | str | list[str] = field(default="none", metadata={"help": "Trackers; none unless asked for."})
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Every trainable parameter is used in every step."}
-    )
-    accelerator_config: dict | str | None = field(
-        default_factory=lambda: {"dispatch_batches": False},
-        metadata={"help": "Accelerator settings; each rank reads its own data."},
-    )
     logging_steps: float = field(default=50, metadata={"help": "Log every so many updates."})
 
     y_encoder_lr_multiplier: float = field(default=0.05, metadata={"help": "Y-encoder's share of learning_rate."})
@@ -67,8 +55,6 @@ class VLJepaTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Pairs per forward pass under gradient caching; default: no caching."}
     )
     retrieval_rows: int = field(default=256, metadata={"help": "Recent pairs measured at each log; 0 is off."})
-    ema_momentum: float = field(default=0.996, metadata={"help": "Momentum of an EMA target at the start."})
-    ema_momentum_end: float = field(default=1.0, metadata={"help": "Momentum of an EMA target at the end."})
     collapse_std_threshold: float = field(
         default=1e-3, metadata={"help": "Spread of embeddings below which a log counts as collapse; 0 is off."}
     )
@@ -77,9 +63,6 @@ class VLJepaTrainingArguments(TrainingArguments):
     )
     collapse_patience: int = field(default=3, metadata={"help": "Collapsed logs in a row before the action."})
     collapse_action: str = field(default="warn", metadata={"help": "What a collapse does: `warn` or `stop`."})
-    allow_changed_settings: bool = field(
-        default=False, metadata={"help": "Resume although settings differ from those of the checkpoint."}
-    )
 
     # Read by the schedule of the momentum.
     schedule_horizon = 1.0
@@ -97,33 +80,7 @@ class VLJepaTrainingArguments(TrainingArguments):
                 "`retrieval_rows` is 0 or more, `collapse_patience` at least 1, `collapse_action` 'warn' or 'stop'; "
                 f"got {self.retrieval_rows}, {self.collapse_patience}, {self.collapse_action!r}."
             )
-        if not 0.0 <= self.ema_momentum <= self.ema_momentum_end <= 1.0:
-            raise ValueError("`ema_momentum` and `ema_momentum_end` lie in [0, 1], the latter not below the former.")
-        for name, value in _REQUIRED_VALUES.items():
-            if getattr(self, name) != value:
-                raise ValueError(f"`{name}` is {getattr(self, name)}, which VL-JEPA training cannot use; leave it.")
         # The loss keeps falling while retrieval already declines: select by retrieval.
         if self.metric_for_best_model is None and (self.load_best_model_at_end or self.save_strategy == "best"):
             self.metric_for_best_model = "eval_retrieval_at_1"
         super().__post_init__()
-
-
-def as_vl_jepa_arguments(args: TrainingArguments) -> VLJepaTrainingArguments:
-    """
-    Reads an ordinary [`~transformers.TrainingArguments`] as [`VLJepaTrainingArguments`], keeping every value that
-    VL-JEPA training can use.
-
-    Args:
-        args (`TrainingArguments`): the arguments that the user gave.
-
-    Returns:
-        [`VLJepaTrainingArguments`]: the same object if it already is one.
-    """
-    if isinstance(args, VLJepaTrainingArguments):
-        return args
-    values = {f.name: getattr(args, f.name) for f in fields(args) if f.init}
-    values.update(_REQUIRED_VALUES, report_to=values["report_to"] or "none")
-    values["accelerator_config"] = {**values["accelerator_config"].to_dict(), "dispatch_batches": False}
-    if values["ddp_find_unused_parameters"] is None:
-        values["ddp_find_unused_parameters"] = False
-    return VLJepaTrainingArguments(**values)

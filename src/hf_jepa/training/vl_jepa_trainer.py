@@ -11,20 +11,18 @@ from transformers.utils import logging
 
 from ..data import MixedVideoDataset, VisionTextCollator, VisionTextDataset
 from ..evaluation.embedding_retrieval import retrieval_report
-from ..models.vl_jepa import VLJepaModel
 from ..objectives.distributed import gather_batch
 from .callbacks import GuardCallback, SamplerEpochCallback, StepSeedCallback, TargetEMACallback
-from .draws import DrawSeededDataset
 from .gradient_cache import gradient_cached_step
-from .publishing import push_folder
-from .safe_checkpoint_trainer import SafeCheckpointTrainer
-from .vl_arguments import VLJepaTrainingArguments, as_vl_jepa_arguments
+from .pair_trainer import PairTrainer, refuse_half_precision
+from .safe_checkpoint_trainer import refuse_data_parallel
+from .vl_arguments import VLJepaTrainingArguments
 from .vl_metrics import RetrievalMetrics
 
 logger = logging.get_logger(__name__)
 
 
-class VLJepaTrainer(SafeCheckpointTrainer):
+class VLJepaTrainer(PairTrainer):
     r"""
     [`~transformers.Trainer`] for [`~hf_jepa.VLJepaModel`]: a learning rate of its own for the Y-encoder, negatives
     from all processes with their gradient, gradient caching for batches that do not fit, and checkpoints that are
@@ -34,6 +32,9 @@ class VLJepaTrainer(SafeCheckpointTrainer):
     `duplicates` (examples of a batch, over all processes, whose target occurs more than once), `effective_negatives`
     (pairs in an average denominator), `pairs_per_second` and, of recent pairs, `retrieval_at_1`,
     `reverse_retrieval_at_1`, `pred_std`, `target_std`, `pred_rankme` and `target_rankme`.
+    Evaluation gives `eval_loss`, the prediction loss over the whole dataset as one batch, and what
+    [`~hf_jepa.evaluation.retrieval_report`] says; every process embeds a share. Select checkpoints by
+    `eval_retrieval_at_1`: the loss may fall while retrieval declines.
 
     Args:
         model ([`~hf_jepa.VLJepaModel`]): what trains of it in float32 (with `bf16=True` for speed).
@@ -52,6 +53,7 @@ class VLJepaTrainer(SafeCheckpointTrainer):
 
     # The loss is a mean over the micro-batch: the Trainer has to divide it by the accumulation steps.
     loss_is_scaled_for_ga = False
+    seeded_datasets = (VisionTextDataset, MixedVideoDataset)
 
     def __init__(
         self,
@@ -65,17 +67,13 @@ class VLJepaTrainer(SafeCheckpointTrainer):
         callbacks: list[TrainerCallback | type[TrainerCallback]] | None = None,
         **kwargs: Any,
     ) -> None:
-        args = as_vl_jepa_arguments(args)
+        args = VLJepaTrainingArguments.from_plain(args)
         if processing_class is None and data_collator is None:
             raise ValueError("VLJepaTrainer needs a VLJepaProcessor as `processing_class`, or a `data_collator`.")
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"{args.n_gpu} GPUs are visible to one process, which would use DataParallel; start the program with "
-                "`accelerate launch`, or set CUDA_VISIBLE_DEVICES to one of them."
-            )
+        refuse_data_parallel(args)
         if peft_config is not None:
             model.add_predictor_adapter(peft_config)
-        _check_full_precision(model)
+        refuse_half_precision(model)
         if processing_class is not None:
             # The stock trainer does so, but only once training starts, when a resumed run has been compared.
             for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -110,30 +108,6 @@ class VLJepaTrainer(SafeCheckpointTrainer):
         if rows is None or isinstance(rows, Dataset) or not self._wraps_rows:
             return rows
         return VisionTextDataset(rows, num_frames=self.processing_class.num_frames, seed=self._data_seed)
-
-    def get_train_dataloader(self) -> DataLoader:
-        """
-        The training loader: pairs are drawn in one global order, of which each process takes its share.
-
-        Raises:
-            ValueError: without a training dataset, or for one smaller than an optimizer step.
-        """
-        if self.train_dataset is None:
-            raise ValueError("Training needs a `train_dataset`; give one to VLJepaTrainer.")
-        dataset = self.train_dataset
-        if not isinstance(dataset, VisionTextDataset | MixedVideoDataset):
-            dataset = DrawSeededDataset(dataset, self._data_seed)
-        return self._get_dataloader(
-            dataset=dataset,
-            description="Training",
-            batch_size=self._train_batch_size,
-            sampler_fn=self._get_train_sampler,
-            is_training=True,
-        )
-
-    def _describe_step(self, step: int) -> dict[str, Any]:
-        first = step * self.global_batch_size
-        return {"draws": [first, first + self.global_batch_size]}
 
     def _run_description(self) -> dict[str, Any]:
         names = ("y_encoder_lr_multiplier", "y_projection_lr_multiplier")
@@ -225,54 +199,17 @@ class VLJepaTrainer(SafeCheckpointTrainer):
             logs.update(self.metrics.drain(self.accelerator))
         super().log(logs, start_time)
 
-    @torch.no_grad()
-    def evaluate(
-        self,
-        eval_dataset: Any = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """
-        Embeds a dataset and looks for each pair among all of them; every process embeds a share.
-
-        Args:
-            eval_dataset (*optional*): defaults to the trainer's.
-            ignore_keys (`list[str]`, *optional*): unused.
-            metric_key_prefix (`str`): prefix of the metrics' names.
-
-        Returns:
-            `dict[str, float]`: `eval_loss`, the prediction loss over the whole dataset as one batch, and with the same
-            prefix what [`~hf_jepa.evaluation.retrieval_report`] says. Select checkpoints by `eval_retrieval_at_1`: the
-            loss may fall while retrieval declines.
-
-        Raises:
-            ValueError: without a dataset.
-        """
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if dataset is None:
-            raise ValueError("Evaluation needs an `eval_dataset`; give one to VLJepaTrainer.")
-        if isinstance(dataset, dict):
-            results = [self.evaluate(part, None, f"{metric_key_prefix}_{name}") for name, part in dataset.items()]
-            return {name: value for result in results for name, value in result.items()}
-        dataset = self._as_dataset(dataset)
+    def _score(self, dataset: Any) -> dict[str, float]:
         if len(dataset) < max(2, self.args.world_size):
             raise ValueError(f"Evaluation needs 2 rows and one per process, got {len(dataset)}.")
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            own = self._embed(dataset)
-            # InfoNCE gathers by itself.
-            terms = self.model.compute_loss(*own[:2], target_hash=own[2])[1]
-        finally:
-            self.model.train(was_training)
+        own = self._embed(dataset)
+        # InfoNCE gathers by itself.
+        terms = self.model.compute_loss(*own[:2], target_hash=own[2])[1]
         predicted, target, hashes = (gather_batch(part) for part in own)
         share = terms["prediction_loss"] * len(own[0]) / len(predicted)
-        found = {"loss": self.accelerator.gather(share[None]).sum().item()}
-        found |= retrieval_report(predicted, target, hashes)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return {"loss": self.accelerator.gather(share[None]).sum().item()} | retrieval_report(
+            predicted, target, hashes
+        )
 
     def _embed(self, dataset: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Predicted and target embeddings, and target numbers, of this process's share of the rows."""
@@ -317,13 +254,7 @@ class VLJepaTrainer(SafeCheckpointTrainer):
                 "`per_device_train_batch_size` (gradient accumulation adds no negatives), or take another `loss`."
             )
         self.metrics = RetrievalMetrics(self.args.retrieval_rows)
-        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        self._raise_if_non_finite()
-        return output
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        self._raise_if_non_finite()
-        super()._save_checkpoint(model, trial)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     # ---- Publishing ----
 
@@ -347,51 +278,19 @@ class VLJepaTrainer(SafeCheckpointTrainer):
         Raises:
             ValueError: without a processor, and under FSDP, whose processes hold pieces of the weights.
         """
-        from ..hub.vl_release import measured_vl_results, save_vl_release
+        from ..hub.vl_release import save_vl_release
 
-        if self.is_fsdp_enabled:
-            raise ValueError("Under FSDP no process holds the whole model; load the last checkpoint in one process.")
+        model = self._whole_model()
         if self.processing_class is None:
             raise ValueError("A release needs the processor; give it to VLJepaTrainer as `processing_class`.")
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        results = measured_vl_results(self) if results is None else results
+        results = self._measured_results() if results is None else results
         folder = Path(self.args.output_dir) / "release"
         return save_vl_release(model, folder, self.processing_class, results, recipe, pictures or [])
 
-    def push_to_hub(
-        self, commit_message: str | None = "End of training", *, license: str | None = None, **options: Any
-    ) -> str | None:
-        """
-        Publishes [`~VLJepaTrainer.write_release`]'s folder.
-
-        Args:
-            commit_message (`str`, *optional*): of the commit.
-            license (`str`, *optional*): of the weights, as the Hub spells it; without it the card says "unknown".
-            options: `token`, `revision` and `private`; each defaults to the trainer's argument.
-
-        Returns:
-            `str`: the address of the commit, on the main process.
-
-        Raises:
-            PushError: if the upload failed; it names the command that finishes it.
-        """
+    def _measured_results(self) -> dict[str, Any]:
         from ..hub.vl_release import measured_vl_results
 
-        if not self.is_world_process_zero():
-            return None
-        folder = self.write_release(measured_vl_results(self) | ({"licence": license} if license else {}))
-        # The stock trainer calls with `blocking`, too; an upload that fails has to be seen, so it always is.
-        known = {name: value for name, value in options.items() if name != "blocking"}
-        return push_folder(self, folder, commit_message or "End of training", **known)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self.args.hub_strategy == "end" or not self.is_world_process_zero():
-            return
-        try:
-            self.push_to_hub(f"Training in progress, step {self.state.global_step}")
-        except RuntimeError as error:
-            # A failed upload must not end a run.
-            logger.error(str(error))
+        return measured_vl_results(self)
 
 
 class EmbeddingGuardCallback(GuardCallback):
@@ -453,12 +352,3 @@ def parameter_groups(
         for (prefix, decays), parameters in members.items()
         if parameters
     ]
-
-
-def _check_full_precision(model: VLJepaModel) -> None:
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
-            raise ValueError(
-                f"`{name}` is trained in {parameter.dtype}, where most updates at the usual learning rates are "
-                "rounded away. Load the model with `dtype=torch.float32` and pass `bf16=True`."
-            )

@@ -9,9 +9,10 @@ from accelerate import Accelerator
 from ..evaluation.diagnostics import rankme
 from ..evaluation.embedding_retrieval import retrieval_ranks
 from ..models.vl_jepa import VLJepaOutput
+from .running_terms import RunningTerms, non_finite_entry
 
 
-class RetrievalMetrics:
+class RetrievalMetrics(RunningTerms):
     """
     Sums of the loss terms and counts, and the most recent pairs' embeddings, as detached tensors on the device: no
     update waits for it.
@@ -20,17 +21,9 @@ class RetrievalMetrics:
         max_rows (`int`): pairs kept for retrieval and ranks.
     """
 
-    def __init__(self, max_rows: int) -> None:
-        self.max_rows = max_rows
-        self._first_bad: torch.Tensor | None = None
-        self._reset()
-
     def _reset(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-        self._micro_batches = 0
+        super()._reset()
         self._pairs = 0
-        self._recent: list[tuple[torch.Tensor, ...]] = []
-        self._since = time.perf_counter()
 
     @torch.no_grad()
     def update(self, outputs: VLJepaOutput, step: int) -> None:
@@ -44,34 +37,16 @@ class RetrievalMetrics:
         values = {**outputs.loss_components, **outputs.counts}
         if outputs.logit_scale is not None:
             values["temperature"] = outputs.logit_scale.reciprocal()
-        for name, value in values.items():
-            value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._micro_batches += 1
+        self._add(values, outputs.loss, step)
         self._pairs += len(outputs.pred_embeds)
-        loss = outputs.loss.detach()
-        if self._first_bad is None:
-            self._first_bad = torch.full((), torch.inf, device=loss.device)
-        bad = torch.minimum(self._first_bad, torch.full_like(self._first_bad, float(step)))
-        self._first_bad = torch.where(torch.isfinite(loss), self._first_bad, bad)
         if not self.max_rows:
             return
         hashes = outputs.target_hash
         if hashes is None:
             # Negative, and another for each pair of the log.
             count = len(outputs.pred_embeds)
-            hashes = -1 - torch.arange(self._pairs - count, self._pairs, device=loss.device)
-        self._recent.append((outputs.pred_embeds.detach().float(), outputs.target_embeds.detach().float(), hashes))
-        # The oldest micro-batch goes once the others suffice.
-        while sum(len(part[0]) for part in self._recent[1:]) >= self.max_rows:
-            self._recent.pop(0)
-
-    def first_non_finite_step(self, accelerator: Accelerator) -> int | None:
-        """0-based index of the first update whose loss was NaN or infinite in any process, or None. Synchronises."""
-        if self._first_bad is None:
-            return None
-        first = accelerator.gather(self._first_bad[None]).min().item()
-        return None if first == float("inf") else int(first)
+            hashes = -1 - torch.arange(self._pairs - count, self._pairs, device=outputs.loss.device)
+        self._keep_recent(outputs.pred_embeds.detach().float(), outputs.target_embeds.detach().float(), hashes)
 
     def drain(self, accelerator: Accelerator) -> dict[str, float]:
         """
@@ -92,13 +67,10 @@ class RetrievalMetrics:
         row = torch.stack([*(self._sums[name] / self._micro_batches for name in names), self._first_bad])[None]
         table = accelerator.gather(row).cpu()
         result = dict(zip(names, table[:, :-1].mean(dim=0).tolist(), strict=True))
-        first_bad = table[:, -1].min().item()
-        if first_bad != float("inf"):
-            result["non_finite_step"] = int(first_bad)
+        result |= non_finite_entry(table[:, -1])
         result["pairs_per_second"] = round(self._pairs * accelerator.num_processes / seconds, 2)
         if self._recent:
-            parts = [torch.cat(part)[-self.max_rows :] for part in zip(*self._recent, strict=True)]
-            result |= embedding_report(*parts)
+            result |= embedding_report(*self._recent_rows())
         self._reset()
         return result
 

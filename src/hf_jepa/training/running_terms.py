@@ -1,0 +1,63 @@
+"""Sums of loss terms, gathered on the device, that the metrics of all trainers are made of."""
+
+import time
+
+import torch
+from accelerate import Accelerator
+
+
+class RunningTerms:
+    """
+    Sums of the loss terms of micro-batches and the first update whose loss was not finite, as detached tensors on the
+    device: no update waits for it. The base of the trainers' metrics.
+
+    Args:
+        max_rows (`int`): rows of `keep_recent` to keep.
+    """
+
+    def __init__(self, max_rows: int = 0) -> None:
+        self.max_rows = max_rows
+        self._first_bad: torch.Tensor | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._micro_batches = 0
+        self._recent: list[tuple[torch.Tensor, ...]] = []
+        self._since = time.perf_counter()
+
+    def _add(self, terms: dict[str, torch.Tensor], loss: torch.Tensor, step: int) -> None:
+        for name, value in terms.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        loss = loss.detach()
+        if self._first_bad is None:
+            self._first_bad = torch.full((), torch.inf, device=loss.device)
+        bad = torch.minimum(self._first_bad, torch.full_like(self._first_bad, float(step)))
+        self._first_bad = torch.where(torch.isfinite(loss), self._first_bad, bad)
+        self._micro_batches += 1
+
+    def _keep_recent(self, *parts: torch.Tensor) -> None:
+        """Keeps rows, letting the oldest micro-batch go once the others suffice."""
+        self._recent.append(parts)
+        while sum(len(part[0]) for part in self._recent[1:]) >= self.max_rows:
+            self._recent.pop(0)
+
+    def _recent_rows(self) -> list[torch.Tensor]:
+        return [torch.cat(part)[-self.max_rows :] for part in zip(*self._recent, strict=True)]
+
+    def first_non_finite_step(self, accelerator: Accelerator) -> int | None:
+        """0-based index of the first update whose loss was NaN or infinite in any process, or None. Synchronises."""
+        if self._first_bad is None:
+            return None
+        return _as_step(accelerator.gather(self._first_bad[None]).min().item())
+
+
+def non_finite_entry(first_bad: torch.Tensor) -> dict[str, int]:
+    """`non_finite_step` as a log has it: of a column over processes, and only if there was one."""
+    step = _as_step(first_bad.min().item())
+    return {} if step is None else {"non_finite_step": step}
+
+
+def _as_step(first_bad: float) -> int | None:
+    return None if first_bad == float("inf") else int(first_bad)
