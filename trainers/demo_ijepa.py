@@ -178,9 +178,11 @@ def entries(common: dict[str, Any], count: int, values: dict[str, float], retrie
 def table(columns: dict[str, dict[str, float]]) -> str:
     rows = list(next(iter(columns.values())))
     width = max(map(len, rows)) + 2
-    lines = [" " * width + "".join(f"{name:>14}" for name in columns)]
+    wide = max(14, 2 + max(map(len, columns)))
+    lines = [" " * width + "".join(f"{name:>{wide}}" for name in columns)]
     for row in rows:
-        lines.append(f"{row:<{width}}" + "".join(f"{100 * column[row]:>13.1f}%" for column in columns.values()))
+        values = (100 * column[row] for column in columns.values())
+        lines.append(f"{row:<{width}}" + "".join(f"{value:>{wide - 1}.1f}%" for value in values))
     return "\n".join(lines)
 
 
