@@ -26,11 +26,12 @@ from statistics import median
 
 import torch
 from benchmark import DTYPES, peak_mib, table, timed
-from benchmark_video_steps import CONTESTANTS, ClipSizes, build_model, make_batch
+from benchmark_video_steps import CONTESTANTS, ENCODERS, ClipSizes, build_model, make_batch
 
 from hf_jepa.masking import LONG_RANGE, SHORT_RANGE, MultiBlock3DMaskGenerator
 
 PARTS = ("steps", "inference", "masks", "memory")
+MEASURED = {"steps": CONTESTANTS, "inference": ENCODERS}
 BATCH_SIZES = {"cpu": {128: 4, 224: 2}, "cuda": {128: 64, 224: 24}}
 
 
@@ -136,19 +137,19 @@ def bench_memory(image_sizes: list[int], dtypes: list[str], threads: int, device
     rows = []
     for image_size in image_sizes:
         for dtype in dtypes:
-            for name in CONTESTANTS:
-                command = [sys.executable, __file__, "--memory-of", name, "--dtypes", dtype]
+            for part, name in [(part, name) for part, names in MEASURED.items() for name in names]:
+                command = [sys.executable, __file__, "--memory-of", part, name, "--dtypes", dtype]
                 command += ["--sizes", str(image_size), "--threads", str(threads), "--device", device]
                 output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                row = {"image_size": image_size, "dtype": dtype, "contestant": name}
+                row = {"part": part, "image_size": image_size, "dtype": dtype, "contestant": name}
                 rows.append({**row, "peak_mib": float(output.split()[-1])})
     return rows
 
 
-def peak_memory(name: str, dtype: str, sizes: ClipSizes) -> float:
-    """MiB by which three steps raise the peak memory of this process above the imports."""
+def peak_memory(part: str, name: str, dtype: str, sizes: ClipSizes) -> float:
+    """MiB by which three steps, or passes, raise the peak memory of this process above the imports."""
     before = peak_mib()
-    step = CONTESTANTS[name](sizes, DTYPES[dtype])
+    step = MEASURED[part][name](sizes, DTYPES[dtype])
     for _ in range(3):
         step()
     return torch.cuda.max_memory_allocated() / 2**20 if sizes.device == "cuda" else peak_mib() - before
@@ -157,15 +158,16 @@ def peak_memory(name: str, dtype: str, sizes: ClipSizes) -> float:
 def render(results: dict) -> str:
     blocks = []
     memory = {
-        (r["image_size"], r["dtype"], r["contestant"]): f"{r['peak_mib']:.0f}" for r in results.get("memory", ())
+        (r["part"], r["image_size"], r["dtype"], r["contestant"]): f"{r['peak_mib']:.0f}"
+        for r in results.get("memory", ())
     }
     for part, title in (("steps", "Training step, ViT-S/16, 16 frames"), ("inference", "Encoder, whole clips")):
         if rows := results.get(part):
             body = []
             for r in rows:
-                key = (r["image_size"], r["dtype"], r["contestant"])
+                key = (part, r["image_size"], r["dtype"], r["contestant"])
                 line = [str(r["image_size"]), r["dtype"], r["contestant"], f"{r['seconds']:.3f}"]
-                body.append([*line, f"{r['time_over_ours']:.2f}x", memory.get(key, "") if part == "steps" else ""])
+                body.append([*line, f"{r['time_over_ours']:.2f}x", memory.get(key, "")])
             header = ["pixels", "dtype", "contestant", "seconds", "time / ours", "peak MiB"]
             blocks.append(table(title, header, body))
     if rows := results.get("masks"):
@@ -192,7 +194,7 @@ def main() -> None:
     parser.add_argument("--device", choices=list(BATCH_SIZES), default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all")
     parser.add_argument("--output", type=Path, default=Path("model_cards/comparisons/benchmark_video.json"))
-    parser.add_argument("--memory-of", choices=list(CONTESTANTS), help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", nargs=2, metavar=("PART", "NAME"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
 
     torch.set_num_threads(arguments.threads)
@@ -201,7 +203,7 @@ def main() -> None:
     if arguments.memory_of:
         size, device = arguments.sizes[0], arguments.device
         sizes = ClipSizes(size, BATCH_SIZES[device][size], device=device)
-        print(peak_memory(arguments.memory_of, arguments.dtypes[0], sizes))
+        print(peak_memory(*arguments.memory_of, arguments.dtypes[0], sizes))
         return
     results: dict = {
         "command": "python scripts/" + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),

@@ -10,12 +10,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import VJEPA2Config, VJEPA2Model
 
-from hf_jepa import VJepa2ForPreTraining, VJepa2PreTrainingConfig
+from hf_jepa import VJepa2ForPreTraining, VJepa2PreTrainingConfig, VJepaModel
 from hf_jepa.masking import LONG_RANGE, SHORT_RANGE, MultiBlock3DMaskGenerator
 
 MOMENTUM = 0.99925
@@ -199,4 +201,29 @@ def as_released_step(sizes: ClipSizes, dtype: torch.dtype) -> Step:
 CONTESTANTS: dict[str, Callable[[ClipSizes, torch.dtype], Step]] = {
     "hf_jepa": hf_jepa_step,
     "as released": as_released_step,
+}
+
+
+def whole_encoder(sizes: ClipSizes, dtype: torch.dtype, in_tree: bool) -> Callable[[], Tensor]:
+    """Encoding of whole clips, by a model with a predictor and nothing else beside."""
+    config = VJepa2PreTrainingConfig.from_size(
+        "small", crop_size=sizes.image_size, frames_per_clip=sizes.num_frames
+    ).encoder_config
+    if in_tree:
+        known = VJEPA2Config().to_dict()
+        config = VJEPA2Config(**{name: value for name, value in config.to_dict().items() if name in known})
+    model = (VJEPA2Model if in_tree else VJepaModel)(config).eval().to(sizes.device)
+    clips = make_batch(sizes)[0]
+
+    @torch.no_grad()
+    def encode() -> Tensor:
+        with torch.autocast(sizes.device, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            return model(clips, skip_predictor=True).last_hidden_state
+
+    return encode
+
+
+ENCODERS = {
+    "hf_jepa": partial(whole_encoder, in_tree=False),
+    "in-tree VJEPA2Model": partial(whole_encoder, in_tree=True),
 }

@@ -117,12 +117,12 @@ def test_the_floor_is_ridge_regression_with_the_penalty_that_validation_likes_be
 
 def test_decodes_saved_are_counted_at_equal_quality():
     names = ("uniform", "uniform, mean", "selective", "selective, mean")
+    rates = ((LENGTH // 2, (0.2, 0.1, 0, 0)), (LENGTH, (0.3, 0.4, 0, 0.6)), (2 * LENGTH, (0.5, 0.8, 0, 0)))
     sweep = [
-        {"decodes": count, "windows": 600, **dict(zip(names, values, strict=True))}
-        for count, values in ((30, (0.2, 0.1, 0, 0)), (LENGTH, (0.3, 0.4, 0, 0.6)), (120, (0.5, 0.8, 0, 0)))
+        {"decodes": count, "windows": 10 * LENGTH, **dict(zip(names, values, strict=True))} for count, values in rates
     ]
     found = decodes_saved(sweep)
-    assert found["uniform_decodes_needed"] == LENGTH + round(0.5 * 60)
+    assert found["uniform_decodes_needed"] == 1.5 * LENGTH
     assert found["times_fewer"] == pytest.approx(1.5)
     sweep[-1]["uniform, mean"] = 0.5
     assert decodes_saved(sweep)["times_fewer"] is None
