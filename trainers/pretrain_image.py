@@ -183,8 +183,8 @@ def measure_baselines(trainer: JepaTrainer, untrained: PreTrainedModel) -> list[
         "linear": ridge_probe(*splits).accuracy,
     }
     sets = (trainer.probe_train_dataset, trainer.eval_dataset)
-    found = probe_metrics(untrained.to(trainer.args.device), *sets, trainer.args, trainer.accelerator, "eval")
-    fresh = {task: found[f"eval_{task}_accuracy"] for task in pixels}
+    found = probe_metrics(untrained.to(trainer.args.device), *sets, trainer.args, trainer.accelerator)
+    fresh = {task: found[f"{task}_accuracy"] for task in pixels}
     return [
         {**entry, "name": name, "value": values[entry["task"]]}
         for name, values in (("raw pixels", pixels), ("untrained encoder", fresh))

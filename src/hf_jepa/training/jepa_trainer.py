@@ -60,6 +60,8 @@ class JepaTrainer(SafeCheckpointTrainer):
     whole images or clips), `prediction_token_std` and `target_token_std` (of what the loss compares), `projector_std`
     (of a joint-embedding model's projections over the batch), `images_per_second` (clips, of a video model; over all
     processes, probes and saving left out). Means are over the updates since the last log, and over processes.
+    Evaluation fits probes on the target encoder's pooled features of `probe_train_dataset` and scores them on
+    `eval_dataset`: `eval_knn_accuracy`, `eval_linear_accuracy` (shares in [0, 1]), and the time it took.
 
     Args:
         model ([`~hf_jepa.modeling_jepa.JepaPreTrainedModel`]): in float32.
@@ -331,40 +333,11 @@ class JepaTrainer(SafeCheckpointTrainer):
         with self.accelerator.autocast():
             return self.model.get_features(pixels)
 
-    def evaluate(
-        self,
-        eval_dataset: Any = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """
-        Fits k-NN and linear probes on the target encoder's mean-pooled features of `probe_train_dataset` and scores
-        them on `eval_dataset`.
-
-        Args:
-            eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*): defaults to the trainer's.
-            ignore_keys (`list[str]`, *optional*): unused.
-            metric_key_prefix (`str`): prefix of the metrics' names.
-
-        Returns:
-            `dict[str, float]`: `eval_knn_accuracy` and `eval_linear_accuracy` (shares in [0, 1]) and the time it took.
-
-        Raises:
-            ValueError: if either dataset is missing.
-        """
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if dataset is None or self.probe_train_dataset is None:
-            raise ValueError("Probes need labelled images: give JepaTrainer `probe_train_dataset` and `eval_dataset`.")
-        if isinstance(dataset, dict):
-            results = [self.evaluate(part, None, f"{metric_key_prefix}_{name}") for name, part in dataset.items()]
-            return {name: value for result in results for name, value in result.items()}
+    def _score(self, dataset: Any) -> dict[str, float]:
+        if self.probe_train_dataset is None:
+            raise ValueError("Probes are fitted on labelled images: give JepaTrainer `probe_train_dataset`.")
         with self.metrics.paused():
-            metrics = probe_metrics(
-                self.model, self.probe_train_dataset, dataset, self.args, self.accelerator, metric_key_prefix
-            )
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+            return probe_metrics(self.model, self.probe_train_dataset, dataset, self.args, self.accelerator)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """

@@ -192,10 +192,8 @@ class LLMJepaTrainer(PairTrainer):
             logs.update(self.metrics.drain(self.accelerator, steps, self.args.regime == "clean"))
         super().log(logs, start_time)
 
-    def _as_dataset(self, rows: Any) -> Any:
-        return self._encoded(rows, self.processing_class)
-
     def _score(self, dataset: Any) -> dict[str, float]:
+        dataset = self._encoded(dataset, self.processing_class)
         found = evaluation_losses(self, dataset)
         return found | evaluation_answers(self, dataset) if self.args.generate_examples else found
 

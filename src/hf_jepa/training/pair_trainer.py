@@ -1,6 +1,5 @@
 """What the trainers of pairs share: Text and Code, or what is seen and what is said of it."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,67 +14,14 @@ logger = logging.get_logger(__name__)
 
 class PairTrainer(SafeCheckpointTrainer):
     """
-    Evaluation on one or several datasets, and publishing. The base of [`LLMJepaTrainer`] and [`VLJepaTrainer`], which
-    say what a dataset is scored on (`_score`), what of the run goes on a card (`_measured_results`) and how a release
-    is written (`write_release`).
+    Publishing of models that are one checkpoint. The base of [`LLMJepaTrainer`] and [`VLJepaTrainer`], which say what
+    of the run goes on a card (`_measured_results`) and how a release is written (`write_release`).
     """
-
-    def _as_dataset(self, rows: Any) -> Any:
-        raise NotImplementedError
-
-    def _score(self, dataset: Any) -> dict[str, float]:
-        raise NotImplementedError
-
-    def _measured_results(self) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def write_release(self, results: dict[str, Any] | None = None) -> Path:
-        raise NotImplementedError
 
     def _whole_model(self) -> PreTrainedModel:
         if self.is_fsdp_enabled:
             raise ValueError("Under FSDP no process holds the whole model; load the last checkpoint in one process.")
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-
-    @torch.no_grad()
-    def evaluate(
-        self,
-        eval_dataset: Any = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """
-        Scores the model on a dataset; the trainer's own description says with what.
-
-        Args:
-            eval_dataset (*optional*): defaults to the trainer's; a dict of datasets is scored one by one, with their
-                names in the prefix.
-            ignore_keys (`list[str]`, *optional*): unused.
-            metric_key_prefix (`str`): prefix of the metrics' names.
-
-        Returns:
-            `dict[str, float]`.
-
-        Raises:
-            ValueError: without a dataset.
-        """
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if dataset is None:
-            raise ValueError(f"Evaluation needs an `eval_dataset`; give one to {type(self).__name__}.")
-        if isinstance(dataset, dict):
-            results = [self.evaluate(part, None, f"{metric_key_prefix}_{name}") for name, part in dataset.items()]
-            return {name: value for result in results for name, value in result.items()}
-        dataset = self._as_dataset(dataset)
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            found = self._score(dataset)
-        finally:
-            self.model.train(was_training)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
 
     def push_to_hub(
         self, commit_message: str | None = "End of training", *, license: str | None = None, **options: Any

@@ -60,7 +60,6 @@ def probe_metrics(
     eval_dataset: Any,
     args: JepaTrainingArguments,
     accelerator: Accelerator,
-    prefix: str,
 ) -> dict[str, float]:
     """
     Weighted k-NN and ridge-regression probe on pooled target features.
@@ -71,10 +70,9 @@ def probe_metrics(
         eval_dataset (`Dataset`): labelled images that they are scored on.
         args ([`JepaTrainingArguments`]): batch size and neighbours.
         accelerator (`Accelerator`): the processes that share the work.
-        prefix (`str`): of the metrics' names.
 
     Returns:
-        `dict[str, float]`: the same in every process.
+        `dict[str, float]`: `knn_accuracy`, `linear_accuracy` and `runtime` in seconds, the same in every process.
     """
     from ..evaluation import knn_accuracy, ridge_probe
 
@@ -90,7 +88,7 @@ def probe_metrics(
     # Every process decides alike about the best checkpoint.
     values = broadcast_object_list(values)
     return {
-        f"{prefix}_knn_accuracy": values[0],
-        f"{prefix}_linear_accuracy": values[1],
-        f"{prefix}_runtime": round(time.perf_counter() - start, 4),
+        "knn_accuracy": values[0],
+        "linear_accuracy": values[1],
+        "runtime": round(time.perf_counter() - start, 4),
     }

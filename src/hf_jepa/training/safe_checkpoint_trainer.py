@@ -20,8 +20,8 @@ class SafeCheckpointTrainer(Trainer):
     """
     [`~transformers.Trainer`] with checkpoints that can be trusted: safetensors and JSON only, a completion marker
     written last, weights restored whole or refused, and changed settings noticed on resume. Samples come in one order
-    counted over the run, for any split over processes. The base of the trainers here, which set `metrics` and `guard`;
-    its arguments must have `allow_changed_settings`.
+    counted over the run, for any split over processes. The base of the trainers here, which set `metrics` and `guard`
+    and say what a dataset is scored on (`_score`); its arguments must have `allow_changed_settings`.
     """
 
     train_sampler: CountedSampler | None = None
@@ -73,6 +73,45 @@ class SafeCheckpointTrainer(Trainer):
     @property
     def _data_seed(self) -> int:
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """
+        Scores the model on a dataset; the trainer's own description says with what.
+
+        Args:
+            eval_dataset (*optional*): defaults to the trainer's; a dict of datasets is scored one by one, with their
+                names in the prefix.
+            ignore_keys (`list[str]`, *optional*): unused.
+            metric_key_prefix (`str`): prefix of the metrics' names.
+
+        Returns:
+            `dict[str, float]`.
+
+        Raises:
+            ValueError: without a dataset.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise ValueError(f"Evaluation needs an `eval_dataset`; give one to {type(self).__name__}.")
+        if isinstance(dataset, dict):
+            results = [self.evaluate(part, None, f"{metric_key_prefix}_{name}") for name, part in dataset.items()]
+            return {name: value for result in results for name, value in result.items()}
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            found = self._score(dataset)
+        finally:
+            self.model.train(was_training)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """

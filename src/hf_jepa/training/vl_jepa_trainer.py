@@ -200,6 +200,7 @@ class VLJepaTrainer(PairTrainer):
         super().log(logs, start_time)
 
     def _score(self, dataset: Any) -> dict[str, float]:
+        dataset = self._as_dataset(dataset)
         if len(dataset) < max(2, self.args.world_size):
             raise ValueError(f"Evaluation needs 2 rows and one per process, got {len(dataset)}.")
         own = self._embed(dataset)
