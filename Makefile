@@ -60,6 +60,7 @@ test: $(STAMP)
 	$(TEST_ENV) $(PY) -m pytest -n 2 -m "not slow and not network and not gpu" --durations=10
 
 test-slow: $(STAMP)
+	@scripts/setup_env.sh --browser
 	$(TEST_ENV) $(PY) -m pytest -n 2 -m "slow and not network and not gpu" --durations=10
 
 quality: $(STAMP)

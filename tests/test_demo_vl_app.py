@@ -1,4 +1,4 @@
-"""The page of `hf-jepa demo-vl`: what it computes; and, where a browser is installed, the page itself."""
+"""The page of `hf-jepa demo-vl`: what it computes; and, in a browser, the page itself."""
 
 import shutil
 import sys
@@ -76,16 +76,14 @@ def test_without_gradio_or_a_model_the_command_says_what_is_missing(pipeline, tm
 
 @pytest.mark.slow
 def test_a_browser_ranks_texts_for_a_picture(pipeline, picture, tmp_path):
-    pytest.importorskip("gradio", reason="gradio is not installed: pip install hf-jepa[demo]")
-    browsers = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("there is no chromium")
+    # `make test-slow` installs both, and Chromium.
+    from playwright.sync_api import sync_playwright
+
     page = build_page(pipeline)
     _, address, _ = page.launch(prevent_thread_lock=True, server_port=None, quiet=True)
     try:
-        with browsers.sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             tab = browser.new_page(viewport={"width": 1200, "height": 1000})
             tab.goto(address)
             tab.locator("input[type=file]").first.set_input_files(picture)
