@@ -8,13 +8,13 @@ def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def check_finite(tensor: torch.Tensor, name: str) -> None:
+def check_finite(tensor: torch.Tensor, name: str, advice: str = "look at the model before the objective") -> None:
     """Raises `ValueError` for NaN or infinity on CPU; elsewhere looking would stall the device, so nothing is read."""
     if tensor.device.type != "cpu" or torch.compiler.is_compiling():
         return
     # Both propagate NaN, and cost a tenth of `isfinite` over all values.
     if not all(extreme.isfinite() for extreme in tensor.detach().aminmax()):
-        raise ValueError(f"{name} hold NaN or infinite values; look at the model before the objective.")
+        raise ValueError(f"{name} hold NaN or infinite values; {advice}.")
 
 
 def checked_embeddings(embeddings: torch.Tensor, name: str = "Embeddings", minimum: int = 1) -> torch.Tensor:

@@ -12,9 +12,9 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.hub import cached_file
 
+from ...encoders import without_unused_parts
 from .configuration_vl_jepa import ACTIVATIONS
 from .text_encoder_vl_jepa import without_pooler
-from .vision_vl_jepa import without_unused_parts
 
 _POOLINGS = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
 _LEGACY_POOLINGS = {

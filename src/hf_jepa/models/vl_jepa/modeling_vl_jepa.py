@@ -11,7 +11,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
-from ...encoders import join_tokens
+from ...encoders import encode_frames, join_tokens, vision_width, without_unused_parts
 from ...objectives import InfoNCE
 from ...objectives.inputs import at_least_float32
 from ...regularized import build_regularizer
@@ -21,7 +21,6 @@ from .decoder_vl_jepa import VLJepaTextDecoder
 from .objective_vl_jepa import VLJepaOutput, embedding_distance, vl_jepa_loss
 from .sequence_vl_jepa import check_lengths, join_sequence
 from .text_encoder_vl_jepa import VLJepaPreTrainedModel, VLJepaTextEncoder, hash_tokens, pool_tokens
-from .vision_vl_jepa import encode_frames, vision_width, without_unused_parts
 
 
 class VLJepaModel(VLJepaPreTrainedModel):
