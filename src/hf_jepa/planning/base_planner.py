@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..world_model import Goal, Norm, Over
+from .actions import ActionSpace, PerDimension
+from .noise import Generators, draw_noise, episode_generators
+
+if TYPE_CHECKING:
+    from ..world_model import WorldModelMixin
+
+
+@dataclass
+class PlanTrace:
+    """
+    What a search went through, one entry per iteration. Actions are in the model's units.
+
+    Attributes:
+        candidates (list of `(batch, samples, horizon, action_dim)` float32): What the model was asked about.
+        costs (list of `(batch, samples)` float32): Their costs.
+        elites (list of `(batch, elites)` int64): Indices of the cheapest, best first. Gradient descent has none.
+        means (list of `(batch, horizon, action_dim)` float32): The proposals' mean after the iteration.
+        stds (list of `(batch, horizon, action_dim)` float32): Their standard deviation after it.
+        weights (list of `(batch, elites)` float32): What MPPI weighs the elites by.
+        best (`(batch, kept, horizon, action_dim)` float32, *optional*): The cheapest plans, in the environment's
+            units, that a planner with `keep_elites` wants to be given as `kept` next time.
+    """
+
+    candidates: list[Tensor] = field(default_factory=list)
+    costs: list[Tensor] = field(default_factory=list)
+    elites: list[Tensor] = field(default_factory=list)
+    means: list[Tensor] = field(default_factory=list)
+    stds: list[Tensor] = field(default_factory=list)
+    weights: list[Tensor] = field(default_factory=list)
+    best: Tensor | None = None
+
+
+@dataclass
+class Problem:
+    """One search, in the model's units: where to start, what to draw, what candidates cost."""
+
+    space: ActionSpace
+    start: Tensor
+    kept: Tensor | None
+    evaluate: Callable[[Tensor], Tensor]
+    draw: Callable[[int], Tensor]
+
+
+@dataclass(kw_only=True)
+class Planner(ABC):
+    """
+    Searches action sequences whose imagined latents come close to a goal. All candidates of all episodes are rolled
+    out together, on the device of the latents.
+
+    Args:
+        horizon (`int`): Steps of the model ahead.
+        num_samples (`int`): Candidates per episode and iteration.
+        num_iterations (`int`): How often candidates are drawn, or gradient steps.
+        norm (`str`): `"l1"` or `"l2"` distance, as in `model.cost`.
+        over (`str`): The distance of the `"last"` imagined latent, or the mean over the `"path"`.
+        limit (`float` or one per dimension, *optional*): Largest absolute value of an action, in the environment's
+            units, besides the bounds in the checkpoint.
+        initial_std (`float` or one per dimension): Spread of the first proposals, in the model's units.
+        correlation (`float`): Of the proposals' noise from one step to the next, in [0, 1). White noise (0) wanders
+            about its start; long horizons need 0.9 or so to get anywhere (as the coloured noise of iCEM,
+            arXiv:2008.06389, for which this is a first-order autoregression).
+        max_rollouts (`int`, *optional*): Most candidates in one call of the model: memory against speed.
+    """
+
+    horizon: int
+    num_samples: int
+    num_iterations: int
+    norm: Norm = "l2"
+    over: Over = "last"
+    limit: PerDimension | None = None
+    initial_std: PerDimension = 1.0
+    correlation: float = 0.0
+    max_rollouts: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("horizon", "num_samples", "num_iterations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.max_rollouts is not None and self.max_rollouts < 1:
+            raise ValueError(f"`max_rollouts` must be at least 1, got {self.max_rollouts}.")
+        if not 0 <= self.correlation < 1:
+            raise ValueError(f"`correlation` must be in [0, 1), got {self.correlation}.")
+
+    @property
+    def num_draws(self) -> int:
+        """Iterations that draw noise."""
+        return self.num_iterations
+
+    @abstractmethod
+    def search(self, problem: Problem, trace: PlanTrace) -> Tensor:
+        """The plan found, `(batch, horizon, action_dim)` in the model's units."""
+
+    def plan(
+        self,
+        model: WorldModelMixin,
+        latents: Tensor,
+        goal: Goal,
+        generator: Generators = None,
+        noise: Tensor | None = None,
+        return_trace: bool = False,
+        *,
+        start: Tensor | None = None,
+        kept: Tensor | None = None,
+        states: Tensor | None = None,
+        extrinsics: Tensor | None = None,
+        past_actions: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, PlanTrace]:
+        """
+        Plans from where each episode is to where it should be.
+
+        Args:
+            model ([`WorldModelMixin`]): In evaluation mode, its action statistics in its config.
+            latents (`(batch, context, tokens, width)`): Of `model.encode`, the last one now.
+            goal (`(batch, tokens, width)`, images `(batch, channels, height, width)`, clips `(batch, time, channels,
+                height, width)` or a callable): Images and clips are encoded, clips by their last frame; a callable
+                turns imagined latents `(rollouts, horizon, tokens, width)` into costs `(rollouts,)`.
+            generator (`torch.Generator` or one per episode, *optional*): One per episode makes a plan independent of
+                the batch it is computed in; a single one seeds one per episode.
+            noise (`(num_draws, batch, num_samples, horizon, action_dim)`, *optional*): Every draw, made explicit;
+                `correlation` is not applied to it.
+            return_trace (`bool`): Return a [`PlanTrace`] too.
+            start (`(batch, up to horizon, action_dim)`, *optional*): Actions in the environment's units that the
+                proposals start from; what is missing is the mean action.
+            kept (`(batch, kept, horizon, action_dim)`, *optional*): Candidates to be tried along, in the environment's
+                units.
+            states (`(batch, known, state_dim)`, *optional*): As `model.rollout` takes them.
+            extrinsics (`(batch, known, extrinsics_dim)`, *optional*): Likewise.
+            past_actions (`(batch, context - 1, action_dim)`, *optional*): Between the context frames, in the
+                environment's units.
+
+        Returns:
+            `(batch, horizon, action_dim)` float32: actions in the environment's units, inside its bounds.
+
+        Raises:
+            ValueError: If the model lacks its statistics or is in training mode, or an argument does not fit.
+        """
+        if model.training:
+            raise ValueError("The model is in training mode, where dropout and batch norms change plans: `eval()` it.")
+        if latents.ndim != 4 or not latents.shape[0]:
+            raise ValueError(f"`latents` must be (batch, context, tokens, width), got shape {tuple(latents.shape)}.")
+        space = ActionSpace.of(model, self.limit, latents.device)
+        batch = latents.shape[0]
+        if not callable(goal):
+            if goal.ndim in (4, 5):
+                with torch.no_grad():
+                    goal = model.encode_goal(goal)
+            if goal.ndim != 3 or len(goal) != batch:
+                raise ValueError(f"{batch} episodes need a goal each, got shape {tuple(goal.shape)}.")
+            if not torch.isfinite(goal).all():
+                raise ValueError("`goal` holds NaN or infinite values.")
+        if past_actions is not None:
+            past_actions = model.normalize_actions(past_actions)
+        conditions = {"states": states, "extrinsics": extrinsics, "past_actions": past_actions}
+        conditions = {name: value for name, value in conditions.items() if value is not None}
+
+        def evaluate(candidates: Tensor) -> Tensor:
+            episodes, samples = candidates.shape[:2]
+            most = self.max_rollouts or episodes * samples
+            parts = []
+            for rows in torch.arange(episodes, device=latents.device).split(max(1, most // samples)):
+                given = {name: value[rows] for name, value in conditions.items()}
+                aim = goal if callable(goal) else goal[rows]
+                costs = [
+                    model.cost(
+                        model.rollout(latents[rows], part.flatten(0, 1), **given), aim, norm=self.norm, over=self.over
+                    ).view(len(rows), -1)
+                    for part in candidates[rows].split(most, dim=1)
+                ]
+                parts.append(torch.cat(costs, dim=1))
+            # A rollout that overflows is a bad plan, not a reason to return NaN.
+            return torch.cat(parts).nan_to_num(nan=float("inf"))
+
+        problem = Problem(
+            space=space,
+            start=self._start(start, space, latents),
+            kept=None if kept is None else model.normalize_actions(self._checked("kept", kept, batch, space)),
+            evaluate=evaluate,
+            draw=self._draws(generator, noise, batch, space),
+        )
+        trace = PlanTrace()
+        with torch.no_grad():
+            actions = space.to_environment(self.search(problem, trace))
+        return (actions, trace) if return_trace else actions
+
+    def _start(self, start: Tensor | None, space: ActionSpace, latents: Tensor) -> Tensor:
+        full = latents.new_zeros(latents.shape[0], self.horizon, space.width, dtype=torch.float32)
+        if start is not None:
+            start = space.model.normalize_actions(self._checked("start", start, latents.shape[0], space))
+            full[:, : start.shape[1]] = start
+        return space.clip(full)
+
+    def _checked(self, name: str, actions: Tensor, batch: int, space: ActionSpace) -> Tensor:
+        if actions.shape[0] != batch or not 0 < actions.shape[-2] <= self.horizon or actions.shape[-1] != space.width:
+            raise ValueError(
+                f"`{name}` must hold plans of {batch} episodes, at most {self.horizon} steps of width {space.width}, "
+                f"got shape {tuple(actions.shape)}."
+            )
+        if not torch.isfinite(actions).all():
+            raise ValueError(f"`{name}` holds NaN or infinite values.")
+        return actions
+
+    def _draws(
+        self, generator: Generators, noise: Tensor | None, batch: int, space: ActionSpace
+    ) -> Callable[[int], Tensor]:
+        shape = (self.num_samples, self.horizon, space.width)
+        if noise is not None:
+            if noise.shape != (self.num_draws, batch, *shape):
+                raise ValueError(f"`noise` must be {(self.num_draws, batch, *shape)}, got {tuple(noise.shape)}.")
+            return lambda iteration: noise[iteration]
+        generators = episode_generators(generator, batch, space.low.device)
+        return lambda iteration: draw_noise(generators, *shape, self.correlation, space.low.device)
