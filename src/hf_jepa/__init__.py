@@ -21,6 +21,12 @@ if TYPE_CHECKING:
         VICRegForPreTraining,
         VICRegPreTrainingConfig,
     )
+    from .models.latent_world_model import (
+        ConvEncoderConfig,
+        ConvEncoderModel,
+        LatentWorldModel,
+        LatentWorldModelConfig,
+    )
     from .models.llm_jepa import LLMJepaConfig, LLMJepaForCausalLM
     from .models.vjepa import (
         VJepa2ForPreTraining,
@@ -47,6 +53,8 @@ if TYPE_CHECKING:
 _HOME = {
     "CJepaForPreTraining": "models.cjepa",
     "CJepaPreTrainingConfig": "models.cjepa",
+    "ConvEncoderConfig": "models.latent_world_model",
+    "ConvEncoderModel": "models.latent_world_model",
     "Data2VecVisionForPreTraining": "models.data2vec_vision",
     "Data2VecVisionPreTrainingConfig": "models.data2vec_vision",
     "IJepaForPreTraining": "models.ijepa",
@@ -59,6 +67,8 @@ _HOME = {
     "LLMJepaForCausalLM": "models.llm_jepa",
     "LLMJepaTrainer": "training",
     "LLMJepaTrainingArguments": "training",
+    "LatentWorldModel": "models.latent_world_model",
+    "LatentWorldModelConfig": "models.latent_world_model",
     "LeJepaForPreTraining": "models.joint_embedding",
     "LeJepaPreTrainingConfig": "models.joint_embedding",
     "RectifiedLpJepaForPreTraining": "models.joint_embedding",
@@ -87,6 +97,8 @@ _HOME = {
 __all__ = [
     "CJepaForPreTraining",
     "CJepaPreTrainingConfig",
+    "ConvEncoderConfig",
+    "ConvEncoderModel",
     "Data2VecVisionForPreTraining",
     "Data2VecVisionPreTrainingConfig",
     "IJepaForPreTraining",
@@ -99,6 +111,8 @@ __all__ = [
     "LLMJepaForCausalLM",
     "LLMJepaTrainer",
     "LLMJepaTrainingArguments",
+    "LatentWorldModel",
+    "LatentWorldModelConfig",
     "LeJepaForPreTraining",
     "LeJepaPreTrainingConfig",
     "RectifiedLpJepaForPreTraining",

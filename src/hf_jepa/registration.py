@@ -21,6 +21,12 @@ from .models.joint_embedding import (
     VICRegForPreTraining,
     VICRegPreTrainingConfig,
 )
+from .models.latent_world_model import (
+    ConvEncoderConfig,
+    ConvEncoderModel,
+    LatentWorldModel,
+    LatentWorldModelConfig,
+)
 from .models.llm_jepa import LLMJepaConfig, LLMJepaForCausalLM
 from .models.vjepa import (
     VJepa2ForPreTraining,
@@ -44,6 +50,8 @@ MODELS = [
     (RectifiedLpJepaPreTrainingConfig, RectifiedLpJepaForPreTraining, (AutoModel, AutoModelForPreTraining)),
     (SimSiamPreTrainingConfig, SimSiamForPreTraining, (AutoModel, AutoModelForPreTraining)),
     (VICRegPreTrainingConfig, VICRegForPreTraining, (AutoModel, AutoModelForPreTraining)),
+    (ConvEncoderConfig, ConvEncoderModel, (AutoModel,)),
+    (LatentWorldModelConfig, LatentWorldModel, (AutoModel, AutoModelForPreTraining)),
     (LLMJepaConfig, LLMJepaForCausalLM, (AutoModel, AutoModelForPreTraining)),
     (VJepaConfig, VJepaModel, (AutoModel,)),
     (VJepaConfig, VJepaForVideoClassification, (AutoModelForVideoClassification,)),

@@ -1,0 +1,595 @@
+"""A world model from pixels: an encoder, a predictor of the next latent frame, and terms that forbid collapse."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils.generic import can_return_tuple
+
+from ...encoders import patch_tokens, pooled_output, resolve_pooling, run_encoder
+from ...modeling_jepa import JepaOutput, JepaPreTrainedModel
+from ...objectives import SIGReg
+from ...objectives.inputs import at_least_float32
+from ...world_model import WorldModelMixin
+from .configuration_latent_world_model import LatentWorldModelConfig
+from .latent_variable import LatentCodes, build_latent_variable
+from .objective_latent_world_model import InverseModel, inverse_dynamics, regularizers
+from .predictors_latent_world_model import GRUPredictor, MLPPredictor, TransformerPredictor
+
+# Float pixels beyond this are no normalised ones: somebody forgot to divide by 255.
+_LARGEST_PIXEL = 60.0
+
+
+def _head(sizes: tuple[int, int, int]) -> nn.Sequential:
+    before, hidden, after = sizes
+    return nn.Sequential(nn.Linear(before, hidden), nn.BatchNorm1d(hidden), nn.GELU(), nn.Linear(hidden, after))
+
+
+class LatentWorldModel(WorldModelMixin, JepaPreTrainedModel):
+    """
+    Predicts the latent of the next frame from the latents of frames and the actions between them, and learns both
+    latents and prediction at once: the prediction error reaches the encoder through the target too, without
+    stop-gradient and without an EMA target. What forbids the constant encoder is a matter of the config: SIGReg,
+    inverse dynamics, variance and covariance, or a frozen encoder. Its presets are LeWM, SMWM, PLDM, EB-JEPA, DINO-WM.
+
+    Actions are in the model's units, `(action - action_mean) / action_std`; see
+    [`~hf_jepa.world_model.WorldModelMixin.normalize_actions`].
+
+    Example:
+
+    ```python
+    >>> from hf_jepa import LatentWorldModel, LatentWorldModelConfig
+    >>> model = LatentWorldModel(LatentWorldModelConfig(action_dim=2, sigreg_weight=0.09, rollout_steps=4))
+    >>> frames, actions = torch.randn(8, 5, 3, 64, 64), torch.randn(8, 4, 2)
+    >>> model(frames, actions).loss.backward()
+    >>> imagined = model.rollout(model.encode(frames[:, :1]), actions)
+    ```
+    """
+
+    config: LatentWorldModelConfig
+
+    def __init__(self, config: LatentWorldModelConfig):
+        super().__init__(config)
+        self.encoder = AutoModel.from_config(config.encoder_config)
+        if not isinstance(self.encoder, PreTrainedModel):
+            raise ValueError(f"`encoder_config` builds a {type(self.encoder).__name__}, which is no vision encoder.")
+        self.supports_gradient_checkpointing = self.encoder.supports_gradient_checkpointing
+        if hasattr(getattr(self.encoder, "pooler", None), "dense") and config.pooling != "pooler":
+            # Nothing reads it, so that it would get no gradient.
+            self.encoder.pooler = None
+        if config.pooled_size is None or config.num_tokens is None:
+            config.pooling, config.num_tokens, config.pooled_size = self._find_pooling()
+        width = config.pooled_size
+        self.projector = self.prediction_projector = None
+        if config.projector_hidden_size is not None:
+            self.projector = _head((width, config.projector_hidden_size, config.latent_size or width))
+            width = config.latent_size or width
+        elif config.latent_size not in (None, width):
+            raise ValueError(
+                f"`latent_size` is the width of the projector's output; without `projector_hidden_size` it is the "
+                f"encoder's {width}, not {config.latent_size}."
+            )
+        self.proprio_encoder = None
+        if config.proprio_dim:
+            self.proprio_encoder = nn.Linear(config.proprio_dim, config.proprio_embedding_size)
+            width += config.proprio_embedding_size
+        self.latent_norm = nn.LayerNorm(width) if config.latent_space == "layer_norm" else None
+        self.predictor = self._build_predictor(width)
+        if config.projector_hidden_size is not None:
+            self.prediction_projector = _head((width, config.projector_hidden_size, width))
+        self.inverse_model = None
+        if config.inverse_dynamics_weight:
+            self.inverse_model = InverseModel(width, config.inverse_hidden_size, config.action_dim)
+        self.latent_variable = build_latent_variable(config, width)
+        self.sigreg = SIGReg(config.num_slices) if config.sigreg_weight else None
+        # All ranks count alike. DDP's broadcast would rewrite the count, which then has to be read from the device.
+        counters = [name for name, _ in self.named_buffers() if name.endswith("global_step")]
+        self._ddp_params_and_buffers_to_ignore = counters
+        self.freeze_target()
+        self.post_init()
+
+    def _build_predictor(self, width: int) -> nn.Module:
+        config = self.config
+        if config.predictor_type == "gru":
+            return GRUPredictor(width, config.condition_size)
+        if config.predictor_type != "transformer":
+            residual = config.predictor_type == "residual_mlp"
+            return MLPPredictor(width, config.condition_size, config.predictor_hidden_size, residual)
+        return TransformerPredictor(
+            width,
+            config.condition_size,
+            config.num_tokens,
+            config.num_frames,
+            config.predictor_num_hidden_layers,
+            config.predictor_num_attention_heads,
+            config.predictor_head_dim,
+            config.predictor_intermediate_size,
+            config.predictor_dropout,
+            config.action_embedding_size,
+        )
+
+    @torch.no_grad()
+    def _find_pooling(self) -> tuple[str, int, int]:
+        """What `pooling` means for this encoder, and how many tokens of which width it gives."""
+        was_training = self.encoder.training
+        self.encoder.eval()
+        frame = torch.zeros(1, self._num_channels(), *(self._image_size() or (224, 224)), device=self.device)
+        pooling = self.config.pooling
+        if pooling != "patches":
+            pooling = resolve_pooling(self.encoder, run_encoder(self.encoder, frame), frame, pooling)
+        features = self._pool(frame, pooling)
+        self.encoder.train(was_training)
+        return pooling, *features.shape[1:]
+
+    def _image_size(self) -> tuple[int, int] | None:
+        options = getattr(self.config.encoder_config, "model_args", None) or {}
+        size = getattr(self.config.encoder_config, "image_size", None) or options.get("img_size")
+        return (size, size) if isinstance(size, int) else tuple(size) if size else None
+
+    def _num_channels(self) -> int:
+        options = getattr(self.config.encoder_config, "model_args", None) or {}
+        return getattr(self.config.encoder_config, "num_channels", None) or options.get("in_chans") or 3
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear):
+            # torch's own default, which all the originals have.
+            bound = module.in_features**-0.5
+            init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.GRUCell):
+            for parameter in module.parameters():
+                init.uniform_(parameter, -(module.hidden_size**-0.5), module.hidden_size**-0.5)
+        elif isinstance(module, TransformerPredictor):
+            init.normal_(module.position_embeddings)
+        elif isinstance(module, LatentCodes):
+            init.normal_(module.codes)
+        if getattr(module, "modulation", None) is not None:
+            init.zeros_(module.modulation.weight)
+            init.zeros_(module.modulation.bias)
+
+    @classmethod
+    def from_encoder(
+        cls, encoder: str | PreTrainedModel, preset: str | None = None, **config_kwargs
+    ) -> "LatentWorldModel":
+        """
+        Starts from a released encoder, such as the frozen one of the preset `"dino_wm"`; the rest is new.
+
+        Args:
+            encoder (`str` or `PreTrainedModel`): a model id, a local folder, or a loaded encoder.
+            preset (`str`, *optional*): see [`LatentWorldModelConfig.from_preset`].
+            config_kwargs: fields of the config.
+        """
+        if isinstance(encoder, str):
+            encoder = AutoModel.from_pretrained(encoder, dtype=torch.float32)
+        fields = {"encoder_config": encoder.config.to_dict(), **config_kwargs}
+        config = cls.config_class.from_preset(preset, **fields) if preset else cls.config_class(**fields)
+        model = cls(config)
+        kept = model.encoder.state_dict().keys()
+        model.encoder.load_state_dict({name: value for name, value in encoder.state_dict().items() if name in kept})
+        return model
+
+    def freeze_target(self) -> None:
+        super().freeze_target()
+        if self.config.freeze_encoder:
+            self.encoder.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "LatentWorldModel":
+        super().train(mode)
+        if self.config.freeze_encoder:
+            self.encoder.eval()
+        return self
+
+    # ---- Frames to latents ----
+
+    def _preprocess(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`(n, channels, height, width)`: uint8 made the encoder's size and normalised, floats as they are."""
+        if pixel_values.is_floating_point():
+            looks = pixel_values.device.type == "cpu" and not torch.compiler.is_compiling()
+            if looks and not (largest := pixel_values.detach().abs().amax().item()) < _LARGEST_PIXEL:
+                raise ValueError(
+                    f"Frames reach {largest:.3g}: float frames must be normalised and finite. Pass them as uint8 to "
+                    "have the model normalise them."
+                )
+            return pixel_values
+        config = self.config
+        if pixel_values.dtype != torch.uint8 or config.image_mean is None:
+            raise ValueError(
+                f"{pixel_values.dtype} frames need `image_mean` and `image_std` in the config to be normalised, and "
+                "only uint8 ones can be."
+            )
+        frames = pixel_values.to(self.dtype) / 255
+        size = self._image_size()
+        if size is not None and tuple(frames.shape[-2:]) != size:
+            frames = F.interpolate(frames, size, mode="bilinear", antialias=True, align_corners=False)
+        mean, std = (frames.new_tensor(values).view(-1, 1, 1) for values in (config.image_mean, config.image_std))
+        return (frames - mean) / std
+
+    def _pool(self, frames: torch.Tensor, pooling: str) -> torch.Tensor:
+        outputs = run_encoder(self.encoder, frames)
+        if pooling == "patches":
+            return patch_tokens(self.encoder, outputs.last_hidden_state, frames)
+        return pooled_output(self.encoder, outputs, frames, pooling)[:, None]
+
+    def _into_space(self, latents: torch.Tensor) -> torch.Tensor:
+        if self.latent_norm is not None:
+            return self.latent_norm(latents)
+        return torch.tanh(latents) if self.config.latent_space == "tanh" else latents
+
+    def encode(self, pixel_values: torch.Tensor, proprio: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Latents of frames, each encoded by itself.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, time, channels, height, width)`): normalised float frames,
+                or uint8 ones, which are divided by 255, resized to the encoder's size where they have another, and
+                normalised with the config's `image_mean` and `image_std`.
+            proprio (`torch.FloatTensor` of shape `(batch, time, proprio_dim)`, *optional*): normalised.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, time, tokens, width)`.
+
+        Raises:
+            `ValueError`: for other shapes, another number of channels, frames that are not normalised, proprioception
+                that is missing or that the model does not take.
+        """
+        channels = self._num_channels()
+        if pixel_values.ndim != 5 or pixel_values.shape[2] != channels or 0 in pixel_values.shape:
+            raise ValueError(
+                f"Frames must be (batch, time, {channels} channels, height, width), got {tuple(pixel_values.shape)}."
+            )
+        batch, time = pixel_values.shape[:2]
+        frames = self._preprocess(pixel_values.flatten(0, 1))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_encoder):
+            latents = self._pool(frames, self.config.pooling)
+        if latents.shape[1] != self.config.num_tokens:
+            raise ValueError(
+                f"Frames of {tuple(frames.shape[-2:])} pixels have {latents.shape[1]} patches, the predictor has "
+                f"positions for {self.config.num_tokens}: resize them to {self._image_size()}."
+            )
+        if self.projector is not None:
+            latents = self.projector(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
+        if (proprio is None) != (self.proprio_encoder is None):
+            raise ValueError(
+                f"This model takes {self.config.proprio_dim} numbers of proprioception beside every frame, got "
+                f"{'none' if proprio is None else tuple(proprio.shape)}."
+            )
+        if proprio is not None:
+            if proprio.shape != (batch, time, self.config.proprio_dim):
+                raise ValueError(
+                    f"`proprio` must be {(batch, time, self.config.proprio_dim)}, got {tuple(proprio.shape)}."
+                )
+            state = self.proprio_encoder(proprio.flatten(0, 1).to(self.proprio_encoder.weight.dtype))[:, None]
+            latents = torch.cat([latents, state.expand(-1, latents.shape[1], -1).to(latents.dtype)], dim=-1)
+        return self._into_space(latents).unflatten(0, (batch, time))
+
+    @torch.no_grad()
+    def get_features(self, pixel_values: torch.Tensor, which: str = "target") -> torch.Tensor:
+        """
+        What the encoder makes of images or clips: what probes read. Heads and proprioception are left out.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)` or `(batch, time, channels,
+                height, width)`): as for [`encode`].
+            which (`str`): `"target"` or `"context"`; there is one encoder.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, time * tokens, pooled_size)`.
+        """
+        self._encoder(which)
+        features = self._pool(self._preprocess(pixel_values.flatten(0, -4)), self.config.pooling)
+        return features.unflatten(0, (len(pixel_values), -1)).flatten(1, 2)
+
+    # ---- Latents to the next ones ----
+
+    def _finish(self, predictions: torch.Tensor) -> torch.Tensor:
+        if self.prediction_projector is not None:
+            predictions = self.prediction_projector(predictions.flatten(0, 2)).unflatten(0, predictions.shape[:3])
+        return self._into_space(predictions)
+
+    def _predict(self, latents: torch.Tensor, conditions: torch.Tensor) -> torch.Tensor:
+        """Every frame's next one, from it and those before it: `(batch, frames, tokens, width)`."""
+        if self.predictor.is_markov:
+            return self._finish(self.predictor(latents, conditions))
+        if latents.shape[1] > self.config.num_frames:
+            raise ValueError(
+                f"A window of {latents.shape[1]} frames to predict from is longer than the {self.config.num_frames} "
+                "that the predictor sees: cut it, or build the model with a larger `num_frames`."
+            )
+        return self._finish(self.predictor(latents, conditions)[0])
+
+    def _imagine(
+        self, latents: torch.Tensor, past: torch.Tensor, conditions: torch.Tensor, use_cache: bool
+    ) -> torch.Tensor:
+        """
+        Autoregressive: `latents` `(batch, context, tokens, width)`, `past` conditions `(batch, context - 1, size)`,
+        `conditions` `(batch * candidates, horizon, size)` to `(batch * candidates, horizon, tokens, width)`.
+        """
+        candidates, horizon = len(conditions) // len(latents), conditions.shape[1]
+        if self.predictor.is_markov:
+            state, predictions = latents[:, -1:].repeat_interleave(candidates, dim=0), []
+            for step in range(horizon):
+                state = self._predict(state, conditions[:, step : step + 1])
+                predictions.append(state)
+            return torch.cat(predictions, dim=1)
+        window = self.config.num_frames
+        latents = latents[:, -window:]
+        context = latents.shape[1]
+        past = past[:, past.shape[1] - (context - 1) :]
+        cache = None
+        if use_cache and context > 1:
+            # The candidates of an example share its past.
+            _, cache = self.predictor(latents[:, :-1], past)
+            cache = [tuple(part.repeat_interleave(candidates, dim=0) for part in layer) for layer in cache]
+        frames = latents.repeat_interleave(candidates, dim=0)
+        conditions = torch.cat([past.repeat_interleave(candidates, dim=0), conditions], dim=1)
+        for end in range(context, context + horizon):
+            if use_cache and end <= window:
+                output, cache = self.predictor(frames[:, end - 1 :], conditions[:, end - 1 : end], cache)
+            else:
+                # Positions are those in the window: once it slides, every key changes.
+                start = max(0, end - window)
+                output, _ = self.predictor(frames[:, start:], conditions[:, start:end])
+            frames = torch.cat([frames, self._finish(output[:, -1:])], dim=1)
+        return frames[:, context:]
+
+    def rollout(
+        self,
+        latents: torch.Tensor,
+        actions: torch.Tensor,
+        states: None = None,
+        extrinsics: None = None,
+        use_cache: bool = True,
+        past_actions: torch.Tensor | None = None,
+        z: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        Imagines what actions lead to. Differentiable in `latents`, `actions` and `z`.
+
+        Args:
+            latents (`torch.FloatTensor` of shape `(batch, context, tokens, width)`): of [`encode`], oldest first; a
+                predictor that sees one frame reads the last one.
+            actions (`torch.FloatTensor` of shape `(batch * candidates, horizon, action_dim)`): in the model's units,
+                from the last context frame on; the candidates of one example follow one another.
+            states, extrinsics (`None`): other world models'.
+            use_cache (`bool`): whether the transformer keeps keys and values while its window of `num_frames` fills;
+                once the window slides, positions change and it is read anew.
+            past_actions (`torch.FloatTensor` of shape `(batch, context - 1, action_dim)`, *optional*): that led from
+                each context frame to the next; needed with more than one.
+            z (`torch.Tensor` of shape `(batch * candidates, horizon)`, int64 codes, or `(batch * candidates, horizon,
+                latent_variable_size)`, *optional*): the latent variable; a continuous one is 0 by default.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch * candidates, horizon, tokens, width)`.
+
+        Raises:
+            `ValueError`: for input that does not fit, and a discrete latent variable that is not given.
+        """
+        if states is not None or extrinsics is not None:
+            raise ValueError("LatentWorldModel takes no `states` or `extrinsics`: proprioception is in the latents.")
+        self.check_rollout(latents, actions, past_actions)
+        width = self._latent_width()
+        if latents.shape[2:] != (self.config.num_tokens, width):
+            raise ValueError(
+                f"`latents` must be (batch, context, {self.config.num_tokens}, {width}), got {tuple(latents.shape)}."
+            )
+        if past_actions is None:
+            past_actions = actions.new_zeros(len(latents), 0, self.config.action_dim)
+        past_z = None
+        if self.latent_variable is not None and latents.shape[1] > 1:
+            past_z = self.infer_latent_variable(latents, past_actions)
+        past = self._conditions(past_actions, past_z)
+        return self._imagine(latents, past, self._conditions(actions, z), use_cache)
+
+    def _latent_width(self) -> int:
+        config = self.config
+        return (config.latent_size or config.pooled_size) + (
+            config.proprio_embedding_size if config.proprio_dim else 0
+        )
+
+    def _conditions(self, actions: torch.Tensor, z: torch.Tensor | None) -> torch.Tensor:
+        """Actions with the latent variable, given as codes or vectors, beside them."""
+        variable = self.latent_variable
+        if variable is None:
+            if z is not None:
+                raise ValueError("This model has no latent variable: leave `z` out.")
+            return actions
+        size = self.config.latent_variable_size
+        if z is None and actions.shape[1]:
+            if isinstance(variable, LatentCodes):
+                raise ValueError(
+                    f"Give `z`, one of {len(variable.codes)} codes per step: none of them stands for the others."
+                )
+            z = actions.new_zeros(*actions.shape[:2], size)
+        elif z is None:
+            z = actions.new_zeros(*actions.shape[:2], size)
+        if not z.is_floating_point() and isinstance(variable, LatentCodes):
+            z = variable.codes[z]
+        if z.shape != (*actions.shape[:2], size):
+            raise ValueError(f"`z` must be {(*actions.shape[:2], size)} or codes, got {tuple(z.shape)}.")
+        return torch.cat([actions, z.to(actions.dtype)], dim=-1)
+
+    # ---- Energy and the latent variable ----
+
+    def _errors(self, predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Mean squared error per frame, over its tokens and channels, in float32."""
+        return (at_least_float32(predictions) - at_least_float32(targets)).square().mean(dim=(-2, -1))
+
+    def _predict_by_code(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """`(codes, batch, frames, tokens, width)`: the next frames under every code."""
+        codes = self.latent_variable.codes
+        count = len(codes)
+        z = codes[:, None, None].expand(-1, *actions.shape[:2], -1).flatten(0, 1)
+        conditions = torch.cat([actions.repeat(count, 1, 1), z.to(actions.dtype)], dim=-1)
+        return self._predict(latents.repeat(count, 1, 1, 1), conditions).unflatten(0, (count, -1))
+
+    @torch.no_grad()
+    def infer_latent_variable(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """
+        The latent variable of transitions: of codes, the one that predicts best; else the inverse model's answer.
+
+        Args:
+            latents (`torch.FloatTensor` of shape `(batch, time, tokens, width)`).
+            actions (`torch.FloatTensor` of shape `(batch, time - 1, action_dim)`).
+
+        Returns:
+            `torch.Tensor` of shape `(batch, time - 1)`, int64 codes, or `(batch, time - 1, latent_variable_size)`.
+
+        Raises:
+            `ValueError`: without a latent variable.
+        """
+        if self.latent_variable is None:
+            raise ValueError("This model has no latent variable.")
+        if not isinstance(self.latent_variable, LatentCodes):
+            return self.latent_variable.infer(latents[:, :-1], latents[:, 1:])
+        return self._errors(self._predict_by_code(latents[:, :-1], actions), latents[:, 1:]).argmin(dim=0)
+
+    def transition_energy(
+        self, latents: torch.Tensor, actions: torch.Tensor, z: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """
+        [`energy`] of frames that are encoded already.
+
+        Args:
+            latents (`torch.FloatTensor` of shape `(batch, time, tokens, width)`).
+            actions (`torch.FloatTensor` of shape `(batch, time - 1, action_dim)`).
+            z (`torch.Tensor`, *optional*): as for [`rollout`], of every transition.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, time - 1)`.
+        """
+        self.check_actions("actions", actions)
+        if latents.ndim != 4 or actions.shape[:2] != (len(latents), latents.shape[1] - 1):
+            raise ValueError(
+                f"Latents (batch, time, tokens, width) have time - 1 actions between them, got {tuple(latents.shape)} "
+                f"and {tuple(actions.shape)}."
+            )
+        if self.latent_variable is not None and z is None:
+            if isinstance(self.latent_variable, LatentCodes):
+                return self._errors(self._predict_by_code(latents[:, :-1], actions), latents[:, 1:]).amin(dim=0)
+            z = self.latent_variable.infer(latents[:, :-1], latents[:, 1:])
+        predictions = self._predict(latents[:, :-1], self._conditions(actions, z))
+        return self._errors(predictions, latents[:, 1:])
+
+    @torch.no_grad()
+    def energy(
+        self,
+        pixel_values: torch.Tensor,
+        actions: torch.Tensor,
+        proprio: torch.Tensor | None = None,
+        z: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        How badly each next frame is predicted from the frames and actions before it: the mean squared error of its
+        latent. With a latent variable and without `z`, the least over `z`: exactly, of codes; of a continuous one at
+        the inverse model's answer, which it is trained to give.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, time, channels, height, width)`): as for [`encode`].
+            actions (`torch.FloatTensor` of shape `(batch, time - 1, action_dim)`): in the model's units.
+            proprio (`torch.FloatTensor` of shape `(batch, time, proprio_dim)`, *optional*).
+            z (`torch.Tensor`, *optional*): as for [`rollout`].
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, time - 1)`.
+
+        Raises:
+            `ValueError`: for input that does not fit.
+        """
+        return self.transition_energy(self.encode(pixel_values, proprio), actions, z)
+
+    # ---- Training ----
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        actions: torch.Tensor,
+        proprio: torch.Tensor | None = None,
+        action_mask: torch.Tensor | None = None,
+        directions: torch.Tensor | None = None,
+    ) -> JepaOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, time, channels, height, width)`): as for [`encode`].
+            actions (`torch.FloatTensor` of shape `(batch, time or time - 1, action_dim)`): in the model's units;
+                `actions[:, t]` leads from frame t to frame t + 1, one behind the last frame is not used. NaN, which
+                pads the end of an episode, becomes 0, the mean action.
+            proprio (`torch.FloatTensor` of shape `(batch, time, proprio_dim)`, *optional*): normalised.
+            action_mask (`torch.BoolTensor` of shape `(batch, time or time - 1)`, *optional*): False where an action is
+                padding, which the inverse model is then not trained on.
+            directions (`torch.FloatTensor` of shape `(slices, width)`, *optional*): unit rows for SIGReg, by default
+                drawn from the training step.
+
+        Returns:
+            [`JepaOutput`]: `loss`; `loss_components`, unweighted: `prediction`, of more than one step also
+            `rollout_error_1` and so on, what it is the mean of, and the terms of the config; `predictions` and
+            `targets`, one tensor `(batch, steps, tokens, width)` each; `context_features` `(batch, time * tokens,
+            width)`, the latents.
+
+        Raises:
+            `ValueError`: for shapes that do not fit, and fewer frames than `rollout_steps + 1`.
+        """
+        config = self.config
+        time, steps = pixel_values.shape[1], config.rollout_steps
+        if time < steps + 1:
+            raise ValueError(
+                f"`rollout_steps` is {steps}, which takes windows of at least {steps + 1} frames, got {time}."
+            )
+        if actions.ndim != 3 or actions.shape[1] not in (time, time - 1) or actions.shape[2] != config.action_dim:
+            raise ValueError(
+                f"`actions` must be {(len(pixel_values), time - 1, config.action_dim)} between {time} frames, got "
+                f"{tuple(actions.shape)}."
+            )
+        actions = actions[:, : time - 1].to(self.dtype)
+        actions = torch.where(actions.isnan(), torch.zeros_like(actions), actions)
+        latents = self.encode(pixel_values, proprio)
+        terms: dict[str, torch.Tensor] = {}
+        if self.latent_variable is not None:
+            predictions, errors, terms["latent_variable"] = self._predict_with_variable(latents, actions)
+        elif steps == 1:
+            predictions = self._predict(latents[:, :-1], actions)
+            errors = self._errors(predictions, self._targets(latents))
+        else:
+            predictions = self._imagine(latents[:, :1], actions[:, :0], actions[:, :steps], use_cache=False)
+            errors = self._errors(predictions, self._targets(latents[:, : steps + 1]))
+        terms |= regularizers(at_least_float32(latents), config, self.sigreg, directions)
+        if self.inverse_model is not None:
+            predicted = self.inverse_model(latents[:, :-1], latents[:, 1:])
+            mask = None if action_mask is None else action_mask[:, : time - 1]
+            terms["inverse_dynamics"] = inverse_dynamics(predicted, actions, mask)
+        loss = errors.mean() + sum(getattr(config, f"{name}_weight") * term for name, term in terms.items())
+        components = {"prediction": errors.mean(), **terms}
+        if steps > 1:
+            components |= {f"rollout_error_{step + 1}": error for step, error in enumerate(errors.mean(dim=0))}
+        return JepaOutput(
+            loss=loss,
+            loss_components={name: term.detach() for name, term in components.items()},
+            predictions=(predictions,),
+            targets=(latents[:, 1 : predictions.shape[1] + 1],),
+            context_features=latents.flatten(1, 2),
+        )
+
+    def _targets(self, latents: torch.Tensor) -> torch.Tensor:
+        """The next frames; under a frozen encoder without gradient, which would only shrink the proprioception."""
+        return latents[:, 1:].detach() if self.config.freeze_encoder else latents[:, 1:]
+
+    def _predict_with_variable(
+        self, latents: torch.Tensor, actions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Predictions, their errors as they count in the loss, and what limits the variable."""
+        variable, targets = self.latent_variable, self._targets(latents)
+        if not isinstance(variable, LatentCodes):
+            z, penalty = variable.draw(latents[:, :-1], latents[:, 1:])
+            predictions = self._predict(latents[:, :-1], self._conditions(actions, z))
+            return predictions, self._errors(predictions, targets), penalty
+        if self.training:
+            variable.reseed()
+        by_code = self._predict_by_code(latents[:, :-1], actions)
+        errors = self._errors(by_code, targets)
+        weights, penalty = variable.assign(errors)
+        best = errors.argmin(dim=0)[None, ..., None, None].expand(1, *by_code.shape[1:])
+        return by_code.gather(0, best)[0], (weights * errors).sum(dim=0), penalty
