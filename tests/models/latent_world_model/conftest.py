@@ -76,7 +76,8 @@ def lewm_model(weights: Tensors, config: LatentWorldModelConfig) -> LatentWorldM
     state_dict = {keys[key]: value.squeeze(-1) if key == POINTWISE else value for key, value in weights.items()}
     state_dict["predictor.position_embeddings"] = state_dict["predictor.position_embeddings"].unsqueeze(2)
     missing, unexpected = model.load_state_dict(state_dict, strict=False)
-    assert not unexpected and set(missing) <= {"sigreg.global_step"}
+    assert not unexpected
+    assert set(missing) <= {"sigreg.global_step"}
     return model.eval()
 
 

@@ -222,7 +222,8 @@ def test_what_the_model_reads_of_a_batch(golden):
     model = LatentWorldModel(config)
     blocks = model.normalize_actions(case["expected/raw_blocks"])
     expected = case["expected/blocks"]
-    assert torch.equal(blocks.isnan(), expected.isnan()) and expected.isnan().any()
+    assert torch.equal(blocks.isnan(), expected.isnan())
+    assert expected.isnan().any()
     assert_close(blocks.nan_to_num(), expected.nan_to_num(), 1e-6)
     pixels = case["expected/pixels_u8"]
     assert_close(model._preprocess(pixels.flatten(0, 1)), case["expected/pixels"].flatten(0, 1), 1e-6)
