@@ -34,27 +34,27 @@ install: $(STAMP)
 demo: $(STAMP)
 	@scripts/setup_env.sh --data
 	$(PY) scripts/make_demo_data.py
-	$(PY) trainers/demo_ijepa.py $(if $(LONG),--long)
+	$(PY) -m trainers.demos.ijepa $(if $(LONG),--long)
 
 demo-collapse: $(STAMP)
-	$(PY) trainers/demo_collapse.py $(if $(LAMBDA),--lambda_rule)
+	$(PY) -m trainers.demos.collapse $(if $(LAMBDA),--lambda_rule)
 
 demo-llm: $(STAMP)
-	$(PY) trainers/demo_llm.py
+	$(PY) -m trainers.demos.llm
 
 demo-llm-pretrained: $(STAMP)
 	@scripts/setup_env.sh --smollm2
-	$(PY) trainers/demo_llm_pretrained.py
+	$(PY) -m trainers.demos.llm_pretrained
 
 demo-video: $(STAMP)
 	@scripts/setup_env.sh --data
 	@scripts/setup_env.sh --clips
 	$(PY) scripts/make_demo_data.py
-	$(PY) trainers/demo_video.py
+	$(PY) -m trainers.demos.video
 
 demo-vl: $(STAMP)
 	@scripts/setup_env.sh --vl
-	$(PY) trainers/demo_vl.py
+	$(PY) -m trainers.demos.vl
 
 test: $(STAMP)
 	$(TEST_ENV) $(PY) -m pytest -n 2 -m "not slow and not network and not gpu" --durations=10
@@ -72,14 +72,14 @@ style: $(STAMP)
 	$(PY) -m ruff format $(wildcard $(CODE))
 
 cards: $(STAMP)
-	$(PY) scripts/render_model_cards.py
+	$(PY) -m scripts.cards.render
 
 bench: $(STAMP)
-	$(PY) scripts/benchmark.py
-	$(PY) scripts/benchmark_objectives.py
-	$(PY) scripts/benchmark_llm.py
-	$(PY) scripts/benchmark_video.py
-	$(PY) scripts/benchmark_vl.py
+	$(PY) -m scripts.benchmarks.image
+	$(PY) -m scripts.benchmarks.objectives
+	$(PY) -m scripts.benchmarks.llm
+	$(PY) -m scripts.benchmarks.video
+	$(PY) -m scripts.benchmarks.vl
 
 clean:
 	rm -rf .venv build dist outputs demo_data .ruff_cache .pytest_cache src/*.egg-info

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
         VJepaModel,
         VJepaPreTrainingConfig,
     )
-    from .models.vl_jepa import VLJepaConfig, VLJepaModel, VLJepaPipeline, VLJepaProcessor
+    from .models.vl_jepa import VLJepaConfig, VLJepaModel, VLJepaProcessor
+    from .pipelines.vl_jepa import VLJepaPipeline
     from .training import (
         JepaTrainer,
         JepaTrainingArguments,
@@ -88,7 +89,7 @@ _HOME = {
     "VJepaPreTrainingConfig": "models.vjepa",
     "VLJepaConfig": "models.vl_jepa",
     "VLJepaModel": "models.vl_jepa",
-    "VLJepaPipeline": "models.vl_jepa",
+    "VLJepaPipeline": "pipelines.vl_jepa",
     "VLJepaProcessor": "models.vl_jepa",
     "VLJepaTrainer": "training",
     "VLJepaTrainingArguments": "training",

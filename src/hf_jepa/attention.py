@@ -1,4 +1,4 @@
-"""The attention that pretraining models use by default, chosen by measurement; see `scripts/benchmark.py`."""
+"""The attention that pretraining models use by default, chosen by measurement; see `scripts/benchmarks/image.py`."""
 
 import torch
 from torch import nn

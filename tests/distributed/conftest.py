@@ -18,7 +18,9 @@ def run_program() -> Callable[..., None]:
 def _run_program(program: Path, *arguments: object, processes: int = 2) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [sys.executable, *(launcher if processes > 1 else []), str(program), *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # The programs draw their data from `trainers/`.
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     if processes > 1:
         environment["ACCELERATE_USE_CPU"] = "true"
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)

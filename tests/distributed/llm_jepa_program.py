@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import sys
 from pathlib import Path
 
@@ -11,8 +10,8 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_jepa import LLMJepaForCausalLM, LLMJepaTrainer, LLMJepaTrainingArguments
+from trainers.worlds import nl_regex
 
-WORLD = runpy.run_path(str(Path(__file__).parents[2] / "trainers" / "nl_regex.py"))
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
 # fields of the model's configuration, share without pairs, examples per step, micro-batches of two processes
 CASES = {
@@ -30,8 +29,8 @@ CASES = {
 def run(output: Path, case: str) -> None:
     fields, jepa_dropout, examples, accumulation = CASES[case]
     accumulation = accumulation if PROCESSES > 1 else 1
-    rows = WORLD["make_splits"]((20,), seed=1)[0]
-    tokenizer = WORLD["build_tokenizer"]()
+    rows = nl_regex.make_splits((20,), seed=1)[0]
+    tokenizer = nl_regex.build_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -17,7 +17,7 @@ from hf_jepa import (
     VICRegForPreTraining,
     VICRegPreTrainingConfig,
 )
-from hf_jepa.training.batch_norm import JointBatchNorm, synchronize_batch_norm
+from hf_jepa.training.jepa.batch_norm import JointBatchNorm, synchronize_batch_norm
 
 
 def models() -> list[nn.Module]:

@@ -1,7 +1,6 @@
 """Answers by generation and their scores; diagnostics of paired embeddings."""
 
 import json
-import runpy
 import shutil
 import sqlite3
 from pathlib import Path
@@ -21,14 +20,14 @@ from hf_jepa.evaluation import (
     score_responses,
     sqlite_match,
 )
+from trainers.worlds import nl_regex
 
-WORLD = runpy.run_path(str(Path(__file__).parents[2] / "trainers" / "nl_regex.py"))
-ROWS = WORLD["make_splits"]((7,), seed=2)[0]
+ROWS = nl_regex.make_splits((7,), seed=2)[0]
 
 
 @pytest.fixture(scope="module")
 def model_and_tokenizer():
-    tokenizer = WORLD["build_tokenizer"]()
+    tokenizer = nl_regex.build_tokenizer()
     torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

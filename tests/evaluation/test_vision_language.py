@@ -17,7 +17,7 @@ from transformers import (
 from hf_jepa import VLJepaModel, VLJepaProcessor
 from hf_jepa.cli import main
 from hf_jepa.evaluation import evaluate_vision_language
-from hf_jepa.models.vl_jepa import VLJepaPipeline
+from hf_jepa.pipelines.vl_jepa import VLJepaPipeline
 
 WIDE = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
 WORDS = ("cat", "dog", "bird", "house", "a", "what", "is", "it", "red", "blue")

@@ -74,7 +74,7 @@ def test_commands_of_baselines_are_shown_once(results):
 
 
 def test_runs_of_several_seeds_and_arms_become_one_card(results, tmp_path, monkeypatch):
-    program = runpy.run_path(str(ROOT / "scripts" / "collect_demo_runs.py"))
+    program = runpy.run_path(str(ROOT / "scripts" / "cards" / "collect_demo_runs.py"))
     for place, (run, value) in enumerate({"seed0": 0.5, "seed1": 0.7, "arm": 0.2}.items()):
         found = copy.deepcopy(results) | {"evaluations": [evaluation(value, seed=place)], "pictures": []}
         (tmp_path / run / "release").mkdir(parents=True)
@@ -169,7 +169,7 @@ def test_incomplete_results_are_refused(results, harm, named):
 
 
 def render_script(*arguments: str) -> int:
-    return runpy.run_path(str(ROOT / "scripts" / "render_model_cards.py"))["main"](arguments)
+    return runpy.run_path(str(ROOT / "scripts" / "cards" / "render.py"))["main"](arguments)
 
 
 def test_script_writes_then_notices_a_card_that_was_edited(results, tmp_path, capsys):

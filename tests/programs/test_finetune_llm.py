@@ -2,8 +2,6 @@
 
 import importlib
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,23 +10,21 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_jepa import LLMJepaConfig, LLMJepaTrainingArguments
-from hf_jepa.training.recipes import parse_recipe
+from hf_jepa.programs.recipes import parse_recipe
+from trainers.worlds import nl_regex
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "trainers" / "recipes" / "llm").glob("*.yaml"))
-WORLD = runpy.run_path(str(ROOT / "trainers" / "nl_regex.py"))
+RECIPES = sorted((ROOT / "src" / "hf_jepa" / "recipes" / "llm").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
 def program():
-    sys.path.insert(0, str(ROOT / "trainers"))
-    yield importlib.import_module("finetune_llm")
-    sys.path.remove(str(ROOT / "trainers"))
+    return importlib.import_module("hf_jepa.programs.finetune_llm")
 
 
 @pytest.fixture
 def recipe(tmp_path) -> Path:
-    train, test = WORLD["make_splits"]((40, 6))
+    train, test = nl_regex.make_splits((40, 6))
     for name, rows in (("train", train), ("test", [*test, train[0]])):
         chats = [
             {
@@ -40,7 +36,7 @@ def recipe(tmp_path) -> Path:
             for row in rows
         ]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
-    content = yaml.safe_load((ROOT / "trainers" / "recipes" / "llm" / "nl_rx_synth_tiny.yaml").read_text())
+    content = yaml.safe_load((ROOT / "src" / "hf_jepa" / "recipes" / "llm" / "nl_rx_synth_tiny.yaml").read_text())
     content["data"]["dataset"] = str(tmp_path)
     content["training"] |= {"max_steps": 2, "per_device_train_batch_size": 4, "logging_steps": 1, "disable_tqdm": True}
     content["training"] |= {"output_dir": str(tmp_path / "run"), "generate_max_new_tokens": 3}
@@ -58,7 +54,7 @@ def test_a_recipe_becomes_a_release(program, recipe, tmp_path, flags, capsys):
     # The row that training holds too is left out.
     assert scores["exact-match"]["num_examples"] == scores["startswith"]["num_examples"] == 6
     assert scores["exact-match"]["split"] == "test, unseen answers"
-    assert scores["exact-match"]["command"].startswith("python trainers/finetune_llm.py ")
+    assert scores["exact-match"]["command"].startswith("hf-jepa train ")
     assert "loss per answer token" in scores
     assert "right:" in capsys.readouterr().out
     AutoTokenizer.from_pretrained(release)
@@ -79,7 +75,7 @@ def paraphrases(tmp_path) -> Path:
         lines = (json.dumps({"paraphrases": group}) + "\n" for group in groups)
         (tmp_path / f"{split}.jsonl").write_text("".join(lines))
     content = yaml.safe_load(
-        (ROOT / "trainers" / "recipes" / "llm" / "llama32_1b_pretrain_paraphrases.yaml").read_text()
+        (ROOT / "src" / "hf_jepa" / "recipes" / "llm" / "llama32_1b_pretrain_paraphrases.yaml").read_text()
     )
     content["model"] |= {"tokenizer": "words"}
     content["model"]["decoder"] |= {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
@@ -124,7 +120,7 @@ def test_a_dry_run_counts(program, recipe, capsys):
 @pytest.mark.parametrize(("name", "learnt"), [("nl_rx_synth_tiny", True), ("nl_rx_synth_tiny_official", False)])
 def test_only_the_clean_regime_teaches_to_stop(program, recipe, tmp_path, name, learnt):
     types = (program.LLMModelArguments, program.PairArguments, LLMJepaTrainingArguments)
-    path = ROOT / "trainers" / "recipes" / "llm" / f"{name}.yaml"
+    path = ROOT / "src" / "hf_jepa" / "recipes" / "llm" / f"{name}.yaml"
     flags = [f"--dataset={recipe.parent}", f"--output_dir={tmp_path / 'run'}"]
     trainer = program.build_trainer(*parse_recipe(types, [str(path), *flags]))
     batch = next(iter(trainer.get_train_dataloader()))

@@ -2,8 +2,6 @@
 
 import importlib
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,24 +15,15 @@ from transformers import AutoModel, AutoModelForPreTraining, ViTMAEConfig, ViTMo
 from hf_jepa.evaluation import pooled_features
 from hf_jepa.hub.release import load_pretraining
 
-TRAINERS = Path(__file__).parents[2] / "trainers"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _program_folder():
-    sys.path.insert(0, str(TRAINERS))
-    yield
-    sys.path.remove(str(TRAINERS))
-
 
 @pytest.fixture
 def mae():
-    return importlib.import_module("mae_baseline")
+    return importlib.import_module("hf_jepa.programs.mae_baseline")
 
 
 @pytest.fixture
 def program():
-    return importlib.import_module("pretrain_image")
+    return importlib.import_module("hf_jepa.programs.pretrain_image")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,7 @@ PROGRAM = Path(__file__).parents[2] / "trainers" / "pretrain_image.py"
 
 @pytest.fixture(scope="module")
 def program():
-    sys.path.insert(0, str(PROGRAM.parent))
-    yield importlib.import_module("pretrain_image")
-    sys.path.remove(str(PROGRAM.parent))
+    return importlib.import_module("hf_jepa.programs.pretrain_image")
 
 
 @pytest.fixture

@@ -15,15 +15,12 @@ from transformers import AutoModel, AutoModelForPreTraining
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "trainers" / "pretrain_image.py"
-RECIPES = sorted((ROOT / "trainers" / "recipes").glob("*.yaml"))
+RECIPES = sorted((ROOT / "src" / "hf_jepa" / "recipes").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
 def program():
-    # As `python trainers/pretrain_image.py` does: the program's folder holds its other modules.
-    sys.path.insert(0, str(PROGRAM.parent))
-    yield importlib.import_module("pretrain_image")
-    sys.path.remove(str(PROGRAM.parent))
+    return importlib.import_module("hf_jepa.programs.pretrain_image")
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +136,7 @@ def test_views_recipes_become_releases(program, view_recipe, tmp_path):
     results = json.loads((release / "results.json").read_text())
     assert {entry["name"] for entry in results["baselines"]} == {"raw pixels", "untrained encoder"}
     assert len(results["baselines"]) == 4
-    assert results["evaluations"][0]["command"].startswith("python trainers/pretrain_image.py ")
+    assert results["evaluations"][0]["command"].startswith("hf-jepa train ")
     assert results["compute"]["cpu_seconds"] > 0
     pictures = {picture["file"] for picture in results["pictures"]}
     assert {"curves.png", "views.png", "neighbours.png"} <= pictures

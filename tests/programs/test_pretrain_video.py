@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,21 +12,19 @@ from PIL import Image
 from transformers import AutoModelForPreTraining, AutoVideoProcessor
 
 from hf_jepa import VJepaForPreTraining
+from hf_jepa.programs.recipes import parse_recipe
 from hf_jepa.training import JepaTrainingArguments
-from hf_jepa.training.recipes import parse_recipe
 
 av = pytest.importorskip("av")
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "trainers" / "pretrain_video.py"
 # The demo's recipe has a size of its own and is built by the demo.
-RECIPES = sorted(p for p in (ROOT / "trainers/recipes/video").glob("*.yaml") if p.stem != "vjepa2_moving_fashion")
+RECIPES = sorted(p for p in (ROOT / "src/hf_jepa/recipes/video").glob("*.yaml") if p.stem != "vjepa2_moving_fashion")
 
 
 @pytest.fixture(scope="module")
 def program():
-    sys.path.insert(0, str(PROGRAM.parent))
-    yield importlib.import_module("pretrain_video")
-    sys.path.remove(str(PROGRAM.parent))
+    return importlib.import_module("hf_jepa.programs.pretrain_video")
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +85,12 @@ def recipe(tmp_path, videos) -> list[str]:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_published_recipes_are_understood(program, path):
-    from video_arguments import VideoDataArguments, VideoMaskArguments, VideoModelArguments, VideoRunArguments
+    from hf_jepa.programs.video_arguments import (
+        VideoDataArguments,
+        VideoMaskArguments,
+        VideoModelArguments,
+        VideoRunArguments,
+    )
 
     types = (VideoModelArguments, VideoDataArguments, VideoMaskArguments, JepaTrainingArguments, VideoRunArguments)
     model, data, masks, training, _ = parse_recipe(types, [str(path), "--use_cpu"])

@@ -3,7 +3,6 @@
 import importlib
 import json
 import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,18 +12,16 @@ from PIL import Image
 from transformers import AutoModel, AutoProcessor, LlamaConfig, LlamaForCausalLM, VJEPA2Model
 
 from hf_jepa import VLJepaConfig, VLJepaTrainingArguments
-from hf_jepa.training.recipes import parse_recipe
+from hf_jepa.programs.recipes import parse_recipe
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "trainers" / "recipes" / "vl").glob("*.yaml"))
+RECIPES = sorted((ROOT / "src" / "hf_jepa" / "recipes" / "vl").glob("*.yaml"))
 WORLD = runpy.run_path(str(ROOT / "tests" / "distributed" / "vl_jepa_program.py"))
 
 
 @pytest.fixture(scope="module")
 def program():
-    sys.path.insert(0, str(ROOT / "trainers"))
-    yield importlib.import_module("train_vl_jepa")
-    sys.path.remove(str(ROOT / "trainers"))
+    return importlib.import_module("hf_jepa.programs.train_vl_jepa")
 
 
 @pytest.fixture(scope="module")

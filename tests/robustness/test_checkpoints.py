@@ -11,9 +11,9 @@ import torch
 from transformers import IJepaConfig
 
 from hf_jepa import IJepaForPreTraining, IJepaPreTrainingConfig
+from hf_jepa.conversion.ijepa import convert_ijepa_checkpoint
+from hf_jepa.conversion.original_files import UnsafeCheckpointError, load_original_checkpoint
 from hf_jepa.hub import load_pretraining
-from hf_jepa.hub.original_files import UnsafeCheckpointError, load_original_checkpoint
-from hf_jepa.models.ijepa.convert_ijepa import convert_ijepa_checkpoint
 
 
 class RunsACommand:

@@ -81,7 +81,7 @@ def test_pushing_while_training_survives_a_failed_upload(
     make_trainer: Callable[..., JepaTrainer], uploads: Uploads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logged = []
-    monkeypatch.setattr("hf_jepa.training.jepa_trainer.logger.error", logged.append)
+    monkeypatch.setattr("hf_jepa.training.jepa.trainer.logger.error", logged.append)
     settings = {"push_to_hub": True, "hub_model_id": "someone/tiny", "save_strategy": "steps", "save_steps": 4}
     trainer = make_trainer(**settings)
     trainer.train()

@@ -8,7 +8,7 @@ import torch
 
 from ..data.loading import load_split
 from ..data.text_loading import load_text_dataset
-from ..models.vl_jepa.pipelines_vl_jepa import VLJepaPipeline, rank
+from ..pipelines.vl_jepa import VLJepaPipeline, rank
 from .embedding_retrieval import retrieval_report
 
 VISION_LANGUAGE_TASKS = ("zero-shot", "retrieval", "vqa")

@@ -12,7 +12,7 @@ from .environment import environment_info
 from .release import staged_release
 
 if TYPE_CHECKING:
-    from ..training.llm_jepa_trainer import LLMJepaTrainer
+    from ..training.llm.trainer import LLMJepaTrainer
 
 _CARD_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
 

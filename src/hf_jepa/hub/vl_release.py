@@ -11,7 +11,7 @@ from .environment import environment_info
 from .release import staged_release
 
 if TYPE_CHECKING:
-    from ..training.vl_jepa_trainer import VLJepaTrainer
+    from ..training.vl.trainer import VLJepaTrainer
 
 _NAMES = {
     "vision": "X-encoder",

@@ -1,4 +1,3 @@
-from .arguments import JepaTrainingArguments
 from .callbacks import (
     ContextLossCallback,
     GuardCallback,
@@ -8,19 +7,20 @@ from .callbacks import (
     TargetEMACallback,
     WeightDecayCallback,
 )
-from .jepa_trainer import JepaTrainer
-from .llm_arguments import LLMJepaTrainingArguments
-from .llm_jepa_trainer import LLMJepaTrainer
-from .schedules import (
+from .jepa.arguments import JepaTrainingArguments
+from .jepa.schedules import (
     cosine_weight_decay,
     linear_ema_momentum,
     progressive_share,
     warmup_cosine_learning_rate,
     warmup_stable_decay_learning_rate,
 )
-from .vl_arguments import VLJepaTrainingArguments
-from .vl_decoder import train_y_decoder
-from .vl_jepa_trainer import VLJepaTrainer
+from .jepa.trainer import JepaTrainer
+from .llm.arguments import LLMJepaTrainingArguments
+from .llm.trainer import LLMJepaTrainer
+from .vl.arguments import VLJepaTrainingArguments
+from .vl.decoder import train_y_decoder
+from .vl.trainer import VLJepaTrainer
 
 __all__ = [
     "ContextLossCallback",

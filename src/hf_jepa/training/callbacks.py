@@ -13,8 +13,8 @@ from transformers.utils import logging
 
 from ..data import CountedSampler
 from ..data.seeding import mix_seed
-from .arguments import JepaTrainingArguments
-from .schedules import cosine_weight_decay, linear_ema_momentum, progressive_share
+from .jepa.arguments import JepaTrainingArguments
+from .jepa.schedules import cosine_weight_decay, linear_ema_momentum, progressive_share
 
 logger = logging.get_logger(__name__)
 

@@ -6,8 +6,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from .base_trainer import SafeCheckpointTrainer
 from .publishing import push_folder
-from .safe_checkpoint_trainer import SafeCheckpointTrainer
 
 logger = logging.get_logger(__name__)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.utils import logging
 
 if TYPE_CHECKING:
-    from .jepa_trainer import JepaTrainer
+    from .jepa.trainer import JepaTrainer
 
 logger = logging.get_logger(__name__)
 

@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining, Data2VecVisionConfig, Data2VecVisionModel, ViTConfig
 
 from hf_jepa import Data2VecVisionForPreTraining, Data2VecVisionPreTrainingConfig
+from hf_jepa.conversion.data2vec_vision import _INDEX, _key_maps
 from hf_jepa.evaluation import pooled_features
-from hf_jepa.models.data2vec_vision.convert_data2vec_vision import _INDEX, _key_maps
 from hf_jepa.models.data2vec_vision.modeling_data2vec_vision import average_layers, first_occurrences, run_blocks
-from hf_jepa.training.jepa_trainer import parameter_groups
-from hf_jepa.training.schedules import linear_ema_momentum
+from hf_jepa.training.jepa.schedules import linear_ema_momentum
+from hf_jepa.training.jepa.trainer import parameter_groups
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 

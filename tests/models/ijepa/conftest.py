@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from hf_jepa import IJepaForPreTraining
-from hf_jepa.models.ijepa.convert_ijepa import convert_ijepa_checkpoint
+from hf_jepa.conversion.ijepa import convert_ijepa_checkpoint
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 

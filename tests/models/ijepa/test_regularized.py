@@ -16,11 +16,11 @@ from hf_jepa import (
     JepaTrainer,
     JepaTrainingArguments,
 )
+from hf_jepa.conversion.ijepa import export_original_checkpoint
 from hf_jepa.data import MaskCollator
 from hf_jepa.evaluation import pooled_features
 from hf_jepa.hub.release import load_pretraining, save_release
 from hf_jepa.masking import MultiBlockMaskGenerator
-from hf_jepa.models.ijepa.convert_ijepa import export_original_checkpoint
 from hf_jepa.objectives import RDMReg, SIGReg
 from hf_jepa.objectives.vicreg import variance_covariance
 from hf_jepa.training.checkpoints import COMPLETE_MARKER

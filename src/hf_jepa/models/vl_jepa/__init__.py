@@ -3,7 +3,6 @@ from .configuration_vl_jepa import VLJepaConfig
 from .decoder_vl_jepa import VLJepaTextDecoder
 from .modeling_vl_jepa import VLJepaModel
 from .objective_vl_jepa import VLJepaOutput, vl_jepa_loss
-from .pipelines_vl_jepa import VLJepaPipeline
 from .processing_vl_jepa import VLJepaProcessor
 from .text_encoder_vl_jepa import VLJepaTextEncoder
 
@@ -11,7 +10,6 @@ __all__ = [
     "VLJepaConfig",
     "VLJepaModel",
     "VLJepaOutput",
-    "VLJepaPipeline",
     "VLJepaProcessor",
     "VLJepaTextDecoder",
     "VLJepaTextEncoder",

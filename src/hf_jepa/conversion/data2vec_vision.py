@@ -1,0 +1,248 @@
+"""Original data2vec vision training checkpoints to the two-floor folder of this package, and back.
+
+The files (arXiv 2202.03555, released `data2vec_vision` code) hold the student's state dict under `model` and the EMA
+teacher's under `model_ema`, each with its own copy of the regression head, beside optimizer, scaler and the parsed
+arguments. The `facebook/data2vec-vision-*` repositories hold the student alone, without mask token and head.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import Data2VecVisionConfig
+from transformers.image_utils import PILImageResampling
+from transformers.models.data2vec.modeling_data2vec_vision import Data2VecVisionRelativePositionBias
+from transformers.utils import logging
+
+from ..hub.release import default_image_processor
+from ..models.data2vec_vision.configuration_data2vec_vision import (
+    DATA2VEC_VISION_SIZES,
+    ENCODER_DEFAULTS,
+    Data2VecVisionPreTrainingConfig,
+)
+from ..models.data2vec_vision.modeling_data2vec_vision import Data2VecVisionForPreTraining
+from .key_maps import (
+    Groups,
+    KeyMaps,
+    convert_groups,
+    count_blocks,
+    load_converted,
+    original_groups,
+    read_groups,
+    save_converted,
+    shape_of,
+    write_original,
+)
+from .original_files import load_original_checkpoint
+
+logger = logging.get_logger(__name__)
+
+# The README of the released code; the model cards of facebook/data2vec-vision-* say apache-2.0.
+SOURCE_LICENCE = "cc-by-nc-4.0"
+
+_TABLE = "rel_pos_bias.relative_position_bias_table"
+_INDEX = "rel_pos_bias.relative_position_index"
+# Group of the file -> our encoder and head.
+_GROUPS = {"model": ("encoder", "head"), "model_ema": ("target_encoder", "target_head")}
+_BLOCK = {
+    "gamma_1": ("lambda_1",),
+    "gamma_2": ("lambda_2",),
+    "norm1.weight": ("layernorm_before.weight",),
+    "norm1.bias": ("layernorm_before.bias",),
+    "attn.q_bias": ("attention.attention.query.bias",),
+    "attn.v_bias": ("attention.attention.value.bias",),
+    "attn.qkv.weight": tuple(f"attention.attention.{part}.weight" for part in ("query", "key", "value")),
+    "attn.proj.weight": ("attention.output.dense.weight",),
+    "attn.proj.bias": ("attention.output.dense.bias",),
+    "norm2.weight": ("layernorm_after.weight",),
+    "norm2.bias": ("layernorm_after.bias",),
+    "mlp.fc1.weight": ("intermediate.dense.weight",),
+    "mlp.fc1.bias": ("intermediate.dense.bias",),
+    "mlp.fc2.weight": ("output.dense.weight",),
+    "mlp.fc2.bias": ("output.dense.bias",),
+}
+
+
+def _key_map(encoder: str, head: str, config: Data2VecVisionConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Original key -> the parameters of our module it holds, in the order of the original state dict."""
+    embeddings = f"{encoder}.embeddings"
+    for name in ("cls_token", "mask_token"):
+        yield name, (f"{embeddings}.{name}",)
+    for kind in ("weight", "bias"):
+        yield f"patch_embed.proj.{kind}", (f"{embeddings}.patch_embeddings.projection.{kind}",)
+    yield _TABLE, (f"{encoder}.encoder.relative_position_bias.relative_position_bias_table",)
+    for index in range(config.num_hidden_layers):
+        for source, names in _BLOCK.items():
+            if config.layer_scale_init_value > 0 or not source.startswith("gamma"):
+                yield f"blocks.{index}.{source}", tuple(f"{encoder}.encoder.layer.{index}.{name}" for name in names)
+    for source, name in (("norm", f"{encoder}.layernorm"), ("lm_head", head)):
+        for kind in ("weight", "bias"):
+            yield f"{source}.{kind}", (f"{name}.{kind}",)
+
+
+def _key_maps(config: Data2VecVisionPreTrainingConfig) -> KeyMaps:
+    return {group: dict(_key_map(*parts, config.encoder_config)) for group, parts in _GROUPS.items()}
+
+
+def _infer_config(groups: Groups, target_layers: list[int] | None) -> Data2VecVisionPreTrainingConfig:
+    hidden, channels, *patch = shape_of(groups, "model", "patch_embed.proj.weight", 4)
+    rows, heads = shape_of(groups, "model", _TABLE, 2)
+    intermediate = shape_of(groups, "model", "blocks.0.mlp.fc1.weight", 2)[0]
+    # A window of G x G patches has (2G - 1)^2 distances, and 3 for the class token.
+    distances = math.isqrt(max(rows - 3, 0))
+    if distances**2 != rows - 3 or distances % 2 == 0 or patch[0] != patch[1]:
+        raise ValueError(
+            f"The position bias table has {rows} rows and patches are {patch[0]}x{patch[1]}: not a square grid of "
+            "square patches, which in-tree data2vec vision cannot express."
+        )
+    depth = count_blocks(groups["model"])
+    # Dropout and the initial layer scale leave no trace in the weights.
+    published = next(
+        (
+            {name: size[name] for name in ("layer_scale_init_value", "drop_path_rate", "attention_probs_dropout_prob")}
+            for size in DATA2VEC_VISION_SIZES.values()
+            if (size["hidden_size"], size["num_hidden_layers"]) == (hidden, depth)
+        ),
+        {"layer_scale_init_value": 1e-4, "drop_path_rate": 0.0, "attention_probs_dropout_prob": 0.0},
+    )
+    if "blocks.0.gamma_1" not in groups["model"]:
+        published["layer_scale_init_value"] = 0.0
+    encoder_config = Data2VecVisionConfig(
+        **ENCODER_DEFAULTS,
+        **published,
+        hidden_size=hidden,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        intermediate_size=intermediate,
+        image_size=(distances + 1) // 2 * patch[0],
+        patch_size=patch[0],
+        num_channels=channels,
+    )
+    return Data2VecVisionPreTrainingConfig(encoder_config=encoder_config, target_layers=target_layers)
+
+
+def _position_index(config: Data2VecVisionPreTrainingConfig) -> torch.Tensor:
+    return Data2VecVisionRelativePositionBias.generate_relative_position_index(config.grid_size)
+
+
+def _take_index(groups: Groups, config: Data2VecVisionPreTrainingConfig) -> tuple[dict[str, list[int]], list[str]]:
+    """
+    Removes the index buffer, which in-tree code computes, after checking it. The released EMA averages this integer
+    buffer too and truncates, so that some teachers' entries are one too low: returns their places in the flat buffer,
+    and the faults found.
+    """
+    expected = _position_index(config)
+    low: dict[str, list[int]] = {}
+    faults = []
+    for group, tensors in groups.items():
+        index = tensors.pop(_INDEX, None)
+        if index is None:
+            faults.append(f"missing: {group}/{_INDEX}")
+            continue
+        if index.shape != expected.shape or index.dtype != torch.int64:
+            found = f"{index.dtype} {tuple(index.shape)}"
+            faults.append(f"mis-shaped: {group}/{_INDEX} is {found}, expected torch.int64 {tuple(expected.shape)}")
+            continue
+        difference = expected - index
+        if difference.min() < 0 or difference.max() > (group == "model_ema"):
+            faults.append(f"wrong: {group}/{_INDEX} is not the position index of a grid of {config.grid_size}")
+        low[group] = difference.flatten().nonzero()[:, 0].tolist()
+    return low, faults
+
+
+def convert_data2vec_vision_checkpoint(
+    path: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    *,
+    which: Literal["target", "context"] = "target",
+    target_layers: list[int] | None = None,
+    licence: str = SOURCE_LICENCE,
+) -> Path:
+    """
+    Converts an original data2vec vision pretraining checkpoint into a release: one encoder at the root in its in-tree
+    format, with final norm, mask token and the epsilon of 1e-6; student, teacher and both heads under `pretraining/`.
+
+    Args:
+        path (`str` or `PathLike`): the `checkpoint-*.pth` file.
+        output_dir (`str` or `PathLike`): the folder to write.
+        which (`str`): the encoder at the root: `"target"` (the teacher) or `"context"` (the student, which the
+            `facebook/data2vec-vision-*` repositories hold).
+        target_layers (`list[int]`, *optional*): the teacher's blocks, counted from 0, that targets were made of;
+            defaults to the published top 6.
+        licence (`str`): of the checkpoint, for the card. The published files are CC BY-NC 4.0.
+
+    Returns:
+        `output_dir`.
+
+    Raises:
+        `UnsafeCheckpointError`: if the file holds anything but tensors, plain values and parsed arguments.
+        `ValueError`: for a damaged file, a fine-tuned model, or missing, extra or mis-shaped keys (all are listed).
+        Nothing is written in either case.
+    """
+    path = Path(path)
+    checkpoint = load_original_checkpoint(path)
+    what = "a data2vec vision pretraining checkpoint with 'model' and 'model_ema' (a fine-tuned one has no teacher)"
+    groups, prefixes = read_groups(checkpoint, _GROUPS, what)
+    config = _infer_config(groups, target_layers)
+    low, faults = _take_index(groups, config)
+    with torch.device("meta"):
+        model = Data2VecVisionForPreTraining(config)
+    weights = convert_groups(groups, _key_maps(config), model.state_dict(), "a data2vec vision model", faults)
+    if low["model_ema"]:
+        logger.warning(
+            f"{len(low['model_ema'])} entries of the teacher's position index are one too low, a rounding fault of "
+            "the released EMA. The converted teacher uses the right index, so its features differ from what the "
+            "released code computes with this file; the way back restores the fault."
+        )
+    model.load_state_dict(weights, strict=True, assign=True)
+    model.freeze_target()
+    processor = default_image_processor(config.encoder_config)
+    processor.resample = PILImageResampling.BICUBIC
+    return save_converted(
+        model,
+        output_dir,
+        checkpoint=checkpoint,
+        path=path,
+        which=which,
+        licence=licence,
+        layout={"prefixes": prefixes, "low_position_indices": low},
+        processor=processor,
+    )
+
+
+def export_original_checkpoint(folder: str | os.PathLike, path: str | os.PathLike) -> Path:
+    """
+    Writes a release (or its `pretraining/` folder) back in the original layout. A file that held state dicts, plain
+    values and parsed arguments comes back byte for byte (under the same torch version); optimizer and scaler state,
+    which a release does not hold, cannot be restored and is named in a warning.
+
+    Args:
+        folder (`str` or `PathLike`): the release.
+        path (`str` or `PathLike`): the file to write.
+
+    Returns:
+        `path`.
+
+    Raises:
+        `ValueError`: if the folder holds no whole data2vec vision pretraining model, or one that the original layout
+        has no place for.
+    """
+    model, layout = load_converted(folder, Data2VecVisionForPreTraining)
+    encoder = model.config.encoder_config
+    if not encoder.use_shared_relative_position_bias or encoder.use_relative_position_bias:
+        raise ValueError("The original layout has one position bias that all blocks share; this encoder differs.")
+    groups = original_groups(model.state_dict(), _key_maps(model.config))
+    low: dict[str, Any] = (layout or {}).get("low_position_indices", {})
+    for group, tensors in groups.items():
+        index = _position_index(model.config).clone()
+        index.view(-1)[low.get(group, [])] -= 1
+        # Buffers come after the parameters of their module: behind the table.
+        groups[group] = {}
+        for key, tensor in tensors.items():
+            groups[group][key] = tensor
+            if key == _TABLE:
+                groups[group][_INDEX] = index
+    return write_original(path, groups, layout)

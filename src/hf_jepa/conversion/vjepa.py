@@ -1,0 +1,238 @@
+"""Original V-JEPA checkpoints (arXiv 2404.08471) to the two-floor folder of this package, and back."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from ..models.vjepa.configuration_vjepa import VJepaConfig
+from ..models.vjepa.modeling_vjepa_pretraining import VJepaForPreTraining
+from .key_maps import (
+    LAYOUT_FILE,
+    Groups,
+    composite_folder,
+    convert_groups,
+    load_converted,
+    original_groups,
+    read_layout,
+    save_converted,
+    write_original,
+)
+from .key_maps_vjepa import MODULES, key_maps
+from .original_files import load_original_checkpoint
+from .original_vjepa import (
+    VideoCheckpoint,
+    clip_of_table,
+    infer_config,
+    sort_checkpoint,
+    stack_mask_tokens,
+    unstack_mask_tokens,
+)
+from .vjepa_probe import convert_probe, export_probe, holds_probe, is_probe
+
+Which = Literal["target", "context"]
+
+# The licence of the released code's repository, which covers the weights.
+SOURCE_LICENCE = "cc-by-nc-4.0"
+
+_NAMES = {"vjepa_pretraining": "a V-JEPA", "vjepa2_pretraining": "a V-JEPA 2"}
+# The state dicts of a training file of the released code.
+_GROUPS = ("encoder", "predictor", "target_encoder")
+# V-JEPA has a mask token per recipe of masks, 2 in all releases; V-JEPA 2 files have 6 or more, and stale tables.
+_MOST_MASK_TOKENS = 4
+
+
+def convert_vjepa_checkpoint(
+    path: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    *,
+    which: Which | None = None,
+    num_attention_heads: int | None = None,
+    predictor_num_attention_heads: int | None = None,
+    image_size: int | None = None,
+    num_frames: int | None = None,
+    encoder: str | os.PathLike | None = None,
+    licence: str = SOURCE_LICENCE,
+) -> Path:
+    """
+    Converts an original V-JEPA checkpoint into a release: one encoder and the predictor at the root, the whole
+    composite under `pretraining/`. In-tree transformers has no model with sine-cosine positions, so the root is a
+    [`VJepaModel`], which needs `import hf_jepa`. The position tables are copied, not recomputed; the clip's size is
+    read off them. A probe file (`classifier`) becomes a [`VJepaForVideoClassification`].
+
+    Args:
+        path (`str` or `PathLike`): the `.pth.tar` file.
+        output_dir (`str` or `PathLike`): the folder to write.
+        which (`str`, *optional*): the encoder at the root; by default `"target"`, which the paper evaluates, or the
+            only encoder of the file.
+        num_attention_heads (`int`, *optional*): of the encoders, or of a probe; known for the published sizes.
+        predictor_num_attention_heads (`int`, *optional*): defaults to the encoders' number, as in the released code.
+        image_size, num_frames (`int`, *optional*): checked against the position table where given.
+        encoder (`str` or `PathLike`, *optional*): for a probe file: the converted release, or repository, that holds
+            the encoder that the probe was trained on.
+        licence (`str`): of the checkpoint, for the card. The published files are CC BY-NC 4.0.
+
+    Returns:
+        `output_dir`.
+
+    Raises:
+        `UnsafeCheckpointError`: if the file holds anything but tensors and plain values.
+        `ValueError`: for a damaged file or one of another family, missing, extra or mis-shaped keys (all are listed),
+            or an unknown head count. Nothing is written in either case.
+    """
+    path = Path(path)
+    content = load_original_checkpoint(path)
+    if holds_probe(content):
+        return convert_probe(content, path, output_dir, encoder, num_attention_heads, licence)
+    refuse_encoder(encoder)
+    checkpoint = sort_checkpoint(content)
+    faults = stack_mask_tokens(checkpoint.groups)
+    num_mask_tokens = len(checkpoint.groups["predictor"]["mask_tokens"])
+    if "pos_embed" not in checkpoint.encoder or num_mask_tokens > _MOST_MASK_TOKENS:
+        found = "no position table" if "pos_embed" not in checkpoint.encoder else f"{num_mask_tokens} mask tokens"
+        raise ValueError(f"{path.name!r} has {found}, so it is no V-JEPA 1 checkpoint: convert it as `vjepa2`.")
+    clip = clip_of_table(checkpoint.encoder)
+    for name, field, given in (("image_size", "crop_size", image_size), ("num_frames", "frames_per_clip", num_frames)):
+        if given not in (None, clip[field]):
+            flag = f"`{name}` (--{name.replace('_', '-')})"
+            raise ValueError(f"The position table says that {flag} is {clip[field]}, not {given}; leave it out.")
+    config = infer_config(
+        checkpoint,
+        "1",
+        clip,
+        num_attention_heads=num_attention_heads,
+        predictor_num_attention_heads=predictor_num_attention_heads,
+    )
+    model = empty_model(VJepaForPreTraining, config)
+    return convert_sorted(
+        checkpoint, model, path, output_dir, which, licence, faults=faults, sampling={"frame_step": 4}
+    )
+
+
+def refuse_encoder(encoder: str | os.PathLike | None) -> None:
+    """Refuses the argument that goes with probe files only."""
+    if encoder is not None:
+        raise ValueError("`encoder` (--encoder) goes with probe files; this one has encoders of its own.")
+
+
+def empty_model(model_class: type[VJepaForPreTraining], encoder_config: VJepaConfig, **kwargs: Any) -> PreTrainedModel:
+    """A composite without weights; `kwargs` are other fields of its config."""
+    with torch.device("meta"):
+        return model_class(model_class.config_class(encoder_config=encoder_config, **kwargs))
+
+
+def convert_sorted(
+    checkpoint: VideoCheckpoint,
+    model: VJepaForPreTraining,
+    path: Path,
+    output_dir: str | os.PathLike,
+    which: Which | None,
+    licence: str,
+    *,
+    faults: list[str],
+    sampling: dict[str, Any],
+    unused: Groups | None = None,
+) -> Path:
+    """
+    What the converters of all generations share, once the sizes are known. A file with one encoder gives a composite
+    with two equal ones.
+
+    Args:
+        checkpoint ([`VideoCheckpoint`]): with stacked mask tokens and without stale tables.
+        model ([`VJepaForPreTraining`]): an [`empty_model`].
+        path, output_dir, which, licence: as in [`convert_vjepa_checkpoint`].
+        faults (`list[str]`): that the caller has found.
+        sampling (`dict`): `frame_step` or `fps` of the training clips, for the card.
+        unused (*optional*): the stale tables.
+
+    Raises:
+        `ValueError`: naming every fault; nothing was written.
+    """
+    held = {MODULES[group] for group in checkpoint.groups} - {"predictor"}
+    which = which or ("target" if "target_encoder" in held else "context")
+    if {"target": "target_encoder", "context": "encoder"}[which] not in held:
+        raise ValueError(
+            f"{path.name!r} has no {which} encoder but only {', '.join(map(repr, checkpoint.groups))}; leave out "
+            "`which` (--which)."
+        )
+    maps = key_maps(model.config.encoder_config, checkpoint.groups)
+    weights = convert_groups(
+        checkpoint.groups, maps, model.state_dict(), _NAMES[model.config.model_type], checkpoint.faults + faults
+    )
+    for absent in {"encoder", "target_encoder"} - held:
+        # Copies: safetensors does not write two tensors that share memory.
+        (source,) = held
+        weights |= {
+            absent + name.removeprefix(source): tensor.clone()
+            for name, tensor in weights.items()
+            if name.startswith(f"{source}.")
+        }
+    model.load_state_dict(weights, strict=True, assign=True)
+    model.freeze_target()
+    return save_converted(
+        model,
+        output_dir,
+        checkpoint=checkpoint.content,
+        path=path,
+        which=which,
+        licence=licence,
+        layout={"prefixes": checkpoint.prefixes},
+        data=sampling,
+        unused=unused,
+    )
+
+
+def export_original_checkpoint(folder: str | os.PathLike, path: str | os.PathLike) -> Path:
+    """
+    Writes a release (or its `pretraining/` folder, or a converted probe) back in the original layout. A file that held
+    state dicts and plain values comes back byte for byte (under the same torch version); optimizer and scaler state,
+    which a release does not hold, cannot be restored and is named in a warning.
+
+    Args:
+        folder (`str` or `PathLike`): the release.
+        path (`str` or `PathLike`): the file to write.
+
+    Returns:
+        `path`.
+
+    Raises:
+        `ValueError`: if the folder holds no whole V-JEPA pretraining model or probe, or one that the recorded layout
+            has no place for.
+    """
+    return export_composite(folder, path, VJepaForPreTraining)
+
+
+def export_composite(
+    folder: str | os.PathLike, path: str | os.PathLike, model_class: type[VJepaForPreTraining]
+) -> Path:
+    """[`export_original_checkpoint`] for the model of any generation."""
+    composite = composite_folder(folder)
+    if is_probe(composite):
+        return export_probe(composite, path)
+    model, layout = load_converted(composite, VJepaForPreTraining)
+    if type(model) is not model_class:
+        raise ValueError(
+            f"{str(composite)!r} holds a {type(model).__name__}; only {model_class.__name__} has this layout."
+        )
+    unused = read_layout(composite)[1]
+    groups = list(layout["prefixes"]) if layout else list(_GROUPS)
+    weights = model.state_dict()
+    for absent in {"encoder", "target_encoder"} - {MODULES[group] for group in groups}:
+        if any(
+            not torch.equal(one, other)
+            for one, other in zip(
+                model.encoder.state_dict().values(), model.target_encoder.state_dict().values(), strict=True
+            )
+        ):
+            raise ValueError(
+                f"The file that {str(composite)!r} came from held one encoder, and the two differ now; delete "
+                f"{LAYOUT_FILE} there to write both."
+            )
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(f"{absent}.")}
+    originals = original_groups(weights, key_maps(model.config.encoder_config, groups))
+    unstack_mask_tokens(originals)
+    for group, tensors in unused.items():
+        originals[group] |= tensors
+    return write_original(path, originals, layout, "module.backbone.")

@@ -1,0 +1,125 @@
+"""A page where a VL-JEPA ranks texts for an image or a video: what `hf-jepa demo-vl` serves."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data.vl_media import read_clip, read_image
+from ..pipelines.vl_jepa import VLJepaPipeline
+from ..visualization import plot_feature_pca
+
+_SIDE = 224
+
+
+def load(repo_or_path: str, device: str | None = None) -> VLJepaPipeline:
+    """The pipeline, on the GPU if there is one by default; `ValueError` as [`VLJepaPipeline.from_pretrained`]."""
+    return VLJepaPipeline.from_pretrained(repo_or_path, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def ranked_texts(
+    pipeline: VLJepaPipeline, image: str | None, video: str | None, query: str, candidates: str
+) -> dict[str, float]:
+    """
+    What the page shows as ranks.
+
+    Args:
+        pipeline ([`VLJepaPipeline`]).
+        image, video (`str`, *optional*): a file, of one of them.
+        query (`str`): what is asked; empty for the processor's default.
+        candidates (`str`): one a line.
+
+    Returns:
+        `dict[str, float]`: candidate -> cosine, best first.
+
+    Raises:
+        `ValueError`: for no candidates, neither or both files, or one that cannot be read.
+    """
+    texts = list(dict.fromkeys(line.strip() for line in candidates.splitlines() if line.strip()))
+    if (image is None) == (video is None):
+        raise ValueError("Give either an image or a video.")
+    media = {"images": [image]} if image is not None else {"videos": [video]}
+    found = pipeline.retrieve_texts(texts, query=query.strip() or None, top_k=None, **media)
+    return {text: score for text, score, _ in found[0]}
+
+
+def draw_pca(pipeline: VLJepaPipeline, image: str | None, video: str | None, path: Path) -> Path | None:
+    """
+    Draws the principal components of the X-encoder's patch tokens: of the image, or of frames of the video.
+
+    Returns:
+        `Path`: the picture; `None` where the tokens form no square grid, or an encoder of clips mixes frames.
+    """
+    frames = read_image(image)[None] if image is not None else read_clip(video, 6)
+    if getattr(pipeline.processor, "image_processor", None) is None:
+        return None
+    pixels = pipeline.processor(images=list(frames))["pixel_values"]
+    with torch.no_grad():
+        tokens = pipeline.model.encode_vision(pixels.to(pipeline.model.device))[0].float().cpu()
+    side = round(tokens.shape[1] ** 0.5)
+    if side * side != tokens.shape[1]:
+        return None
+    pixels = torch.nn.functional.interpolate(pixels, size=(side * max(1, _SIDE // side),) * 2, mode="bilinear")
+    return plot_feature_pca(pixels, tokens, side, path)
+
+
+def build_page(pipeline: VLJepaPipeline) -> Any:
+    """
+    The page.
+
+    Returns:
+        `gradio.Blocks`.
+
+    Raises:
+        `ImportError`: without gradio.
+    """
+    try:
+        import gradio as gr
+    except ImportError as error:
+        raise ImportError("The page needs gradio, which is not installed: `pip install hf-jepa[demo]`.") from error
+    folder = tempfile.mkdtemp(prefix="hf-jepa-demo-")
+
+    def answer(image: str | None, video: str | None, query: str, candidates: str) -> tuple[dict, str | None]:
+        try:
+            ranks = ranked_texts(pipeline, image, video, query, candidates)
+            picture = draw_pca(pipeline, image, video, Path(folder, "pca.png"))
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        # The label's bars take shares: cosines from -1 to 1 become 0 to 1.
+        return {text: (1 + score) / 2 for text, score in ranks.items()}, picture and str(picture)
+
+    with gr.Blocks(title="VL-JEPA", analytics_enabled=False) as page:
+        gr.Markdown(
+            "# VL-JEPA\nThe model predicts the embedding of a text from an image or a video. Which of your texts is "
+            "nearest to it? Bars show (1 + cosine) / 2."
+        )
+        with gr.Row():
+            with gr.Column():
+                image = gr.Image(type="filepath", label="Image", height=240)
+                video = gr.Video(label="or video", height=240)
+                query = gr.Textbox(label="Query (may be empty)", elem_id="query")
+                candidates = gr.Textbox(label="Candidate texts, one a line", lines=5, elem_id="candidates")
+                button = gr.Button("Rank", variant="primary", elem_id="rank")
+            with gr.Column():
+                ranks = gr.Label(label="Ranks", num_top_classes=10, elem_id="ranks")
+                gr.Markdown("Features: principal components as colours")
+                picture = gr.Image(show_label=False, elem_id="pca")
+        button.click(answer, [image, video, query, candidates], [ranks, picture], api_name="rank")
+    return page
+
+
+def launch(repo_or_path: str, host: str = "127.0.0.1", port: int = 7860, device: str | None = None) -> None:
+    """
+    Serves the page until it is interrupted.
+
+    Args:
+        repo_or_path (`str`): of a VL-JEPA with its processor.
+        host (`str`), port (`int`): where.
+        device (`str`, *optional*): the GPU if there is one by default.
+
+    Raises:
+        `ImportError`: without gradio.
+        `ValueError`: if the model cannot be loaded.
+    """
+    build_page(load(repo_or_path, device)).launch(server_name=host, server_port=port, share=False)

@@ -1,0 +1,142 @@
+"""What a run logs about its steps, gathered on the device and read only when something is logged."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from ..base_metrics import RunningTerms, non_finite_entry
+
+# Singular values of this many rows say as much, and cost milliseconds.
+_MAX_RANK_ROWS = 1024
+_MAX_IMAGES = 64
+_MAX_CLIPS = 8
+
+
+class StepMetrics(RunningTerms):
+    """
+    Sums of what the training steps return, kept as detached tensors on the device: no update waits for the device.
+    """
+
+    def __init__(self) -> None:
+        self.last_pixels: torch.Tensor | None = None
+        super().__init__()
+
+    def _reset(self) -> None:
+        super()._reset()
+        self._images = 0
+        self._paused = 0.0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time of the block (probes, saving) out of the throughput."""
+        start = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - start
+
+    @torch.no_grad()
+    def update(self, outputs: Any, pixel_values: torch.Tensor | list[torch.Tensor], step: int) -> None:
+        """
+        Adds one micro-batch.
+
+        Args:
+            outputs ([`~hf_jepa.modeling_jepa.JepaOutput`]): what the model returned.
+            pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`, or `(batch, views,
+                channels, height, width)` from a joint-embedding model, or `(batch, frames, channels, height, width)`
+                from a video model, or a `list` of those): what it was given.
+            step (`int`): 0-based index of the optimizer update.
+        """
+        values = dict(outputs.loss_components or {})
+        for name, tensors in (("prediction_token_std", outputs.predictions), ("target_token_std", outputs.targets)):
+            if tensors:
+                values[name] = torch.stack([_token_std(tensor) for tensor in tensors]).mean()
+        if getattr(outputs, "projections", None) is not None:
+            values["projector_std"] = feature_std(outputs.projections.detach().transpose(0, 1))
+        self._add(values, outputs.loss, step)
+        groups = [pixel_values] if isinstance(pixel_values, torch.Tensor) else pixel_values
+        self._images += sum(map(len, groups))
+        # Clips of one size can be compared; the largest group stands for all.
+        images = max(groups, key=len)
+        # Of several views (batch, views, C, H, W), the first stands for the image.
+        if getattr(outputs, "projections", None) is not None:
+            images = images[:, 0]
+        self.last_pixels = images[: _MAX_IMAGES if images.ndim == 4 else _MAX_CLIPS].detach()
+
+    def drain(self, accelerator: Accelerator, features: torch.Tensor | None) -> dict[str, float]:
+        """
+        Means since the last call over micro-batches and processes, and a fresh start.
+
+        Args:
+            accelerator (`Accelerator`): gathers across processes; every process has to call this.
+            features (`torch.FloatTensor` of shape `(batch, tokens, width)`, *optional*): of some images; a process
+                that has no two leaves this to the others.
+
+        Returns:
+            `dict[str, float]`: the terms of the loss, stds, `target_rankme`, `images_per_second` (clips, of a video
+            model) and, if there was one, `non_finite_step`.
+        """
+        if not self._micro_batches:
+            return {}
+        names = sorted(self._sums)
+        values = [self._sums[name] / self._micro_batches for name in names]
+        # In mixed batches a process may have no two clips of one length; rows must be of one width all the same.
+        comparable = features is not None and len(features) > 1
+        values += (
+            [feature_std(features), feature_rankme(features)]
+            if comparable
+            else [torch.zeros_like(self._first_bad)] * 2
+        )
+        values += [torch.full_like(self._first_bad, float(comparable)), self._first_bad]
+        seconds = max(time.perf_counter() - self._since - self._paused, 1e-9)
+        row = torch.stack(values).float()[None]
+        # One gather and one transfer for everything.
+        table = accelerator.gather(row).cpu()
+        result = dict(zip(names, table[:, : len(names)].mean(0).tolist(), strict=True))
+        measured = table[table[:, -2] > 0, len(names) : -2]
+        if len(measured):
+            result |= dict(zip(("target_std", "target_rankme"), measured.mean(0).tolist(), strict=True))
+        result |= non_finite_entry(table[:, -1])
+        result["images_per_second"] = round(self._images * accelerator.num_processes / seconds, 3)
+        self._reset()
+        return result
+
+
+def _token_std(tokens: torch.Tensor) -> torch.Tensor:
+    tokens = tokens.detach().float().flatten(0, -2)
+    return tokens.std(dim=0, correction=0).mean()
+
+
+def feature_std(features: torch.Tensor) -> torch.Tensor:
+    """
+    Standard deviation across images, at each position and dimension, averaged.
+
+    An encoder that has collapsed to positions has varied tokens and a healthy-looking loss, but this is near zero.
+
+    Args:
+        features (`torch.FloatTensor` of shape `(batch, tokens, width)`): target features, at least two images.
+
+    Returns:
+        `torch.FloatTensor` of shape `()`.
+    """
+    return features.float().std(dim=0, correction=0).mean()
+
+
+def feature_rankme(features: torch.Tensor) -> torch.Tensor:
+    """
+    RankMe of the tokens, evenly spaced ones where there are many.
+
+    Args:
+        features (`torch.FloatTensor` of shape `(batch, tokens, width)`): target features.
+
+    Returns:
+        `torch.FloatTensor` of shape `()`: between 1 and the width; NaN if a feature is.
+    """
+    from ...evaluation.diagnostics import rankme
+
+    tokens = features.float().flatten(0, 1)
+    tokens = tokens[:: max(1, len(tokens) // _MAX_RANK_ROWS)][:_MAX_RANK_ROWS]
+    value = rankme(tokens) if torch.isfinite(tokens).all() else float("nan")
+    return tokens.new_tensor(value)

@@ -1,0 +1,441 @@
+"""The trainer of the mask-predicting and the joint-embedding JEPAs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import PushInProgress, logging
+
+from ...data import MixedVideoDataset
+from ...data.dataset import SeededDataset
+from .. import checkpoints
+from ..base_trainer import SafeCheckpointTrainer, refuse_data_parallel
+from ..callbacks import (
+    ContextLossCallback,
+    GuardCallback,
+    SamplerEpochCallback,
+    StepSeedCallback,
+    TargetEMACallback,
+    WeightDecayCallback,
+    context_loss_weight_at,
+    momentum_at,
+    weight_decay_at,
+)
+from ..draws import DrawCountedStream
+from ..publishing import measured_results, push_folder, write_release
+from .arguments import JepaTrainingArguments, lars
+from .batch_norm import synchronize_batch_norm
+from .metrics import StepMetrics
+from .optimization import (
+    check_full_precision,
+    clip_parts,
+    keep_untrained_rows,
+    learning_rate_schedule,
+    parameter_groups,
+)
+from .probes import probe_metrics
+
+logger = logging.get_logger(__name__)
+
+
+class JepaTrainer(SafeCheckpointTrainer):
+    r"""
+    [`~transformers.Trainer`] with what a JEPA needs around it: the originals' parameter groups and schedules, an EMA
+    target that moves once per optimizer step, per-term logs, feature probes as evaluation, guards against NaN and
+    collapse, and checkpoints that are either restored whole or refused.
+
+    An optimizer step sees the same draws (image, augmentation, masks) for every split of its batch over processes,
+    per-device batch and accumulation, and in a resumed run: draws are counted over the run, and each seeds itself.
+    With several processes, batch norms take their statistics over all of them. Losses that compare images with each
+    other (SIGReg, RDMReg, VICReg) and batch norm see the joint batch of all processes, but one micro-batch at a time:
+    with gradient accumulation they are another objective than one large batch.
+
+    Logged besides `loss`, `grad_norm` and `learning_rate`: the terms of the loss, `ema_momentum`, `weight_decay`,
+    `context_loss_weight` (V-JEPA 2.1), `target_std` and `target_rankme` (of the target encoder's tokens of recent
+    whole images or clips), `prediction_token_std` and `target_token_std` (of what the loss compares), `projector_std`
+    (of a joint-embedding model's projections over the batch), `images_per_second` (clips, of a video model; over all
+    processes, probes and saving left out). Means are over the updates since the last log, and over processes.
+    Evaluation fits probes on the target encoder's pooled features of `probe_train_dataset` and scores them on
+    `eval_dataset`: `eval_knn_accuracy`, `eval_linear_accuracy` (shares in [0, 1]), and the time it took.
+
+    Args:
+        model ([`~hf_jepa.modeling_jepa.JepaPreTrainedModel`]): in float32.
+        args ([`JepaTrainingArguments`]): an ordinary `TrainingArguments` works too, with a constant weight decay.
+        data_collator (`Callable`): such as [`~hf_jepa.data.MaskCollator`]; its `draws_per_step` is set here.
+        train_dataset (`Dataset` or `IterableDataset`): [`~hf_jepa.data.SeededImageDataset`],
+            [`~hf_jepa.data.SeededImageStream`], [`~hf_jepa.data.SeededVideoDataset`],
+            [`~hf_jepa.data.MixedVideoDataset`], or any dataset of dicts with `pixel_values` `(C, H, W)` or
+            `pixel_values_videos` `(F, C, H, W)`, float32.
+        eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*): labelled images that the probes are scored on.
+        probe_train_dataset (`Dataset`, *optional*): labelled images that the probes are fitted on.
+        kwargs: everything else that `Trainer` takes (`processing_class`, `callbacks`, `optimizers`, ...).
+
+    Raises:
+        ValueError: for weights below float32, a missing collator or probe dataset, a dataset smaller than one step,
+            `DataParallel`, or DeepSpeed ZeRO-3.
+    """
+
+    # The loss is a mean over the micro-batch: the Trainer has to divide it by the accumulation steps.
+    loss_is_scaled_for_ga = False
+    # The stock trainer has no such attribute until it has created a repository.
+    push_in_progress: PushInProgress | None = None
+    seeded_datasets = (SeededDataset, MixedVideoDataset)
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        data_collator: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        probe_train_dataset: Any = None,
+        callbacks: list[TrainerCallback | type[TrainerCallback]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        args = JepaTrainingArguments.from_plain(args)
+        if data_collator is None:
+            raise ValueError(
+                "JepaTrainer needs a `data_collator` that makes the model's views, such as "
+                "MaskCollator(MultiBlockMaskGenerator(image_size=..., patch_size=...))."
+            )
+        if args.eval_strategy != "no" and (probe_train_dataset is None or eval_dataset is None):
+            raise ValueError(
+                "Evaluation fits probes on labelled images: pass `probe_train_dataset` and `eval_dataset`, or leave "
+                '`eval_strategy="no"` and `probe_every_steps=None`.'
+            )
+        refuse_data_parallel(args)
+        self.has_target = getattr(model, "target_encoder", None) is not None
+        if self.has_target:
+            check_full_precision(model)
+        if args.world_size > 1:
+            synchronize_batch_norm(model, args.device.type)
+        self.probe_train_dataset = probe_train_dataset
+        self.metrics = StepMetrics()
+        self.guard = GuardCallback(self._describe_step)
+        own = [StepSeedCallback(), WeightDecayCallback(), SamplerEpochCallback(lambda: self.train_sampler), self.guard]
+        if self.has_target:
+            own.insert(0, TargetEMACallback())
+        self.has_context_loss = bool(getattr(model.config, "context_loss_weight", 0.0))
+        if self.has_context_loss:
+            own.append(ContextLossCallback())
+        if getattr(getattr(model.config, "encoder_config", None), "use_image_tokenizer", False):
+            # A process need not have both images and clips in a step.
+            args.ddp_find_unused_parameters = True
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            callbacks=[*own, *(callbacks or [])],
+            **kwargs,
+        )
+        if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
+            raise ValueError(
+                "DeepSpeed ZeRO-3 cuts parameters into pieces that the EMA target cannot follow; use ZeRO-2, or FSDP2."
+            )
+        if self.is_deepspeed_enabled and (args.clip_separately or args.clip_after_steps):
+            raise ValueError("DeepSpeed clips by itself, from the first update on and all parameters together.")
+        if args.start_from_checkpoint and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            raise ValueError("`start_from_checkpoint` reads whole parameters, which DeepSpeed and FSDP cut up.")
+
+    # ---- Data ----
+
+    def get_train_dataloader(self) -> DataLoader:
+        """
+        The training loader: samples are drawn in one global order, of which each process takes its share.
+
+        Raises:
+            ValueError: without a training dataset, or for one smaller than an optimizer step.
+        """
+        if hasattr(self.data_collator, "draws_per_step"):
+            self.data_collator.draws_per_step = self.global_batch_size
+        data = self.train_dataset
+        if data is not None and (isinstance(data, IterableDataset) or not hasattr(data, "__len__")):
+            return self._stream_dataloader()
+        return super().get_train_dataloader()
+
+    def _stream_dataloader(self) -> DataLoader:
+        args = self.args
+        stream = DrawCountedStream(
+            self.train_dataset,
+            batch_size=self._train_batch_size,
+            seed=self._data_seed,
+            rank=args.process_index,
+            world_size=args.world_size,
+            num_workers=args.dataloader_num_workers,
+        )
+        # Not prepared by accelerate, which would split the ranks a second time.
+        return DataLoader(
+            stream,
+            batch_size=self._train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+        )
+
+    def _describe_step(self, step: int) -> dict[str, Any]:
+        described = super()._describe_step(step)
+        first = described["draws"][0]
+        if self.train_sampler is not None:
+            sampler = self.train_sampler
+            before, epoch = sampler.epoch, first // len(sampler)
+            sampler.set_epoch(epoch)
+            offset = first - epoch * len(sampler)
+            described["dataset_indices"] = [index for index, _ in list(sampler)[offset : offset + sampler.batch_size]]
+            sampler.set_epoch(before)
+        return described
+
+    # ---- Optimization ----
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """
+        Builds the optimizer over the original's four groups: decayed encoder and rest, undecayed encoder and rest.
+        Biases and vectors do not decay (unless `decay_vectors`); everything else does, the mask token
+        `(1, 1, width)` included.
+        """
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            groups = parameter_groups(model, self.args.weight_decay, self.args.decay_vectors)
+            if self.args.lars_trust_coefficient is not None:
+                optimizer_class, options = lars(self.args)
+            elif self.optimizer_cls_and_kwargs is not None:
+                optimizer_class, options = self.optimizer_cls_and_kwargs
+            else:
+                optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = optimizer_class(groups, **options)
+            for name, parameter in model.named_parameters():
+                if name.endswith("mask_tokens") and parameter.requires_grad:
+                    keep_untrained_rows(self.optimizer, parameter)
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """
+        The originals' learning rate (see [`learning_rate_schedule`]), or with another `lr_scheduler_type`
+        transformers' own.
+
+        Args:
+            num_training_steps (`int`): updates of the whole run.
+            optimizer (`torch.optim.Optimizer`, *optional*): defaults to the trainer's.
+
+        Raises:
+            ValueError: for a warmup longer than the run.
+        """
+        args = self.args
+        warmup_steps = args.get_warmup_steps(num_training_steps)
+        if warmup_steps > num_training_steps:
+            raise ValueError(
+                f"`warmup_steps` is {warmup_steps}, but the run has {num_training_steps} updates; lower it or give a "
+                "share below 1, such as 0.1."
+            )
+        if self.lr_scheduler is None and args.lr_scheduler_type == "cosine":
+            rate = learning_rate_schedule(args, num_training_steps)
+            # LambdaLR multiplies the base rate; it is read before the update it belongs to, as in the original.
+            scale = 1.0 / args.learning_rate if args.learning_rate else 0.0
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                self.optimizer if optimizer is None else optimizer, lambda step: rate(step) * scale
+            )
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """
+        The model's own loss; its terms and feature statistics are noted without waiting for the device.
+
+        Args:
+            model (`nn.Module`): the (wrapped) model.
+            inputs (`dict`): a batch of the collator.
+            return_outputs (`bool`): return the model's output too.
+            num_items_in_batch: unused; the loss is a mean over the micro-batch.
+        """
+        outputs = model(**inputs)
+        if self.model.training:
+            self.metrics.update(outputs, inputs[self.model.main_input_name], self.state.global_step)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As the stock trainer; the main input may be a list of groups of clips."""
+        name = self.model.main_input_name
+        groups = inputs.get(name)
+        if not isinstance(groups, list):
+            return super().floating_point_ops(inputs)
+        return sum(super(JepaTrainer, self).floating_point_ops({name: group}) for group in groups)
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor | None:
+        if self.state.global_step < self.args.get_clip_start(self.state.max_steps):
+            return None
+        if self.args.clip_separately:
+            return clip_parts(self.model, self.args.max_grad_norm, self.accelerator)
+        return super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        # The stock trainer walks over all gradients in every step to get a number that it only logs.
+        if grad_norm is None and self.args.logging_strategy == "steps":
+            next_step = self.state.global_step + 1
+            is_first = next_step == 1 and self.args.logging_first_step
+            if not is_first and self.state.logging_steps and next_step % self.state.logging_steps:
+                return None
+        return super()._get_grad_norm(model, grad_norm=grad_norm)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if self.args.start_from_checkpoint and resume_from_checkpoint is None:
+            names = checkpoints.optimized_names(self.model, self.optimizer)
+            folder = Path(self.args.start_from_checkpoint)
+            checkpoints.load_optimizer(self.optimizer, names, folder, keep_settings=True)
+        if self.is_fsdp_enabled:
+            # Features are read outside forward; FSDP has to gather the root's shards there too.
+            for name in {"get_features", "get_pooled_features"} & set(dir(self.model)):
+                torch.distributed.fsdp.register_fsdp_forward_method(self.model, name)
+        return prepared
+
+    # ---- Logs, probes and guards ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """
+        Logs, adding to a training log what the steps since the last one have gathered.
+
+        Args:
+            logs (`dict[str, float]`): the values to log.
+            start_time (`float`, *optional*): start of training.
+        """
+        if "loss" in logs:
+            step = max(self.state.global_step - 1, 0)
+            logs.update(self.metrics.drain(self.accelerator, self._recent_features()))
+            logs["weight_decay"] = weight_decay_at(step, self.args, self.state.max_steps)
+            if self.has_target:
+                logs["ema_momentum"] = momentum_at(step, self.args, self.state.max_steps)
+            if self.has_context_loss:
+                weight = self.model.config.context_loss_weight
+                logs["context_loss_weight"] = context_loss_weight_at(step, self.args, weight)
+        super().log(logs, start_time)
+
+    @torch.no_grad()
+    def _recent_features(self) -> torch.Tensor | None:
+        pixels = self.metrics.last_pixels
+        if pixels is None:
+            return None
+        with self.accelerator.autocast():
+            return self.model.get_features(pixels)
+
+    def _score(self, dataset: Any) -> dict[str, float]:
+        if self.probe_train_dataset is None:
+            raise ValueError("Probes are fitted on labelled images: give JepaTrainer `probe_train_dataset`.")
+        with self.metrics.paused():
+            return probe_metrics(self.model, self.probe_train_dataset, dataset, self.args, self.accelerator)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """
+        Trains.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint, or `True` for the newest complete one
+                in `output_dir`.
+            kwargs: as for `Trainer.train`.
+
+        Raises:
+            ValueError: if the checkpoint is incomplete, does not fit the model, or is of a run with other settings
+                (unless `allow_changed_settings`); if `start_from_checkpoint` is incomplete or does not fit.
+            NonFiniteLossError: if the loss becomes NaN or infinite.
+        """
+        self.metrics = StepMetrics()
+        if self.args.start_from_checkpoint and not resume_from_checkpoint:
+            folder = Path(self.args.start_from_checkpoint)
+            reason = checkpoints.incompleteness(folder)
+            if reason is not None:
+                raise ValueError(f"Cannot start from {folder}: {reason}. Name a complete training checkpoint.")
+            checkpoints.load_model_strictly(self.model, folder)
+        if hasattr(self.model, "batch_warning"):
+            warning = self.model.batch_warning(self._train_batch_size * self.args.world_size)
+            if warning is not None:
+                logger.warning(warning)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        with self.metrics.paused():
+            super()._save_checkpoint(model, trial)
+
+    # ---- Publishing ----
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        *,
+        license: str | None = None,
+        results: dict[str, Any] | None = None,
+        recipe: dict[str, Any] | None = None,
+        pictures: list[Path] | None = None,
+    ) -> str | None:
+        """
+        Publishes the target encoder and the composite. The release is written to `output_dir/release` first, together
+        with the training state, so a failed upload loses nothing.
+
+        Args:
+            commit_message (`str`, *optional*): of the commit.
+            blocking (`bool`): must be True: an upload that fails has to be seen.
+            token (`str`, *optional*): defaults to `args.hub_token`, then to the stored login.
+            revision (`str`, *optional*): defaults to `args.hub_revision`.
+            private (`bool`, *optional*): defaults to `args.hub_private_repo`.
+            license (`str`, *optional*): of the weights, as the Hub spells it; without it the card says "unknown".
+            results (`dict`, *optional*): the content of `results.json`; defaults to what this trainer has measured.
+            recipe (`dict`, *optional*): the resolved recipe.
+            pictures (`list[Path]`, *optional*): files shown in the card.
+
+        Returns:
+            `str`: the address of the commit, on the main process.
+
+        Raises:
+            PushError: if the upload failed; it names the command that finishes it.
+        """
+        if not blocking:
+            raise ValueError("`blocking=False` would hide a failed upload; call push_to_hub in a thread of your own.")
+        if not self.is_world_process_zero():
+            return None
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self._finish_current_push()
+        self.save_state()
+        results = measured_results(self) if results is None else results
+        folder = write_release(self, results | ({"licence": license} if license else {}), recipe, pictures)
+        message = commit_message or "End of training"
+        return push_folder(self, folder, message, token=token, revision=revision, private=private)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self.is_world_process_zero() or self.args.hub_strategy == "end":
+            return
+        # The stock trainer keeps copies of weights and a pickle in `output_dir` and uploads all of it.
+        if self.push_in_progress is not None and not self.push_in_progress.is_done():
+            logger.warning(f"Not pushing step {self.state.global_step}: the last push is still going on.")
+            return
+        self._finish_current_push()
+        folder = write_release(self)
+        message = f"Training in progress, step {self.state.global_step}"
+        self.push_in_progress = PushInProgress([HfApi().run_as_future(push_folder, self, folder, message)])
+
+    def _finish_current_push(self) -> None:
+        if self.push_in_progress is None:
+            return
+        self.push_in_progress.wait_until_done()
+        for job in self.push_in_progress.jobs:
+            if job.exception() is not None:
+                # Training goes on, or has ended well: a failed upload must not look like a failed run.
+                logger.error(str(job.exception()))
+        self.push_in_progress = None

@@ -1,0 +1,191 @@
+"""JepaTrainer with joint-embedding models: logs, probes, resume, release, warnings, and encoders of timm."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForPreTraining, TimmWrapperConfig
+
+import hf_jepa
+from hf_jepa import JepaTrainer, JepaTrainingArguments
+from hf_jepa.data import MultiViewCollator, MultiViewTransform, SeededImageDataset, ViewAugmentation, eval_transform
+from hf_jepa.training.jepa.trainer import parameter_groups
+from hf_jepa.training.publishing import write_release
+
+# Runs where `import hf_jepa` fails, as on a machine that has only transformers.
+PLAIN_USER = """
+import sys
+sys.modules["hf_jepa"] = None
+import torch
+from transformers import AutoImageProcessor, AutoModel
+for folder in sys.argv[1:]:
+    images, expected = torch.load(f"{folder}/check.pt", weights_only=True)
+    model = AutoModel.from_pretrained(folder)
+    AutoImageProcessor.from_pretrained(folder)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images).pooler_output.flatten(1), expected, rtol=1e-6, atol=1e-7)
+    print(type(model).__name__)
+"""
+
+
+def resnet() -> Any:
+    return AutoConfig.for_model("resnet", embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+
+
+@pytest.fixture
+def make(pictures: Dataset, tmp_path: Path) -> Callable[..., JepaTrainer]:
+    def build(name: str = "LeJepa", encoder: Any = None, seed: int = 0, folder: str = "run", **args) -> JepaTrainer:
+        torch.manual_seed(seed)
+        sizes = {"LeJepa": {"num_slices": 16}, "RectifiedLpJepa": {"num_projections": 16}}.get(name, {})
+        config = getattr(hf_jepa, f"{name}PreTrainingConfig")(
+            encoder_config=encoder or resnet(),
+            image_size=32,
+            projection_size=8,
+            **sizes,
+            **({} if name == "SimSiam" else {"projector_hidden_size": 16}),
+        )
+        transform = MultiViewTransform(2 * [ViewAugmentation(32)], [] if name == "SimSiam" else [ViewAugmentation(16)])
+        probes = SeededImageDataset(pictures, eval_transform(32), label_column="label")
+        settings = {
+            "max_steps": 2,
+            "per_device_train_batch_size": 6,
+            "warmup_steps": 1,
+            "save_strategy": "no",
+            "logging_steps": 1,
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "dataloader_pin_memory": False,
+        }
+        return JepaTrainer(
+            model=getattr(hf_jepa, f"{name}ForPreTraining")(config),
+            args=JepaTrainingArguments(output_dir=str(tmp_path / folder), **{**settings, **args}),
+            data_collator=MultiViewCollator(),
+            train_dataset=SeededImageDataset(pictures, transform, seed=1),
+            eval_dataset=probes,
+            probe_train_dataset=probes,
+        )
+
+    return build
+
+
+@pytest.mark.parametrize("name", ["LeJepa", "RectifiedLpJepa", "VICReg", "SimSiam"])
+def test_training_logs_terms_and_statistics(make, name):
+    trainer = make(name)
+    before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    trainer.train()
+    first = trainer.state.log_history[0]
+    terms = {
+        "LeJepa": {"invariance_loss", "sigreg_loss"},
+        "RectifiedLpJepa": {"invariance_loss", "rdmreg_loss", "active_fraction"},
+        "VICReg": {"invariance_loss", "std_loss", "cov_loss"},
+        "SimSiam": {"prediction_loss", "normalized_std", "prediction_token_std", "target_token_std"},
+    }[name]
+    assert terms | {"projector_std", "target_std", "target_rankme", "images_per_second"} <= first.keys()
+    assert "ema_momentum" not in first
+    assert all(torch.isfinite(torch.tensor(value)) for value in first.values())
+    trained = [key for key, p in trainer.model.named_parameters() if p.requires_grad]
+    assert all(not torch.equal(trainer.model.state_dict()[key], before[key]) for key in trained)
+    metrics = trainer.evaluate()
+    assert 0 <= metrics["eval_knn_accuracy"] <= 1
+
+
+def test_projector_std_is_that_over_the_batch(make):
+    trainer = make("SimSiam")
+    # SimSiam's projector ends in a batch norm without affine.
+    trainer.train()
+    assert trainer.state.log_history[0]["projector_std"] == pytest.approx(1.0, abs=1e-2)
+
+
+@pytest.mark.parametrize("name", ["LeJepa", "RectifiedLpJepa"])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make, tmp_path, name):
+    settings = {"max_steps": 5, "gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    whole = make(name, **settings)
+    whole.train()
+    resumed = make(name, seed=7, **{**settings, "save_strategy": "no"})
+    torch.manual_seed(99)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    states = [trainer.model.state_dict() for trainer in (whole, resumed)]
+    assert all(torch.equal(states[0][key], value) for key, value in states[1].items())
+    counter = "sigreg.global_step" if name == "LeJepa" else "rdmreg.global_step"
+    # One micro-batch, one step of the directions.
+    assert int(states[0][counter]) == 10
+    saved = load_file(tmp_path / "run" / "checkpoint-2" / "model.safetensors")
+    assert int(saved[counter]) == 4
+
+
+def test_small_batches_are_warned_of_before_training(make, caplog):
+    from transformers.utils import logging
+
+    logging.enable_propagation()
+    try:
+        make(max_steps=1).train()
+        warned = caplog.text
+        caplog.clear()
+        make("VICReg", max_steps=1).train()
+    finally:
+        logging.disable_propagation()
+    assert "LeJEPA with regularizer_weight=0.02 and 6 images per forward pass may collapse" in warned
+    assert "may collapse" not in caplog.text
+
+
+def test_vectors_decay_only_when_asked_for(make):
+    model = make().model
+    vectors = {id(p) for p in model.parameters() if p.ndim == 1}
+    for decay_vectors in (False, True):
+        groups = parameter_groups(model, 0.1, decay_vectors)
+        decayed = {id(p) for group in groups if group["decays"] for p in group["params"]}
+        assert bool(vectors & decayed) == decay_vectors
+
+
+def test_timm_models_train_and_are_released_for_plain_transformers(make, tmp_path):
+    """A ConvNet and a ViT by timm name, two steps each, reloaded by AutoModel in a process without hf_jepa."""
+    convnet = TimmWrapperConfig(architecture="resnet10t", model_args={"channels": [8, 8, 16, 16], "stem_width": 8})
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "dynamic_img_size": True}
+    vit = TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args=sizes)
+    folders = []
+    for folder, encoder in (("convnet", convnet), ("vit", vit)):
+        trainer = make(encoder=encoder, folder=folder)
+        start = {key: value.clone() for key, value in trainer.model.encoder.state_dict().items()}
+        trainer.train()
+        trainer.evaluate()
+        state = trainer.model.encoder.state_dict()
+        assert any(not torch.equal(state[key], value) for key, value in start.items())
+        release = write_release(trainer)
+        card = (release / "README.md").read_text()
+        assert "`TimmWrapperModel`" in card
+        assert "pooler_output" in card
+        assert "pooled encoder output" in card
+        assert "target encoder" not in card
+        images = torch.randn(3, 3, 32, 32)
+        expected = trainer.model.eval().get_pooled_features(images)
+        torch.save((images, expected), release / "check.pt")
+        folders.append(str(release))
+        composite = AutoModelForPreTraining.from_pretrained(release, subfolder="pretraining")
+        torch.testing.assert_close(composite.get_pooled_features(images), expected, rtol=1e-6, atol=1e-7)
+    script = tmp_path / "plain_user.py"
+    script.write_text(PLAIN_USER)
+    run = subprocess.run(
+        [sys.executable, str(script), *folders], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["TimmWrapperModel", "TimmWrapperModel"]
+
+
+def test_lars_adapts_what_decays(make):
+    trainer = make(lars_trust_coefficient=0.02, lars_clip=True)
+    optimizer = trainer.create_optimizer()
+    assert type(optimizer).__name__ == "Lars"
+    assert optimizer.defaults["momentum"] == 0.9
+    assert all(group["trust_coeff"] == 0.02 and group["trust_clip"] for group in optimizer.param_groups)
+    # timm's LARS adapts where there is weight decay: biases and norms get plain steps, as in the released codes.
+    vectors = [p for group in optimizer.param_groups if group["weight_decay"] == 0 for p in group["params"]]
+    assert all(p.ndim == 1 for p in vectors)
+    trainer.optimizer = None
+    trainer.train()
+    assert trainer.state.global_step == 2
