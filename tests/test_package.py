@@ -8,8 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModel, IJepaModel
 
 import hf_jepa
+from hf_jepa.methods import METHODS, register_method
 from hf_jepa.positions import sincos_2d
-from hf_jepa.registration import register
 
 
 def test_import_is_light():
@@ -34,7 +34,8 @@ def test_public_names_resolve():
 
 
 def test_in_tree_types_are_not_hijacked():
-    register()
+    for method in METHODS.values():
+        register_method(method)
     assert type(AutoModel.from_config(AutoConfig.for_model("ijepa", num_hidden_layers=1))) is IJepaModel
 
 

@@ -11,7 +11,6 @@ from transformers import AutoModel
 
 from hf_jepa import JepaTrainer
 from hf_jepa.hub.release import PushError
-from hf_jepa.training.publishing import measured_results
 
 
 class Uploads(list):
@@ -61,7 +60,7 @@ def test_a_push_sends_a_release_without_pickles(
     assert results["data"]["num_examples"] == 24
     assert results["licence"] == "mit"
     # The trainer cannot know the licence of weights that it was given.
-    assert measured_results(trainer)["licence"] == "unknown"
+    assert trainer.measured_results()["licence"] == "unknown"
 
 
 def test_a_failed_push_loses_nothing_and_names_the_command(

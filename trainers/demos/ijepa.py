@@ -42,7 +42,7 @@ from hf_jepa.programs.pretrain_image import (
 )
 from hf_jepa.programs.recipes import parse_recipe, resolved
 from hf_jepa.training import JepaTrainingArguments
-from hf_jepa.training.publishing import measured_results, write_release
+from hf_jepa.training.publishing import write_release
 from hf_jepa.visualization import plot_retrieval
 
 RECIPE = files("hf_jepa") / "recipes" / "ijepa_fashion_mnist.yaml"
@@ -253,7 +253,7 @@ def main() -> None:
     )
 
     count = len(splits["test"])
-    results = measured_results(trainer)
+    results = trainer.measured_results()
     results["model"]["name"] = f"ijepa-fashion-mnist-tiny{'-long' if options.long else ''}"
     results["data"] |= {"name": "Fashion-MNIST", "split": "train", "licence": "mit"}
     results["licence"] = "apache-2.0"

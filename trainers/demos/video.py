@@ -31,7 +31,7 @@ from hf_jepa.programs.recipes import parse_recipe, resolved
 from hf_jepa.programs.video_arguments import VideoDataArguments, VideoMaskArguments, VideoModelArguments
 from hf_jepa.programs.video_pictures import CAPTIONS, draw_pictures
 from hf_jepa.training import JepaTrainer, JepaTrainingArguments
-from hf_jepa.training.publishing import measured_results, write_release
+from hf_jepa.training.publishing import write_release
 from hf_jepa.visualization import plot_surprise, plot_video_pca
 from trainers.demos.ijepa import bf16_pays, table
 from trainers.worlds.moving_fashion import MovingFashion, teleported
@@ -218,7 +218,7 @@ def main() -> None:
         pictures.append(plot_video_pca(real, tokens_of(model, real).cpu(), grid, folder / "real_clips.png"))
         captions.append({"file": "real_clips.png", "caption": "Real clips, from file to features, at another size."})
 
-    results = measured_results(trainer)
+    results = trainer.measured_results()
     results["model"]["name"] = "vjepa2-moving-fashion-tiny"
     results["data"] |= {"name": "moving Fashion-MNIST", "split": "train", "licence": "mit", "num_examples": TRAIN}
     results["licence"] = "apache-2.0"

@@ -31,7 +31,7 @@ from transformers import (
 
 from hf_jepa import VLJepaModel, VLJepaPipeline, VLJepaProcessor
 from hf_jepa.evaluation import retrieval_ranks
-from hf_jepa.hub.vl_release import measured_vl_results, save_vl_release
+from hf_jepa.hub.vl_release import save_vl_release
 from hf_jepa.training import VLJepaTrainer, VLJepaTrainingArguments, train_y_decoder
 from hf_jepa.visualization import plot_ranked_texts
 from trainers.worlds import emoji_pairs
@@ -377,7 +377,7 @@ def finish(
         )
     print(f"  decoding at equal quality: {saved}")
     pictures.append(real_stream(pipeline, emoji.names, output))
-    results = measured_vl_results(trainer)
+    results = trainer.measured_results()
     results["model"]["name"] = "vl-jepa-emoji-tiny"
     results["data"] |= {"name": DATASET, "split": "train", "licence": "CC-BY 4.0 (Twitter art), Apache-2.0, MIT"}
     results["training"]["recipe"] = "`trainers/demos/vl.py`"

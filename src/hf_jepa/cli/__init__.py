@@ -194,13 +194,14 @@ def _demo_vl(args: argparse.Namespace) -> None:
 
 
 def _list(args: argparse.Namespace) -> None:
-    from ..registration import MODELS
+    from ..methods import METHODS
 
-    rows = [("model type", "config", "model", "loads with")]
-    rows += [
-        (config.model_type, config.__name__, model.__name__, ", ".join(auto.__name__ for auto in auto_classes))
-        for config, model, auto_classes in MODELS
-    ]
+    rows = [("method", "model type", "config", "model", "loads with")]
+    for method in METHODS.values():
+        for classes in method.model_classes():
+            config, model = classes.load("config"), classes.load("model")
+            loads_with = ", ".join(classes.auto_classes)
+            rows.append((method.title, config.model_type, config.__name__, model.__name__, loads_with))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
@@ -423,7 +424,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"hf-jepa: error: {message}", file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

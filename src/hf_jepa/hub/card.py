@@ -9,6 +9,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..methods import METHODS, Method
+
 _TEMPLATE = Path(__file__).with_name("card_template.md")
 _TEXT_TEMPLATE = Path(__file__).with_name("card_text_template.md")
 _VL_TEMPLATE = Path(__file__).with_name("card_vl_template.md")
@@ -17,163 +19,6 @@ NOT_EVALUATED = "not evaluated"
 NOT_MEASURED = "not measured"
 _ROW = ("task", "dataset", "split", "features", "metric")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-
-# family -> (name, one sentence, BibTeX)
-_METHODS = {
-    "ijepa": (
-        "I-JEPA",
-        "I-JEPA learns image features without labels: from the visible patches of an image, a predictor must tell "
-        "what an exponential moving average of the encoder makes of hidden blocks of the same image.",
-        """@inproceedings{assran2023ijepa,
-  title     = {Self-Supervised Learning from Images with a Joint-Embedding Predictive Architecture},
-  author    = {Assran, Mahmoud and Duval, Quentin and Misra, Ishan and Bojanowski, Piotr and Vincent, Pascal and
-               Rabbat, Michael and LeCun, Yann and Ballas, Nicolas},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
-  year      = {2023},
-  note      = {arXiv:2301.08243}
-}""",
-    ),
-    "data2vec_vision": (
-        "data2vec",
-        "data2vec learns image features without labels: from an image whose masked patches are replaced by a mask "
-        "token, a student regresses what its own moving average, seeing the whole image, represents there in its top "
-        "blocks.",
-        """@inproceedings{baevski2022data2vec,
-  title     = {data2vec: A General Framework for Self-supervised Learning in Speech, Vision and Language},
-  author    = {Baevski, Alexei and Hsu, Wei-Ning and Xu, Qiantong and Babu, Arun and Gu, Jiatao and Auli, Michael},
-  booktitle = {International Conference on Machine Learning},
-  year      = {2022},
-  note      = {arXiv:2202.03555}
-}""",
-    ),
-    "vit_mae": (
-        "MAE",
-        "MAE is a baseline, not a JEPA: it reconstructs the pixels of hidden patches.",
-        """@inproceedings{he2022mae,
-  title     = {Masked Autoencoders Are Scalable Vision Learners},
-  author    = {He, Kaiming and Chen, Xinlei and Xie, Saining and Li, Yanghao and Doll{\\'a}r, Piotr and
-               Girshick, Ross},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
-  year      = {2022},
-  note      = {arXiv:2111.06377}
-}""",
-    ),
-    "cjepa": (
-        "C-JEPA",
-        "C-JEPA is I-JEPA with VICReg's variance, covariance and invariance terms on the predicted blocks. No "
-        "official code exists; this is a reading of the paper, not a port.",
-        """@inproceedings{mo2024cjepa,
-  title     = {Connecting Joint-Embedding Predictive Architecture with Contrastive Self-supervised Learning},
-  author    = {Mo, Shentong and Tong, Shengbang},
-  booktitle = {Advances in Neural Information Processing Systems},
-  year      = {2024},
-  note      = {arXiv:2410.19560}
-}""",
-    ),
-    "lejepa": (
-        "LeJEPA",
-        "LeJEPA learns image features without labels: the embeddings of an image's views are pulled together, and a "
-        "statistical test along random directions (SIGReg) keeps their distribution an isotropic Gaussian.",
-        """@article{balestriero2025lejepa,
-  title   = {LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics},
-  author  = {Balestriero, Randall and LeCun, Yann},
-  journal = {arXiv:2511.08544},
-  year    = {2025}
-}""",
-    ),
-    "rectified_lpjepa": (
-        "Rectified LpJEPA",
-        "Rectified LpJEPA learns image features without labels: the embeddings of an image's views are pulled "
-        "together, and their distribution is matched with a rectified generalized Gaussian (RDMReg), which makes them "
-        "sparse.",
-        """@article{rectifiedlpjepa2026,
-  title   = {Rectified LpJEPA},
-  journal = {arXiv:2602.01456},
-  year    = {2026}
-}""",
-    ),
-    "vicreg": (
-        "VICReg",
-        "VICReg learns image features without labels: the embeddings of an image's two views are pulled together, "
-        "while every dimension keeps its variance and dimensions are decorrelated.",
-        """@inproceedings{bardes2022vicreg,
-  title     = {VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised Learning},
-  author    = {Bardes, Adrien and Ponce, Jean and LeCun, Yann},
-  booktitle = {International Conference on Learning Representations},
-  year      = {2022},
-  note      = {arXiv:2105.04906}
-}""",
-    ),
-    "simsiam": (
-        "SimSiam",
-        "SimSiam learns image features without labels: from one view of an image, a predictor must tell the embedding "
-        "of the other, which gets no gradient.",
-        """@inproceedings{chen2021simsiam,
-  title     = {Exploring Simple Siamese Representation Learning},
-  author    = {Chen, Xinlei and He, Kaiming},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
-  year      = {2021},
-  note      = {arXiv:2011.10566}
-}""",
-    ),
-    "vjepa": (
-        "V-JEPA",
-        "V-JEPA learns video features without labels: from the visible patches of a clip, a predictor must tell what "
-        "an exponential moving average of the encoder makes of blocks hidden through the whole clip.",
-        """@article{bardes2024vjepa,
-  title   = {Revisiting Feature Prediction for Learning Visual Representations from Video},
-  author  = {Bardes, Adrien and Garrido, Quentin and Ponce, Jean and Chen, Xinlei and Rabbat, Michael and
-             LeCun, Yann and Assran, Mahmoud and Ballas, Nicolas},
-  journal = {arXiv:2404.08471},
-  year    = {2024}
-}""",
-    ),
-    "vjepa2": (
-        "V-JEPA 2",
-        "V-JEPA 2 learns video features without labels, as V-JEPA does, with rotary positions and at scale: from the "
-        "visible patches of a clip, a predictor must tell what an exponential moving average of the encoder makes of "
-        "the hidden ones.",
-        """@article{assran2025vjepa2,
-  title   = {V-JEPA 2: Self-Supervised Video Models Enable Understanding, Prediction and Planning},
-  author  = {Assran, Mahmoud and Bardes, Adrien and Fan, David and Garrido, Quentin and others},
-  journal = {arXiv:2506.09985},
-  year    = {2025}
-}""",
-    ),
-    "vjepa2_1": (
-        "V-JEPA 2.1",
-        "V-JEPA 2.1 learns dense features of videos and images without labels: a predictor must tell what an "
-        "exponential moving average of the encoder makes of the hidden and of the visible patches, at several depths.",
-        """@article{murlabadia2026vjepa21,
-  title   = {V-JEPA 2.1: Unlocking Dense Features in Video Self-Supervised Learning},
-  author  = {Mur-Labadia, Lorenzo and Muckley, Matthew and Bar, Amir and Assran, Mido and Sinha, Koustuv and
-             Rabbat, Mike and LeCun, Yann and Ballas, Nicolas and Bardes, Adrien},
-  journal = {arXiv:2603.14482},
-  year    = {2026}
-}""",
-    ),
-    "vl_jepa": (
-        "VL-JEPA",
-        "VL-JEPA predicts, from an image or video and a question about it, the embedding of the answer's text: it "
-        "classifies, retrieves and answers by comparing embeddings, and writes only where text is wanted.",
-        """@article{vljepa2025,
-  title   = {VL-JEPA: Joint Embedding Predictive Architecture for Vision-language},
-  journal = {arXiv:2512.10942},
-  year    = {2025}
-}""",
-    ),
-    "llm_jepa": (
-        "LLM-JEPA",
-        "LLM-JEPA fine-tunes a language model with a second loss beside next-token prediction: from its embedding of "
-        "a text, its embedding of the code that the text describes must be predicted.",
-        """@article{huang2025llmjepa,
-  title   = {LLM-JEPA: Large Language Models Meet Joint Embedding Predictive Architectures},
-  author  = {Huang, Hai and LeCun, Yann and Balestriero, Randall},
-  journal = {arXiv preprint arXiv:2509.14252},
-  year    = {2025}
-}""",
-    ),
-}
 
 
 def _number(value: float | int | None, missing: str = NOT_EVALUATED) -> str:
@@ -304,7 +149,7 @@ def render_card(results: dict[str, Any]) -> str:
     _check(results)
     model, data = results["model"], results.get("data") or {}
     family = model["family"]
-    name, sentence, citation = _METHODS.get(family, (family, "", ""))
+    method = METHODS.get(family, Method(family, family))
     dataset = data.get("name")
     card_data = ModelCardData(
         library_name="transformers",
@@ -323,9 +168,9 @@ def render_card(results: dict[str, Any]) -> str:
         template_path=str(_TEMPLATES.get(model.get("modality"), _TEMPLATE)),
         model=model,
         repo=model.get("repo_id") or model["name"],
-        method=name,
-        sentence=sentence,
-        citation=citation,
+        method=method.title,
+        sentence=method.sentence,
+        citation=method.citation,
         config=model.get("encoder_config") or {},
         data=data,
         sampling=_sampling(model.get("encoder_config") or {}, data),

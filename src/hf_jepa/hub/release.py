@@ -246,8 +246,6 @@ def load_pretraining(repo: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
     Raises:
         `ValueError`: for missing, unexpected or mis-shaped keys, or a folder without a composite.
     """
-    import hf_jepa  # noqa: F401  (registers the model types)
-
     repo = str(repo)
     if Path(repo).is_dir():
         folder = Path(repo, kwargs.get("subfolder", ""))

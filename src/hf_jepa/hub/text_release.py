@@ -4,15 +4,11 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .environment import environment_info
 from .release import staged_release
-
-if TYPE_CHECKING:
-    from ..training.llm.trainer import LLMJepaTrainer
 
 _CARD_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
 
@@ -96,52 +92,3 @@ def _drop_tokens(folder: Path, ids: set[int]) -> None:
     config["extra_special_tokens"] = [name for name in config.get("extra_special_tokens", []) if name not in names]
     for path, content in ((file, saved), (config_file, config)):
         path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-
-
-def measured_text_results(trainer: "LLMJepaTrainer") -> dict[str, Any]:
-    """
-    What an LLM-JEPA trainer itself has measured, in the form of `results.json`.
-
-    Args:
-        trainer ([`~hf_jepa.training.LLMJepaTrainer`]): after or during training.
-
-    Returns:
-        `dict[str, Any]`: the sections `model`, `data`, `training`, `environment` and `evaluations`.
-    """
-    history = trainer.state.log_history
-    rates = sorted(entry["tokens_per_second"] for entry in history if "tokens_per_second" in entry)
-    seconds = next((entry["train_runtime"] for entry in reversed(history) if "train_runtime" in entry), None)
-    last = next((entry for entry in reversed(history) if "eval_lm_loss" in entry), {})
-    labelled = "answer token" if trainer.pair_format.train_on == "response" else "token"
-    names = {"exact_match": "exact match", "startswith": "startswith", "lm_loss": f"loss per {labelled}"}
-    asked = trainer.args.generate_examples
-    rows = len(trainer.eval_dataset) if hasattr(trainer.eval_dataset, "__len__") else None
-    answered = rows if asked < 0 or rows is None else min(asked, rows)
-    evaluations = [
-        {
-            "task": "generation" if name != "lm_loss" else "language modelling",
-            "dataset": "eval_dataset",
-            "split": "eval",
-            "num_examples": answered if name != "lm_loss" else rows,
-            "metric": metric,
-            "value": last[f"eval_{name}"],
-            "features": None,
-            "seed": trainer.args.seed,
-            "command": None,
-        }
-        for name, metric in names.items()
-        if f"eval_{name}" in last
-    ]
-    return {
-        "model": {"name": Path(trainer.hub_model_id or trainer.args.hub_model_id or trainer.args.output_dir).name},
-        "data": {"num_examples": len(trainer.train_dataset) if trainer.train_dataset is not None else None},
-        "training": {
-            "steps": trainer.state.global_step,
-            "batch_size": trainer.global_batch_size,
-            "seconds": seconds,
-            "tokens_per_second": rates[len(rates) // 2] if rates else None,
-        },
-        "environment": environment_info(),
-        "evaluations": evaluations,
-        "licence": "unknown",
-    }

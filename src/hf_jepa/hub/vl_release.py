@@ -4,14 +4,10 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..models.vl_jepa import VLJepaModel, VLJepaProcessor
-from .environment import environment_info
 from .release import staged_release
-
-if TYPE_CHECKING:
-    from ..training.vl.trainer import VLJepaTrainer
 
 _NAMES = {
     "vision": "X-encoder",
@@ -118,50 +114,3 @@ def save_vl_release(
         _forget_folders(staged / "config.json")
         processor.save_pretrained(staged)
     return Path(folder)
-
-
-def measured_vl_results(trainer: "VLJepaTrainer") -> dict[str, Any]:
-    """
-    What a VL-JEPA trainer itself has measured, in the form of `results.json`.
-
-    Args:
-        trainer ([`~hf_jepa.VLJepaTrainer`]): after or during training.
-
-    Returns:
-        `dict[str, Any]`: the sections `model`, `data`, `training`, `environment` and `evaluations`.
-    """
-    history, args = trainer.state.log_history, trainer.args
-    rates = sorted(entry["pairs_per_second"] for entry in history if "pairs_per_second" in entry)
-    seconds = next((entry["train_runtime"] for entry in reversed(history) if "train_runtime" in entry), None)
-    last = next((entry for entry in reversed(history) if "eval_retrieval_at_1" in entry), {})
-    directions = {"retrieval": "texts by prediction", "reverse_retrieval": "predictions by text"}
-    evaluations = [
-        {
-            "task": f"retrieval of {of}",
-            "dataset": "eval_dataset",
-            "split": "eval",
-            "num_examples": len(trainer.eval_dataset),
-            "metric": f"recall@{k}",
-            "value": last[f"eval_{name}_at_{k}"],
-            "features": None,
-            "seed": args.seed,
-            "command": None,
-        }
-        for name, of in directions.items()
-        for k in (1, 5, 10)
-        if f"eval_{name}_at_{k}" in last
-    ]
-    return {
-        "model": {"name": Path(trainer.hub_model_id or args.hub_model_id or args.output_dir).name},
-        "data": {"num_examples": len(trainer.train_dataset) if trainer.train_dataset is not None else None},
-        "training": {
-            "steps": trainer.state.global_step,
-            "batch_size": trainer.global_batch_size,
-            "pairs_per_loss": args.per_device_train_batch_size * args.world_size,
-            "seconds": seconds,
-            "pairs_per_second": rates[len(rates) // 2] if rates else None,
-        },
-        "environment": environment_info(),
-        "evaluations": evaluations,
-        "licence": "unknown",
-    }

@@ -1,0 +1,3 @@
+from .vl_jepa import VLJepaPipeline
+
+__all__ = ["VLJepaPipeline"]

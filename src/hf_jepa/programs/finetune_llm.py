@@ -16,12 +16,11 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from .. import LLMJepaForCausalLM
 from ..data import OfficialPairCollator, PairFormat, load_text_dataset, paraphrase_rows, plain_chat_template
 from ..data.chat_views import as_messages
 from ..data.lexer import lexer_tokenizer
 from ..evaluation import generate_responses, score_responses
-from ..hub.text_release import measured_text_results
+from ..models.llm_jepa import LLMJepaForCausalLM
 from ..training import LLMJepaTrainer, LLMJepaTrainingArguments
 from ..training.publishing import push_folder
 from .llm_arguments import LLMModelArguments, PairArguments, RunArguments
@@ -252,7 +251,7 @@ def main(argv: list[str]) -> None:
         trainer.evaluate()
     if not trainer.is_world_process_zero():
         return
-    results = measured_text_results(trainer)
+    results = trainer.measured_results()
     results["model"]["name"] = run_args.name or results["model"]["name"]
     results["licence"] = model_args.licence or ("apache-2.0" if model_args.model is None else "unknown")
     name = Path(pair_args.dataset).name if Path(pair_args.dataset).exists() else pair_args.dataset

@@ -14,14 +14,14 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, Data2VecVisionConfig, IJepaConfig, PreTrainedModel, ViTMAEConfig
 
-import hf_jepa
-
-from .. import Data2VecVisionForPreTraining, IJepaForPreTraining
 from ..data import MaskCollator, MultiViewCollator, MultiViewTransform, ViewAugmentation
 from ..data import train_transform as make_train_transform
 from ..data.transforms import ImageTransform
 from ..masking import BlockwiseMaskGenerator, MultiBlockMaskGenerator
+from ..methods import method_of
+from ..models.data2vec_vision import Data2VecVisionForPreTraining
 from ..models.data2vec_vision.configuration_data2vec_vision import ENCODER_DEFAULTS
+from ..models.ijepa import IJepaForPreTraining
 from ..training import JepaTrainer
 from .image_arguments import DataArguments, MaskArguments, ModelArguments
 from .image_pictures import (
@@ -40,7 +40,7 @@ from .mae_baseline import NoiseCollator, ViTMAEForPreTraining
 @dataclass(frozen=True)
 class Family:
     """
-    One method: `name` is that of its classes, `{name}ForPreTraining` and `{name}PreTrainingConfig` in `hf_jepa`.
+    One method: `name` is that of its entry in [`~hf_jepa.methods.METHODS`].
     `build_transform` gets (data arguments, image size, statistics), `build_collator` (model, mask arguments, seed).
     """
 
@@ -53,11 +53,11 @@ class Family:
 
     @property
     def config_class(self) -> type:
-        return getattr(hf_jepa, f"{self.name}PreTrainingConfig")
+        return method_of(self.name).composite.load("config")
 
     @property
     def model_class(self) -> type:
-        return getattr(hf_jepa, f"{self.name}ForPreTraining")
+        return method_of(self.name).composite.load("model")
 
 
 def family_of(args: ModelArguments) -> Family:
@@ -303,10 +303,10 @@ def joint_embedding(name: str) -> Family:
 
 
 FAMILIES = {
-    "ijepa": masked("IJepa"),
-    "cjepa": masked("CJepa"),
+    "ijepa": masked("ijepa"),
+    "cjepa": masked("cjepa"),
     "data2vec_vision": Family(
-        "Data2VecVision",
+        "data2vec_vision",
         build_data2vec_model,
         build_data2vec_transform,
         build_blockwise_collator,
@@ -314,10 +314,10 @@ FAMILIES = {
         DATA2VEC_CAPTIONS,
     ),
     "mae": Family(
-        "ViTMAE", build_mae_model, build_crop_transform, build_noise_collator, draw_mae_pictures, MAE_CAPTIONS
+        "vit_mae", build_mae_model, build_crop_transform, build_noise_collator, draw_mae_pictures, MAE_CAPTIONS
     ),
-    "lejepa": joint_embedding("LeJepa"),
-    "rectified_lpjepa": joint_embedding("RectifiedLpJepa"),
-    "vicreg": joint_embedding("VICReg"),
-    "simsiam": joint_embedding("SimSiam"),
+    "lejepa": joint_embedding("lejepa"),
+    "rectified_lpjepa": joint_embedding("rectified_lpjepa"),
+    "vicreg": joint_embedding("vicreg"),
+    "simsiam": joint_embedding("simsiam"),
 }

@@ -6,8 +6,8 @@ import torch
 import transformers
 from transformers import ViTConfig, ViTMAEConfig, ViTModel
 
-from .. import JepaOutput, JepaPreTrainedModel
 from ..data.seeding import mix_seed
+from ..modeling_jepa import JepaOutput, JepaPreTrainedModel
 
 
 # The in-tree name, so that the saved config names the class that plain transformers loads it with.

@@ -24,7 +24,7 @@ from ..evaluation import knn_accuracy, ridge_probe
 from ..hub.release import default_image_processor
 from ..training import JepaTrainer, JepaTrainingArguments
 from ..training.jepa.probes import probe_metrics
-from ..training.publishing import measured_results, push_folder, write_release
+from ..training.publishing import push_folder, write_release
 from .image_arguments import DataArguments, MaskArguments, ModelArguments, RunArguments
 from .image_families import family_of
 from .image_pictures import MASK_CAPTIONS as CAPTIONS
@@ -186,7 +186,7 @@ def measure_baselines(trainer: JepaTrainer, untrained: PreTrainedModel) -> list[
     return [
         {**entry, "name": name, "value": values[entry["task"]]}
         for name, values in (("raw pixels", pixels), ("untrained encoder", fresh))
-        for entry in measured_results(trainer)["evaluations"]
+        for entry in trainer.measured_results()["evaluations"]
     ]
 
 
@@ -210,7 +210,7 @@ def main(argv: list[str]) -> None:
     baselines = [] if untrained is None else measure_baselines(trainer, untrained)
     if not trainer.is_world_process_zero():
         return
-    results = measured_results(trainer)
+    results = trainer.measured_results()
     results["data"] |= {**origin_of(data_args.dataset), "split": data_args.train_split}
     results["baselines"] = baselines
     results["compute"] = {"cpu_seconds": seconds} if training_args.device.type == "cpu" else {}

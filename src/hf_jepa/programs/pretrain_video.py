@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import yaml
 
-from .. import VJepa2ForPreTraining, VJepaConfig, VJepaForPreTraining
 from ..data import (
     ClipSampler,
     MixedVideoDataset,
@@ -30,9 +29,10 @@ from ..data import (
 )
 from ..hub.release import default_video_processor
 from ..masking import IMAGE_BLOCKS, MultiBlock3DMaskGenerator, TubeMaskGenerator
+from ..models.vjepa import VJepa2ForPreTraining, VJepaConfig, VJepaForPreTraining
 from ..models.vjepa.configuration_vjepa import GENERATION_FIELDS
 from ..training import JepaTrainer, JepaTrainingArguments
-from ..training.publishing import measured_results, push_folder, write_release
+from ..training.publishing import push_folder, write_release
 from .image_families import mapping
 from .pretrain_image import estimate, licence_of, origin_of
 from .recipes import parse_recipe, resolved
@@ -205,7 +205,7 @@ def main(argv: list[str]) -> None:
         trainer.evaluate()
     if not trainer.is_world_process_zero():
         return
-    results = measured_results(trainer)
+    results = trainer.measured_results()
     origins = [origin_of(name) for name in data_args.dataset]
     results["data"] |= {"name": ", ".join(origin["name"] for origin in origins), "split": data_args.train_split}
     results["compute"] = {"cpu_seconds": seconds} if training_args.device.type == "cpu" else {}

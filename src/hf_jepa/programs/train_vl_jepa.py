@@ -14,9 +14,8 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModel, AutoTokenizer, TrainingArguments
 
-from .. import VLJepaConfig, VLJepaModel, VLJepaProcessor
 from ..data import MixedVideoDataset, VisionTextDataset, load_vision_text_dataset
-from ..hub.vl_release import measured_vl_results
+from ..models.vl_jepa import VLJepaConfig, VLJepaModel, VLJepaProcessor
 from ..training import VLJepaTrainer, VLJepaTrainingArguments, train_y_decoder
 from ..training.publishing import push_folder
 from .recipes import parse_recipe, resolved
@@ -196,7 +195,7 @@ def main(argv: list[str]) -> None:
         fit_decoder(trainer, decoder_args)
     if not trainer.is_world_process_zero():
         return
-    results = measured_vl_results(trainer)
+    results = trainer.measured_results()
     results["model"]["name"] = run_args.name or results["model"]["name"]
     results["licence"] = model_args.licence
     names = [Path(name).name if Path(name).exists() else name for name in data_args.dataset]

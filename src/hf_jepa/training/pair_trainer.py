@@ -15,7 +15,7 @@ logger = logging.get_logger(__name__)
 class PairTrainer(SafeCheckpointTrainer):
     """
     Publishing of models that are one checkpoint. The base of [`LLMJepaTrainer`] and [`VLJepaTrainer`], which say what
-    of the run goes on a card (`_measured_results`) and how a release is written (`write_release`).
+    of the run goes on a card (`measured_results`) and how a release is written (`write_release`).
     """
 
     def _whole_model(self) -> PreTrainedModel:
@@ -42,7 +42,7 @@ class PairTrainer(SafeCheckpointTrainer):
         """
         if not self.is_world_process_zero():
             return None
-        folder = self.write_release(self._measured_results() | ({"licence": license} if license else {}))
+        folder = self.write_release(self.measured_results() | ({"licence": license} if license else {}))
         # The stock trainer calls with `blocking`, too; an upload that fails has to be seen, so it always is.
         known = {name: value for name, value in options.items() if name != "blocking"}
         return push_folder(self, folder, commit_message or "End of training", **known)

@@ -6,65 +6,15 @@ from typing import TYPE_CHECKING, Any
 from transformers.utils import logging
 
 if TYPE_CHECKING:
-    from .jepa.trainer import JepaTrainer
+    from .base_trainer import SafeCheckpointTrainer
 
 logger = logging.get_logger(__name__)
 
 RELEASE_FOLDER = "release"
 
 
-def measured_results(trainer: "JepaTrainer") -> dict[str, Any]:
-    """
-    What a trainer itself has measured, in the form of `results.json`. Nothing is filled in that was not measured.
-
-    Args:
-        trainer ([`JepaTrainer`]): after or during training.
-
-    Returns:
-        `dict[str, Any]`: the sections `model`, `data`, `training`, `environment` and `evaluations`.
-    """
-    from ..hub.environment import environment_info
-
-    history = trainer.state.log_history
-    rates = [entry["images_per_second"] for entry in history if "images_per_second" in entry]
-    seconds = next((entry["train_runtime"] for entry in reversed(history) if "train_runtime" in entry), None)
-    features = f"mean-pooled {'target ' * trainer.has_target}encoder tokens"
-    if hasattr(trainer.model, "get_pooled_features"):
-        features = "pooled encoder output"
-    evaluations = [
-        {
-            "task": task,
-            "dataset": "eval_dataset",
-            "split": "eval",
-            "num_examples": len(trainer.eval_dataset),
-            "metric": "accuracy",
-            "value": entry[f"eval_{name}_accuracy"],
-            "features": features,
-            "seed": trainer.args.seed,
-            "command": None,
-        }
-        for entry in [next((entry for entry in reversed(history) if "eval_knn_accuracy" in entry), None)]
-        if entry is not None and hasattr(trainer.eval_dataset, "__len__")
-        for task, name in (("knn", "knn"), ("linear", "linear"))
-    ]
-    has_length = hasattr(trainer.train_dataset, "__len__")
-    return {
-        "model": {"name": Path(trainer.hub_model_id or trainer.args.hub_model_id or trainer.args.output_dir).name},
-        "data": {"num_examples": len(trainer.train_dataset) if has_length else None},
-        "training": {
-            "steps": trainer.state.global_step,
-            "batch_size": trainer.global_batch_size,
-            "seconds": seconds,
-            "images_per_second": sorted(rates)[len(rates) // 2] if rates else None,
-        },
-        "environment": environment_info(),
-        "evaluations": evaluations,
-        "licence": "unknown",
-    }
-
-
 def write_release(
-    trainer: "JepaTrainer",
+    trainer: "SafeCheckpointTrainer",
     results: dict[str, Any] | None = None,
     recipe: dict[str, Any] | None = None,
     pictures: list[Path] | None = None,
@@ -73,8 +23,8 @@ def write_release(
     Writes the two-floor release of a trainer's model to `output_dir/release`.
 
     Args:
-        trainer ([`JepaTrainer`]): whose model is released.
-        results (`dict`, *optional*): the content of `results.json`; defaults to [`measured_results`].
+        trainer ([`~transformers.Trainer`]): whose model is released.
+        results (`dict`, *optional*): the content of `results.json`; defaults to what the trainer has measured.
         recipe (`dict`, *optional*): the resolved recipe.
         pictures (`list[Path]`, *optional*): files shown in the card.
 
@@ -96,7 +46,7 @@ def write_release(
     save_release(
         model,
         folder,
-        results=measured_results(trainer) if results is None else results,
+        results=trainer.measured_results() if results is None else results,
         processor=trainer.processing_class,
         recipe=recipe,
         pictures=pictures or [],
@@ -106,7 +56,7 @@ def write_release(
 
 
 def push_folder(
-    trainer: "JepaTrainer",
+    trainer: "SafeCheckpointTrainer",
     folder: Path,
     message: str,
     token: str | None = None,
@@ -117,7 +67,7 @@ def push_folder(
     Uploads a release to the trainer's repository.
 
     Args:
-        trainer ([`JepaTrainer`]): names the repository and the token.
+        trainer ([`~transformers.Trainer`]): names the repository and the token.
         folder (`Path`): the release.
         message (`str`): of the commit.
         token (`str`, *optional*), revision (`str`, *optional*), private (`bool`, *optional*): each defaults to the

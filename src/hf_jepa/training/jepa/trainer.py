@@ -27,7 +27,8 @@ from ..callbacks import (
     weight_decay_at,
 )
 from ..draws import DrawCountedStream
-from ..publishing import measured_results, push_folder, write_release
+from ..publishing import push_folder, write_release
+from ..results import evaluation_entry, last_entry, run_results
 from .arguments import JepaTrainingArguments, lars
 from .batch_norm import synchronize_batch_norm
 from .metrics import StepMetrics
@@ -372,6 +373,24 @@ class JepaTrainer(SafeCheckpointTrainer):
 
     # ---- Publishing ----
 
+    def measured_results(self) -> dict[str, Any]:
+        """
+        What this run has measured, in the form of `results.json`.
+
+        Returns:
+            `dict[str, Any]`: the sections `model`, `data`, `training`, `environment` and `evaluations`.
+        """
+        features = f"mean-pooled {'target ' * self.has_target}encoder tokens"
+        if hasattr(self.model, "get_pooled_features"):
+            features = "pooled encoder output"
+        last = last_entry(self, "eval_knn_accuracy") if hasattr(self.eval_dataset, "__len__") else {}
+        evaluations = [
+            evaluation_entry(self, task, "accuracy", last[f"eval_{task}_accuracy"], features=features)
+            for task in ("knn", "linear")
+            if last
+        ]
+        return run_results(self, "images_per_second", evaluations)
+
     def push_to_hub(
         self,
         commit_message: str | None = "End of training",
@@ -413,7 +432,7 @@ class JepaTrainer(SafeCheckpointTrainer):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self._finish_current_push()
         self.save_state()
-        results = measured_results(self) if results is None else results
+        results = self.measured_results() if results is None else results
         folder = write_release(self, results | ({"licence": license} if license else {}), recipe, pictures)
         message = commit_message or "End of training"
         return push_folder(self, folder, message, token=token, revision=revision, private=private)

@@ -14,6 +14,7 @@ from ...data.pair_collator import OfficialPairCollator
 from ..base_trainer import refuse_data_parallel
 from ..callbacks import GuardCallback, SamplerEpochCallback, StepSeedCallback, TargetEMACallback
 from ..pair_trainer import PairTrainer, refuse_half_precision
+from ..results import evaluation_entry, last_entry, run_results
 from .arguments import LLMJepaTrainingArguments
 from .evaluation import evaluation_answers, evaluation_losses, pair_index
 from .metrics import PairMetrics
@@ -249,17 +250,35 @@ class LLMJepaTrainer(PairTrainer):
             self._whole_model(),
             Path(self.args.output_dir) / "release",
             self.processing_class,
-            self._measured_results() if results is None else results,
+            self.measured_results() if results is None else results,
             recipe,
             pictures or [],
             merge_adapter,
             keep_predictor_tokens,
         )
 
-    def _measured_results(self) -> dict[str, Any]:
-        from ...hub.text_release import measured_text_results
+    def measured_results(self) -> dict[str, Any]:
+        """
+        What this run has measured, in the form of `results.json`.
 
-        return measured_text_results(self)
+        Returns:
+            `dict[str, Any]`: the sections `model`, `data`, `training`, `environment` and `evaluations`.
+        """
+        last = last_entry(self, "eval_lm_loss")
+        labelled = "answer token" if self.pair_format.train_on == "response" else "token"
+        asked = self.args.generate_examples
+        rows = len(self.eval_dataset) if hasattr(self.eval_dataset, "__len__") else None
+        answered = rows if asked < 0 or rows is None else min(asked, rows)
+        evaluations = [
+            evaluation_entry(self, task, metric, last[f"eval_{name}"], num_examples=count)
+            for name, task, metric, count in (
+                ("exact_match", "generation", "exact match", answered),
+                ("startswith", "generation", "startswith", answered),
+                ("lm_loss", "language modelling", f"loss per {labelled}", rows),
+            )
+            if f"eval_{name}" in last
+        ]
+        return run_results(self, "tokens_per_second", evaluations)
 
 
 class PairingGuardCallback(GuardCallback):

@@ -15,6 +15,7 @@ from ...objectives.distributed import gather_batch
 from ..base_trainer import refuse_data_parallel
 from ..callbacks import GuardCallback, SamplerEpochCallback, StepSeedCallback, TargetEMACallback
 from ..pair_trainer import PairTrainer, refuse_half_precision
+from ..results import evaluation_entry, last_entry, run_results
 from .arguments import VLJepaTrainingArguments
 from .gradient_cache import gradient_cached_step
 from .metrics import RetrievalMetrics
@@ -284,14 +285,27 @@ class VLJepaTrainer(PairTrainer):
         model = self._whole_model()
         if self.processing_class is None:
             raise ValueError("A release needs the processor; give it to VLJepaTrainer as `processing_class`.")
-        results = self._measured_results() if results is None else results
+        results = self.measured_results() if results is None else results
         folder = Path(self.args.output_dir) / "release"
         return save_vl_release(model, folder, self.processing_class, results, recipe, pictures or [])
 
-    def _measured_results(self) -> dict[str, Any]:
-        from ...hub.vl_release import measured_vl_results
+    def measured_results(self) -> dict[str, Any]:
+        """
+        What this run has measured, in the form of `results.json`.
 
-        return measured_vl_results(self)
+        Returns:
+            `dict[str, Any]`: the sections `model`, `data`, `training`, `environment` and `evaluations`.
+        """
+        last = last_entry(self, "eval_retrieval_at_1")
+        directions = {"retrieval": "texts by prediction", "reverse_retrieval": "predictions by text"}
+        evaluations = [
+            evaluation_entry(self, f"retrieval of {of}", f"recall@{k}", last[f"eval_{name}_at_{k}"])
+            for name, of in directions.items()
+            for k in (1, 5, 10)
+            if f"eval_{name}_at_{k}" in last
+        ]
+        pairs = self.args.per_device_train_batch_size * self.args.world_size
+        return run_results(self, "pairs_per_second", evaluations, pairs_per_loss=pairs)
 
 
 class EmbeddingGuardCallback(GuardCallback):
