@@ -187,8 +187,8 @@ _TABLE = (
     Method(
         "latent_world_model",
         "Latent world model",
-        "A latent world model learns, end to end from pixels, an encoder and a predictor of the next frame's embedding "
-        "under an action; planners search actions whose predicted embedding is near the goal's.",
+        "A latent world model learns, end to end from pixels, an encoder and a predictor of the next frame's "
+        "embedding under an action; planners search actions whose predicted embedding is near the goal's.",
         composite=_classes("latent_world_model", "LatentWorldModelConfig", "LatentWorldModel"),
         parts=(_classes("latent_world_model", "ConvEncoderConfig", "ConvEncoderModel", ("AutoModel",)),),
     ),
