@@ -1,0 +1,70 @@
+"""`hf-jepa convert`."""
+
+import argparse
+import importlib
+from pathlib import Path
+
+from ._command import add_command
+
+_SIZES = ("num_attention_heads", "predictor_num_attention_heads", "image_size")
+# Family -> the flags that its converter takes beside --which and --license.
+CONVERTERS = {
+    "data2vec_vision": ("target_layers",),
+    "ijepa": _SIZES,
+    "vjepa": (*_SIZES, "num_frames", "encoder"),
+    "vjepa2": (*_SIZES, "num_frames", "encoder", "generation", "hierarchical_layers"),
+}
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        commands,
+        "convert",
+        run,
+        "turn an original training checkpoint into a release, or back",
+        "hf-jepa convert ijepa IN1K-vit.h.14-300e.pth.tar ijepa-vith14\n"
+        "  hf-jepa convert ijepa ijepa-vith14 IN1K-vit.h.14-300e.pth.tar --reverse\n"
+        "  hf-jepa convert vjepa2 vitl.pt vjepa2-vitl\n"
+        "  hf-jepa convert vjepa2 ssv2-vitl-16x2x3.pt vjepa2-vitl-ssv2 --encoder vjepa2-vitl",
+    )
+    parser.add_argument("family", choices=sorted(CONVERTERS))
+    parser.add_argument("source", type=Path, help="the checkpoint file (with --reverse: the release folder)")
+    parser.add_argument("output", type=Path, help="the folder to write (with --reverse: the file)")
+    parser.add_argument("--reverse", action="store_true", help="write the original layout back")
+    parser.add_argument("--which", choices=["target", "context"], help="the encoder at the root (default: target)")
+    parser.add_argument("--num-attention-heads", type=int, help="of the encoders; known for the published sizes")
+    parser.add_argument("--predictor-num-attention-heads", type=int, help="known for the published sizes")
+    parser.add_argument("--image-size", type=int, nargs="+", help="pixels, or HEIGHT WIDTH; needed if not square")
+    parser.add_argument("--num-frames", type=int, help="V-JEPA: of a clip (default: 64, V-JEPA 1's files tell)")
+    parser.add_argument("--generation", choices=["2", "2.1"], help="V-JEPA 2: needed where a file looks like V-JEPA 1")
+    parser.add_argument("--hierarchical-layers", type=int, nargs="+", help="V-JEPA 2.1: known for published depths")
+    parser.add_argument("--encoder", help="V-JEPA: for a probe file, the release of the encoder it was trained on")
+    parser.add_argument("--target-layers", type=int, nargs="+", help="data2vec: the teacher's (default: the top 6)")
+    parser.add_argument(
+        "--license",
+        dest="licence",
+        help="of the checkpoint, for the card (default: of the published files, cc-by-nc-4.0; V-JEPA 2: mit)",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    module = importlib.import_module(f"..conversion.{args.family}", __package__)
+    given = {
+        name: value
+        for name in sorted({name for names in CONVERTERS.values() for name in names})
+        if (value := getattr(args, name)) is not None
+    }
+    if foreign := sorted(given.keys() - set(CONVERTERS[args.family])):
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
+        raise ValueError(f"{args.family} checkpoints do not take {flags}: that is read off the file, or not theirs.")
+    if args.reverse:
+        print(f"wrote {module.export_original_checkpoint(args.source, args.output)}")
+        return
+    if "image_size" in given:
+        size = given["image_size"]
+        if len(size) > 2:
+            raise ValueError(f"--image-size takes one number or two (height width), got {len(size)}.")
+        given["image_size"] = size[0] if len(set(size)) == 1 else tuple(size)
+    # Each family has a default of its own for these.
+    given |= {name: value for name in ("which", "licence") if (value := getattr(args, name)) is not None}
+    print(f"wrote {getattr(module, f'convert_{args.family}_checkpoint')(args.source, args.output, **given)}")

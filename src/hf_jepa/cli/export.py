@@ -1,0 +1,66 @@
+"""`hf-jepa export`."""
+
+import argparse
+import json
+from pathlib import Path
+
+from ._command import add_command
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        commands,
+        "export",
+        run,
+        "write a release from a training checkpoint: the encoder (or language model) for plain transformers, a card",
+        "hf-jepa export outputs/run/checkpoint-1000 my-release --license apache-2.0",
+    )
+    parser.add_argument("checkpoint", help="folder or repository of the composite")
+    parser.add_argument("output", type=Path, help="the folder to write")
+    parser.add_argument("--which", choices=["target", "context"], default="target")
+    parser.add_argument("--subfolder", default="", help="where in the repository the composite is, e.g. pretraining")
+    parser.add_argument("--results", type=Path, help="results.json of the run, for the card")
+    parser.add_argument("--license", dest="licence", help="of the weights; known where the source has a results.json")
+    parser.add_argument("--keep-predictor-tokens", action="store_true", help="LLM-JEPA: of the vocabulary, if any")
+    statistics = "for a checkpoint without an image processor (default: ImageNet's)"
+    parser.add_argument(
+        "--image-mean", type=float, nargs="+", default=[0.485, 0.456, 0.406], metavar="M", help=statistics
+    )
+    parser.add_argument(
+        "--image-std", type=float, nargs="+", default=[0.229, 0.224, 0.225], metavar="S", help=statistics
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    from transformers import AutoTokenizer
+
+    from ..hub.processors import default_processor, saved_processor
+    from ..hub.release import load_pretraining, save_release
+    from ..hub.text_release import save_text_release
+
+    model = load_pretraining(args.checkpoint, **({"subfolder": args.subfolder} if args.subfolder else {}))
+    source = Path(args.checkpoint, args.subfolder)
+    # A checkpoint keeps its processor and results beside its weights, a release one floor up.
+    folders = (source, source.parent)
+    recorded = next((file for folder in folders if (file := folder / "results.json").is_file()), None)
+    results = {"licence": args.licence, "source_licence": None}
+    if args.results is not None:
+        results |= json.loads(args.results.read_text(encoding="utf-8"))
+    elif recorded is not None:
+        # What was measured there was measured on another encoder perhaps; whose work it is stays the same.
+        known = json.loads(recorded.read_text(encoding="utf-8"))
+        results |= {name: known[name] for name in (*results, "data", "conversion") if name in known}
+    if not results["licence"]:
+        raise ValueError("The licence of the weights is not known: pass --license, e.g. --license apache-2.0.")
+    results["model"] = {"name": args.output.resolve().name} | results.get("model", {})
+    if model.config.model_type == "llm_jepa":
+        tokenizer = AutoTokenizer.from_pretrained(args.checkpoint, subfolder=args.subfolder)
+        keep = args.keep_predictor_tokens
+        folder = save_text_release(model, args.output, tokenizer, results, keep_predictor_tokens=keep)
+        print(f"wrote {folder} (a causal language model for plain transformers)")
+        return
+    processor = saved_processor(model, folders)
+    if processor is None:
+        processor = default_processor(model, image_mean=args.image_mean, image_std=args.image_std)
+    folder = save_release(model, args.output, results=results, processor=processor, which=args.which)
+    print(f"wrote {folder} ({args.which} encoder at the root, composite in pretraining/)")
