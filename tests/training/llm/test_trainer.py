@@ -263,7 +263,6 @@ STRANGER = """
 import sys
 sys.modules["hf_jepa"] = None
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trainers.worlds import nl_regex
 for folder in sys.argv[1:]:
     model, tokenizer = (auto.from_pretrained(folder) for auto in (AutoModelForCausalLM, AutoTokenizer))
     messages = [{"role": "user", "content": "lines with a vowel"}]
