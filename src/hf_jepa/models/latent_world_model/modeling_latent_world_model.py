@@ -569,7 +569,7 @@ class LatentWorldModel(WorldModelMixin, JepaPreTrainedModel):
             loss=loss,
             loss_components={name: term.detach() for name, term in components.items()},
             predictions=(predictions,),
-            targets=(latents[:, 1 : predictions.shape[1] + 1],),
+            targets=(self._targets(latents)[:, : predictions.shape[1]],),
             context_features=latents.flatten(1, 2),
         )
 
