@@ -292,32 +292,74 @@ class WorldModelMixin:
             given = None if past_actions is None else tuple(past_actions.shape)
             if given != (batch, context - 1, self.config.action_dim):
                 raise ValueError(
-                    f"{context} context frames need `past_actions` of shape {(batch, context - 1)} + "
-                    f"({self.config.action_dim},), the actions between them; got {given}."
+                    f"{context} context frames need `past_actions`, the actions between them, of shape "
+                    f"{(batch, context - 1, self.config.action_dim)}; got {given}."
                 )
             if context > 1:
                 self.check_actions("past_actions", past_actions)
+        self._check_length(context, actions)
+        check_finite(latents, "`latents`", "look at the frames that they were made of")
+        for name, (tensor, width) in conditions.items():
+            self._check_condition(name, tensor, (batch, context, width))
+
+    def check_window(
+        self,
+        latents: torch.Tensor,
+        actions: torch.Tensor,
+        **conditions: tuple[torch.Tensor | None, int],
+    ) -> list[torch.Tensor | None]:
+        """
+        Checks a window of training data: true frames and what led from each to the next. Actions may lie beyond the
+        bounds, which are a planner's.
+
+        Args:
+            latents (`torch.FloatTensor` of shape `(batch, time, tokens, width)`).
+            actions (`torch.FloatTensor` of shape `(batch, time - 1, action_dim)`).
+            conditions: argument name -> (tensor of shape `(batch, time or time - 1, width)` or `None`, its width).
+
+        Returns:
+            `actions` and the conditions in their order, of all frames but the last.
+
+        Raises:
+            `ValueError`: as [`check_rollout`], but for bounds.
+        """
+        if latents.ndim != 4 or latents.shape[1] < 2:
+            raise ValueError(f"A window needs at least two frames, got latents of shape {tuple(latents.shape)}.")
+        batch, time = latents.shape[:2]
+        if actions is None or tuple(actions.shape) != (batch, time - 1, self.config.action_dim):
+            given = None if actions is None else tuple(actions.shape)
+            raise ValueError(
+                f"Windows of {time} frames need `actions` of shape {(batch, time - 1, self.config.action_dim)}, got "
+                f"{given}."
+            )
+        self.check_actions("actions", actions, bounded=False)
+        self._check_length(1, actions)
+        for name, (tensor, width) in conditions.items():
+            self._check_condition(name, tensor, (batch, time - 1, width))
+        return [actions, *(None if tensor is None else tensor[:, : time - 1] for tensor, _ in conditions.values())]
+
+    def _check_length(self, context: int, actions: torch.Tensor) -> None:
         steps = context + actions.shape[1] - 1
         if self.max_steps is not None and steps > self.max_steps:
             raise ValueError(
                 f"A horizon of {actions.shape[1]} after {context} context frames looks at {steps} frames, but the "
                 f"model has positions for {self.max_steps}: shorten the horizon or the context."
             )
-        check_finite(latents, "`latents`", "look at the frames that they were made of")
-        for name, (tensor, width) in conditions.items():
-            if tensor is None:
-                continue
-            if tensor.ndim != 3 or tensor.shape[2] != width or len(tensor) != batch or tensor.shape[1] < context:
-                raise ValueError(
-                    f"`{name}` must be (batch, at least {context} frames, {width}) for {batch} examples, got shape "
-                    f"{tuple(tensor.shape)}."
-                )
-            check_finite(tensor, f"`{name}`", "repair or leave out the frames that they come from")
 
-    def check_actions(self, name: str, actions: torch.Tensor) -> None:
+    def _check_condition(self, name: str, tensor: torch.Tensor | None, least: tuple[int, int, int]) -> None:
+        if tensor is None:
+            return
+        batch, frames, width = least
+        if tensor.ndim != 3 or tensor.shape[0] != batch or tensor.shape[1] < frames or tensor.shape[2] != width:
+            raise ValueError(
+                f"`{name}` must be ({batch}, at least {frames} frames, {width}), got shape {tuple(tensor.shape)}."
+            )
+        check_finite(tensor, f"`{name}`", "repair or leave out the frames that they come from")
+
+    def check_actions(self, name: str, actions: torch.Tensor, bounded: bool = True) -> None:
         """
-        Refuses actions that are not `(n, at least one, action_dim)`, and on CPU those that are not finite or lie
-        beyond the bounds.
+        Refuses actions that are not `(n, at least one, action_dim)`, and on CPU those that are not finite or, with
+        `bounded`, lie beyond the bounds.
         """
         width = self.config.action_dim
         if actions.ndim != 3 or actions.shape[-1] != width or 0 in actions.shape:
@@ -330,7 +372,7 @@ class WorldModelMixin:
                 )
             )
         check_finite(actions, f"`{name}`", "padding has to be cut off or set to zero")
-        bounds = self.action_bounds(actions)
+        bounds = self.action_bounds(actions) if bounded else None
         if bounds is None or actions.device.type != "cpu" or torch.compiler.is_compiling():
             return
         low, high = bounds

@@ -158,6 +158,20 @@ _TABLE = (
         _classes("vjepa", "VJepa2PreTrainingConfig", "VJepa2ForPreTraining"),
     ),
     Method(
+        "vjepa2_ac",
+        "V-JEPA 2-AC",
+        "V-JEPA 2-AC learns what a robot's actions do to the features of a frozen V-JEPA 2 encoder: from frames, "
+        "poses and actions so far, a predictor must tell the features of the next frame; planners search actions "
+        "whose imagined frames are near a goal.",
+        """@article{assran2025vjepa2,
+  title   = {V-JEPA 2: Self-Supervised Video Models Enable Understanding, Prediction and Planning},
+  author  = {Assran, Mahmoud and Bardes, Adrien and Fan, David and Garrido, Quentin and others},
+  journal = {arXiv:2506.09985},
+  year    = {2025}
+}""",
+        _classes("vjepa2_ac", "VJepa2ACConfig", "VJepa2ACModel"),
+    ),
+    Method(
         "vjepa2_1",
         "V-JEPA 2.1",
         "V-JEPA 2.1 learns dense features of videos and images without labels: a predictor must tell what an "
