@@ -8,4 +8,5 @@ if TYPE_CHECKING:
     from .latent_world_model import *
     from .llm_jepa import *
     from .vjepa import *
+    from .vjepa2_ac import *
     from .vl_jepa import *

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from hf_jepa.models.vjepa2_ac import VJepa2ACModel
-from hf_jepa.training.optimization import parameter_groups
-from hf_jepa.training.schedules import cosine_weight_decay, warmup_stable_decay_learning_rate
+from hf_jepa.training.jepa.optimization import parameter_groups
+from hf_jepa.training.jepa.schedules import cosine_weight_decay, warmup_stable_decay_learning_rate
 
 from .conftest import GOLDEN, close, module_weights, our_names, tiny_config
 
