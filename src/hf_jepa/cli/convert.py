@@ -11,6 +11,7 @@ _SIZES = ("num_attention_heads", "predictor_num_attention_heads", "image_size")
 CONVERTERS = {
     "data2vec_vision": ("target_layers",),
     "ijepa": _SIZES,
+    "lewm": ("num_attention_heads", "predictor_num_attention_heads", "statistics"),
     "vjepa": (*_SIZES, "num_frames", "encoder"),
     "vjepa2": (*_SIZES, "num_frames", "encoder", "generation", "hierarchical_layers"),
 }
@@ -25,10 +26,11 @@ def add(commands: argparse._SubParsersAction) -> None:
         "hf-jepa convert ijepa IN1K-vit.h.14-300e.pth.tar ijepa-vith14\n"
         "  hf-jepa convert ijepa ijepa-vith14 IN1K-vit.h.14-300e.pth.tar --reverse\n"
         "  hf-jepa convert vjepa2 vitl.pt vjepa2-vitl\n"
-        "  hf-jepa convert vjepa2 ssv2-vitl-16x2x3.pt vjepa2-vitl-ssv2 --encoder vjepa2-vitl",
+        "  hf-jepa convert vjepa2 ssv2-vitl-16x2x3.pt vjepa2-vitl-ssv2 --encoder vjepa2-vitl\n"
+        "  hf-jepa convert lewm lewm-pusht lewm-pusht-hf --statistics pusht.json",
     )
     parser.add_argument("family", choices=sorted(CONVERTERS))
-    parser.add_argument("source", type=Path, help="the checkpoint file (with --reverse: the release folder)")
+    parser.add_argument("source", type=Path, help="the checkpoint file, LeWM's folder (with --reverse: the release)")
     parser.add_argument("output", type=Path, help="the folder to write (with --reverse: the file)")
     parser.add_argument("--reverse", action="store_true", help="write the original layout back")
     parser.add_argument("--which", choices=["target", "context"], help="the encoder at the root (default: target)")
@@ -39,6 +41,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--generation", choices=["2", "2.1"], help="V-JEPA 2: needed where a file looks like V-JEPA 1")
     parser.add_argument("--hierarchical-layers", type=int, nargs="+", help="V-JEPA 2.1: known for published depths")
     parser.add_argument("--encoder", help="V-JEPA: for a probe file, the release of the encoder it was trained on")
+    parser.add_argument("--statistics", type=Path, help="LeWM: JSON with action_mean and action_std per raw column")
     parser.add_argument("--target-layers", type=int, nargs="+", help="data2vec: the teacher's (default: the top 6)")
     parser.add_argument(
         "--license",
@@ -57,6 +60,8 @@ def run(args: argparse.Namespace) -> None:
     if foreign := sorted(given.keys() - set(CONVERTERS[args.family])):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
         raise ValueError(f"{args.family} checkpoints do not take {flags}: that is read off the file, or not theirs.")
+    if args.which is not None and args.family == "lewm":
+        raise ValueError("lewm checkpoints do not take --which: they hold one encoder.")
     if args.reverse:
         print(f"wrote {module.export_original_checkpoint(args.source, args.output)}")
         return

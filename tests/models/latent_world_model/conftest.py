@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from hf_jepa import LatentWorldModel, LatentWorldModelConfig
-from hf_jepa.conversion.lewm import POINTWISE, lewm_key_map
+from hf_jepa.conversion.lewm import lewm_key_map, to_ours
 
 Tensors = dict[str, torch.Tensor]
 
@@ -71,11 +71,7 @@ def lewm_config(facts: dict[str, Any], **changes: Any) -> LatentWorldModelConfig
 def lewm_model(weights: Tensors, config: LatentWorldModelConfig) -> LatentWorldModel:
     """With weights under the published names."""
     model = LatentWorldModel(config)
-    keys = lewm_key_map(config)
-    assert set(weights) == set(keys)
-    state_dict = {keys[key]: value.squeeze(-1) if key == POINTWISE else value for key, value in weights.items()}
-    state_dict["predictor.position_embeddings"] = state_dict["predictor.position_embeddings"].unsqueeze(2)
-    missing, unexpected = model.load_state_dict(state_dict, strict=False)
+    missing, unexpected = model.load_state_dict(to_ours(weights, config), strict=False)
     assert not unexpected
     assert set(missing) <= {"sigreg.global_step"}
     return model.eval()
@@ -87,7 +83,7 @@ def by_original_key(model: LatentWorldModel, values: dict[str, torch.Tensor]) ->
     for key, name in lewm_key_map(model.config).items():
         if name in values:
             value = values[name]
-            value = value[..., None] if key == POINTWISE else value
+            value = value[..., None] if key == "action_encoder.patch_embed.weight" else value
             named[key] = value.squeeze(2) if key == "predictor.pos_embedding" else value
     return named
 
