@@ -12,18 +12,51 @@ from hf_jepa.methods import METHODS, register_method
 from hf_jepa.positions import sincos_2d
 
 
-def test_import_is_light():
-    heavy = ("torchvision", "peft", "timm", "matplotlib", "datasets", "sklearn", "hf_jepa.training")
-    program = f"import sys, hf_jepa; print([name for name in {heavy} if name in sys.modules])"
-    baseline = "import sys, transformers, torch; from transformers import PreTrainedModel; " + program.split("; ")[1]
-    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    plain = subprocess.run(
-        [sys.executable, "-c", baseline.replace("hf_jepa.training", "none")],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert set(eval(loaded)) <= set(eval(plain))
+def run(program: str) -> str:
+    """What a fresh Python prints."""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return found.stdout.strip()
+
+
+def test_importing_the_package_or_its_command_imports_no_torch():
+    heavy = "[name for name in ('torch', 'transformers', 'numpy', 'yaml', 'datasets') if name in sys.modules]"
+    assert run(f"import sys, hf_jepa; print({heavy})") == "[]"
+    shown = run(
+        "import sys, contextlib, hf_jepa.cli\n"
+        "with contextlib.suppress(SystemExit):\n    hf_jepa.cli.main(['evaluate', '--help'])\n"
+        f"print({heavy})"
+    )
+    assert shown.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        "import hf_jepa\nfrom transformers import AutoModelForPreTraining, AutoConfig",
+        "from transformers import AutoModelForPreTraining, AutoConfig\nimport hf_jepa",
+    ],
+)
+def test_types_are_known_in_whatever_order_the_packages_are_imported(order):
+    program = f"""{order}
+import sys
+assert "hf_jepa.models" not in sys.modules
+from transformers.models.auto.processing_auto import processor_class_from_name
+print(processor_class_from_name("VLJepaProcessor").__name__)
+sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=8, patch_size=4)
+config = AutoConfig.for_model("cjepa_pretraining", encoder_config=sizes, predictor_hidden_size=8)
+print(type(AutoModelForPreTraining.from_config(config)).__name__)
+"""
+    assert run(program).split() == ["VLJepaProcessor", "CJepaForPreTraining"]
+
+
+def test_a_configuration_imported_from_its_room_builds_its_model():
+    program = """from hf_jepa.models.ijepa import IJepaPreTrainingConfig
+from transformers import AutoModelForPreTraining
+sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=8, patch_size=4)
+config = IJepaPreTrainingConfig(encoder_config=sizes, predictor_hidden_size=8)
+print(type(AutoModelForPreTraining.from_config(config)).__name__)
+"""
+    assert run(program) == "IJepaForPreTraining"
 
 
 def test_public_names_resolve():

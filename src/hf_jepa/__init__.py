@@ -3,8 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .methods import Method, ModelClass, model_classes, register_method
-from .methods import table as _table
+from .methods import Method, ModelClass, model_classes, register_method, watch_transformers
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -37,6 +36,8 @@ for _classes in model_classes():
         if isinstance(_path, str):
             _room, _, _name = _path.partition(":")
             _HOME[_name] = _room
+
+watch_transformers()
 
 __all__ = sorted([*_HOME, "Method", "ModelClass", "__version__", "register_method"])
 

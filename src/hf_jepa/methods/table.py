@@ -1,6 +1,6 @@
 """The methods of this package; to add one, write its entry here (or call `register_method` from outside)."""
 
-from . import COMPOSITE, Method, ModelClass, register_method
+from .method import COMPOSITE, Method, ModelClass
 
 
 def _classes(
@@ -10,7 +10,7 @@ def _classes(
     return ModelClass(home + config, home + model, auto_classes, processor and home + processor)
 
 
-_TABLE = (
+TABLE = (
     Method(
         "ijepa",
         "I-JEPA",
@@ -220,6 +220,3 @@ _TABLE = (
 }""",
     ),
 )
-
-for _method in _TABLE:
-    register_method(_method)

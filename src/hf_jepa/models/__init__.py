@@ -1,4 +1,8 @@
+"""One folder per family: configuration and modeling. Importing any of them registers all with the Auto classes."""
+
 from typing import TYPE_CHECKING
+
+from ..methods.registration import register_all
 
 if TYPE_CHECKING:
     from .cjepa import *
@@ -10,3 +14,5 @@ if TYPE_CHECKING:
     from .vjepa import *
     from .vjepa2_ac import *
     from .vl_jepa import *
+
+register_all()
