@@ -23,7 +23,8 @@ _BLOCK = {
 }
 
 
-def _block_keys(config: VJepaConfig, blocks: str, depth: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+def block_keys(config: VJepaConfig, blocks: str, depth: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Original keys of transformer blocks -> parameters of ours, those of a fused projection together."""
     for index in range(depth):
         for source, names in _BLOCK.items():
             if source == "mlp.fc3" and not config.use_swiglu:
@@ -39,7 +40,8 @@ def _modality_keys(config: VJepaConfig) -> Iterator[tuple[str, tuple[str, ...]]]
         yield "video_mod_embed", ("embeddings.video_modality",)
 
 
-def _pairs(*names: tuple[str, str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+def paired_keys(*names: tuple[str, str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Weight and bias of modules that are one there and here."""
     for source, name in names:
         for kind in ("weight", "bias"):
             yield f"{source}.{kind}", (f"{name}.{kind}",)
@@ -50,16 +52,16 @@ def _encoder_keys(config: VJepaConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
     yield from _modality_keys(config)
     if config.position_embedding_type == "sincos":
         yield "pos_embed", ("embeddings.position_embeddings",)
-    yield from _pairs(("patch_embed.proj", "embeddings.patch_embeddings.proj"))
+    yield from paired_keys(("patch_embed.proj", "embeddings.patch_embeddings.proj"))
     if config.use_image_tokenizer:
-        yield from _pairs(("patch_embed_img.proj", "embeddings.image_patch_embeddings.proj"))
-    yield from _block_keys(config, "blocks", config.num_hidden_layers)
+        yield from paired_keys(("patch_embed_img.proj", "embeddings.image_patch_embeddings.proj"))
+    yield from block_keys(config, "blocks", config.num_hidden_layers)
     if config.hierarchical_layers is None:
-        yield from _pairs(("norm", "layernorm"))
+        yield from paired_keys(("norm", "layernorm"))
         return
     last = config.num_levels - 1
-    yield from _pairs(*((f"norms_block.{level}", f"level_norms.{level}") for level in range(last)))
-    yield from _pairs((f"norms_block.{last}", "layernorm"))
+    yield from paired_keys(*((f"norms_block.{level}", f"level_norms.{level}") for level in range(last)))
+    yield from paired_keys((f"norms_block.{last}", "layernorm"))
 
 
 def _predictor_keys(config: VJepaConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -69,12 +71,12 @@ def _predictor_keys(config: VJepaConfig) -> Iterator[tuple[str, tuple[str, ...]]
         yield "predictor_pos_embed", ("embeddings.position_embeddings",)
     embed = "embeddings.predictor_embeddings"
     parts = [""] if config.predicted_levels == 1 else [".0", ".2"]
-    yield from _pairs(*((f"predictor_embed{part}", f"{embed}{part}") for part in parts))
+    yield from paired_keys(*((f"predictor_embed{part}", f"{embed}{part}") for part in parts))
     yield "mask_tokens", ("embeddings.mask_tokens",)
-    yield from _block_keys(config, "predictor_blocks", config.pred_num_hidden_layers)
-    yield from _pairs(("predictor_norm", "layernorm"), ("predictor_proj", "proj"))
+    yield from block_keys(config, "predictor_blocks", config.pred_num_hidden_layers)
+    yield from paired_keys(("predictor_norm", "layernorm"), ("predictor_proj", "proj"))
     if config.pred_context_output:
-        yield from _pairs(("predictor_proj_context", "proj_context"))
+        yield from paired_keys(("predictor_proj_context", "proj_context"))
 
 
 def key_maps(config: VJepaConfig, groups: Iterable[str]) -> KeyMaps:

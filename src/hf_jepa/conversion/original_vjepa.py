@@ -162,7 +162,13 @@ def clip_of_table(encoder: dict[str, torch.Tensor]) -> dict[str, Any]:
     return {"crop_size": height, "frames_per_clip": slots * tubelet, "uniform_power": uniform_power}
 
 
-def _heads(width: int, known: int | None, given: int | None, argument: str) -> int:
+def number_of_heads(width: int, known: int | None, given: int | None, argument: str) -> int:
+    """
+    Attention heads, which shapes do not tell: as `given`, else as `known` for a published size.
+
+    Raises:
+        `ValueError`: for neither, or a number that does not divide the width; it names the `argument`.
+    """
     heads = given or known
     flag = f"`{argument}` (--{argument.replace('_', '-')})"
     if heads is None:
@@ -173,6 +179,54 @@ def _heads(width: int, known: int | None, given: int | None, argument: str) -> i
     if heads < 1 or width % heads:
         raise ValueError(f"The width ({width}) is not divisible by {heads} attention heads; correct {flag}.")
     return heads
+
+
+def encoder_fields(
+    encoder: dict[str, torch.Tensor], clip: dict[str, Any], num_attention_heads: int | None
+) -> dict[str, Any]:
+    """
+    The config fields of an encoder.
+
+    Args:
+        encoder (`dict[str, torch.Tensor]`): its original state dict.
+        clip (`dict`): `crop_size`, `frames_per_clip` and, of generation 1, `uniform_power`.
+        num_attention_heads (`int`, *optional*): known for published sizes.
+
+    Raises:
+        `ValueError`: for what shapes and arguments do not tell.
+    """
+    groups = {"encoder": encoder}
+    hidden, channels, tubelet, *patch = shape_of(groups, "encoder", "patch_embed.proj.weight", 5)
+    if patch[0] != patch[1]:
+        raise ValueError(
+            f"The checkpoint has patches of {patch[0]}x{patch[1]} pixels; only square ones are supported."
+        )
+    for field, argument, unit, unit_name in (
+        ("crop_size", "image_size", patch[0], "pixels a side"),
+        ("frames_per_clip", "num_frames", tubelet, "frames"),
+    ):
+        if not isinstance(clip[field], int) or clip[field] < unit or clip[field] % unit:
+            raise ValueError(
+                f"`{argument}` (--{argument.replace('_', '-')}) is {clip[field]}, but the checkpoint's patches have "
+                f"{unit} {unit_name}: give one number, a multiple of that."
+            )
+    use_swiglu = "blocks.0.mlp.fc3.weight" in encoder
+    # Gated MLPs have two thirds of the width that the ratio gives, see `VJepaMLP`.
+    inner = int(shape_of(groups, "encoder", "blocks.0.mlp.fc1.weight", 2)[0] * (3 / 2 if use_swiglu else 1))
+    depth = count_blocks(encoder)
+    known = _KNOWN_HEADS.get((hidden, depth))
+    return {
+        **clip,
+        "patch_size": patch[0],
+        "tubelet_size": tubelet,
+        "in_chans": channels,
+        "hidden_size": hidden,
+        "num_hidden_layers": depth,
+        "num_attention_heads": number_of_heads(hidden, known, num_attention_heads, "num_attention_heads"),
+        "mlp_ratio": mlp_ratio(hidden, inner),
+        "qkv_bias": "blocks.0.attn.qkv.bias" in encoder,
+        "use_swiglu": use_swiglu,
+    }
 
 
 def infer_config(
@@ -198,53 +252,24 @@ def infer_config(
         `ValueError`: for what shapes and arguments do not tell.
     """
     groups = {"encoder": checkpoint.encoder, "predictor": checkpoint.groups["predictor"]}
-    encoder, predictor = groups["encoder"], groups["predictor"]
-    hidden, channels, tubelet, *patch = shape_of(groups, "encoder", "patch_embed.proj.weight", 5)
-    if patch[0] != patch[1]:
-        raise ValueError(
-            f"The checkpoint has patches of {patch[0]}x{patch[1]} pixels; only square ones are supported."
-        )
-    for field, argument, unit, unit_name in (
-        ("crop_size", "image_size", patch[0], "pixels a side"),
-        ("frames_per_clip", "num_frames", tubelet, "frames"),
-    ):
-        if not isinstance(clip[field], int) or clip[field] < unit or clip[field] % unit:
-            raise ValueError(
-                f"`{argument}` (--{argument.replace('_', '-')}) is {clip[field]}, but the checkpoint's patches have "
-                f"{unit} {unit_name}: give one number, a multiple of that."
-            )
+    predictor = groups["predictor"]
+    fields = GENERATION_FIELDS[generation] | encoder_fields(checkpoint.encoder, clip, num_attention_heads)
     pred_hidden = shape_of(groups, "predictor", "predictor_norm.weight", 1)[0]
-    use_swiglu = "blocks.0.mlp.fc3.weight" in encoder
-    # Gated MLPs have two thirds of the width that the ratio gives, see `VJepaMLP`.
-    full = 3 / 2 if use_swiglu else 1
-    inner = int(shape_of(groups, "encoder", "blocks.0.mlp.fc1.weight", 2)[0] * full)
+    full = 3 / 2 if fields["use_swiglu"] else 1
     pred_inner = int(shape_of(groups, "predictor", "predictor_blocks.0.mlp.fc1.weight", 2)[0] * full)
-    depth = count_blocks(encoder)
-    heads = _heads(hidden, _KNOWN_HEADS.get((hidden, depth)), num_attention_heads, "num_attention_heads")
     # V-JEPA 1 builds the predictor with as many heads as the encoder; 12 are published otherwise.
-    known = heads if generation == "1" else {384: 12}.get(pred_hidden)
-    fields = {
-        **GENERATION_FIELDS[generation],
-        **clip,
-        "patch_size": patch[0],
-        "tubelet_size": tubelet,
-        "in_chans": channels,
-        "hidden_size": hidden,
-        "num_hidden_layers": depth,
-        "num_attention_heads": heads,
-        "mlp_ratio": mlp_ratio(hidden, inner),
-        "qkv_bias": "blocks.0.attn.qkv.bias" in encoder,
-        "use_swiglu": use_swiglu,
+    known = fields["num_attention_heads"] if generation == "1" else {384: 12}.get(pred_hidden)
+    fields |= {
         "pred_hidden_size": pred_hidden,
         "pred_num_hidden_layers": count_blocks(predictor, "predictor_blocks"),
-        "pred_num_attention_heads": _heads(
+        "pred_num_attention_heads": number_of_heads(
             pred_hidden, known, predictor_num_attention_heads, "predictor_num_attention_heads"
         ),
         "pred_num_mask_tokens": len(predictor["mask_tokens"]),
         "pred_mlp_ratio": mlp_ratio(pred_hidden, pred_inner),
     }
     if generation == "2.1":
-        fields |= _dense_fields(groups, hidden, depth, hierarchical_layers)
+        fields |= _dense_fields(groups, fields["hidden_size"], fields["num_hidden_layers"], hierarchical_layers)
     return VJepaConfig(**fields)
 
 
