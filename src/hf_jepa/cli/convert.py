@@ -14,6 +14,7 @@ CONVERTERS = {
     "lewm": ("num_attention_heads", "predictor_num_attention_heads", "statistics"),
     "vjepa": (*_SIZES, "num_frames", "encoder"),
     "vjepa2": (*_SIZES, "num_frames", "encoder", "generation", "hierarchical_layers"),
+    "vjepa2_ac": _SIZES,
 }
 
 
@@ -27,6 +28,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "  hf-jepa convert ijepa ijepa-vith14 IN1K-vit.h.14-300e.pth.tar --reverse\n"
         "  hf-jepa convert vjepa2 vitl.pt vjepa2-vitl\n"
         "  hf-jepa convert vjepa2 ssv2-vitl-16x2x3.pt vjepa2-vitl-ssv2 --encoder vjepa2-vitl\n"
+        "  hf-jepa convert vjepa2_ac vjepa2-ac-vitg.pt vjepa2-ac-vitg\n"
         "  hf-jepa convert lewm lewm-pusht lewm-pusht-hf --statistics pusht.json",
     )
     parser.add_argument("family", choices=sorted(CONVERTERS))
@@ -46,7 +48,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--license",
         dest="licence",
-        help="of the checkpoint, for the card (default: of the published files, cc-by-nc-4.0; V-JEPA 2: mit)",
+        help="of the checkpoint, for the card (default: of the published files, cc-by-nc-4.0; V-JEPA 2 and 2-AC: mit)",
     )
 
 
