@@ -11,7 +11,7 @@ import hf_jepa
 ROOT = Path(hf_jepa.__file__).parent
 LAYERS = [
     {"masking", "objectives", "methods", "attention", "modeling_jepa", "poses", "positions", "streaming", "version"},
-    {"encoders", "predictor", "regularized", "world_model"},
+    {"adapters", "encoders", "predictor", "regularized", "world_model"},
     {"data"},
     {"models"},
     {"evaluation", "hub", "pipelines", "planning"},

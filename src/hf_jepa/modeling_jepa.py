@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -75,6 +75,26 @@ def check_masks(name: str, masks: Sequence[torch.Tensor], batch_size: int, num_t
             )
 
 
+def tie_as_declared(part: PreTrainedModel) -> None:
+    """
+    Makes tied parameters of a part one, in place. `from_pretrained` builds models untied, and has no names of weights
+    that an adapter has renamed by the time they are tied.
+    """
+    named = dict(part.named_parameters(remove_duplicate=False))
+    for name, source in part.all_tied_weights_keys.items():
+        if name in named and source in named:
+            module, _, attribute = name.rpartition(".")
+            setattr(part.get_submodule(module), attribute, named[source])
+
+
+def _come_apart(model: PreTrainedModel, tied: dict[str, str]) -> None:
+    for name in tied:
+        parameter = model.get_parameter(name)
+        if parameter.is_meta:
+            module, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(module), attribute, nn.Parameter(torch.empty_like(parameter)))
+
+
 class JepaPreTrainedModel(PreTrainedModel):
     """
     Base of the pretraining models: an in-tree `encoder` (the context encoder), an in-tree `target_encoder` that
@@ -119,6 +139,45 @@ class JepaPreTrainedModel(PreTrainedModel):
             )
         model.freeze_target()
         return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, state_dict: dict | None = None, **kwargs: Any) -> None:
+        """As `PreTrainedModel.save_pretrained`, of what [`saved_state_dict`] holds."""
+        super().save_pretrained(save_directory, *args, state_dict=self.saved_state_dict(state_dict), **kwargs)
+
+    def saved_state_dict(self, state_dict: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+        """
+        What a checkpoint holds of a state dict, by default the model's: of tied weights the first name alone.
+
+        Args:
+            state_dict (`dict[str, torch.Tensor]`, *optional*): with this model's names.
+        """
+        tied = self.tied_names()
+        state_dict = self.state_dict() if state_dict is None else state_dict
+        return {key: value for key, value in state_dict.items() if key not in tied}
+
+    def tied_names(self) -> dict[str, str]:
+        """
+        Names of parameters that are another one by the first of its names, as the modules are now: adapters rename
+        what they are put around.
+        """
+        first: dict[int, str] = {}
+        named = self.named_parameters(remove_duplicate=False)
+        pairs = {name: first.setdefault(id(parameter), name) for name, parameter in named}
+        return {name: kept for name, kept in pairs.items() if name != kept}
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        # Asked anew when weights have come apart, as under FSDP: what was tied is then known by name alone.
+        return dict(self.all_tied_weights_keys) if all_submodels else self.tied_names()
+
+    def init_weights(self) -> None:
+        # Instead of what parts say of themselves: a peft model hands on the names of the model within it.
+        for part in self.modules():
+            if isinstance(part, PreTrainedModel) and part is not self:
+                tie_as_declared(part)
+        self.all_tied_weights_keys = self.tied_names()
+        # Loading fills parameters by name, and ties them when all are filled.
+        _come_apart(self, self.all_tied_weights_keys)
+        super().init_weights()
 
     @classmethod
     def from_encoder(cls, encoder: str | PreTrainedModel, **config_kwargs) -> "JepaPreTrainedModel":

@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from safetensors import safe_open
+from transformers import AutoModel, AutoModelForCausalLM
 
 from hf_jepa import LLMJepaForCausalLM
 from hf_jepa.masking import pack_examples
@@ -111,3 +113,100 @@ def test_trained_rows_of_predictor_tokens(make_decoder, examples, tmp_path, tied
     ids = torch.tensor([examples[0]["input_ids"]])
     expected = model.decoder(ids).logits[..., :60]
     torch.testing.assert_close(merged(ids).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+FORMS = {
+    "layers": {},
+    "rows": {"trainable_token_indices": [60, 61]},
+    "copies": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "tied_copies": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    "embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "head": {"target_modules": ["q_proj", "lm_head"]},
+    "biases": {"bias": "lora_only"},
+}
+
+
+@pytest.fixture(params=[f"{tied}-{form}" for tied in ("tied", "untied") for form in FORMS])
+def trained(request, make_decoder, examples):
+    """A model whose adapter has moved, and the batch that moved it."""
+    tied, form = request.param.split("-")
+    decoder = make_decoder("qwen2", use_sliding_window=False, tie_word_embeddings=tied == "tied")
+    decoder.resize_token_embeddings(62)
+    model = LLMJepaForCausalLM.from_decoder(
+        decoder, num_predictor_tokens=2, predictor_mode="vocab", predictor_token_ids=[61, 60], original_vocab_size=60
+    )
+    options = {"r": 2, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", **FORMS[form]}
+    model.add_decoder_adapter(LoraConfig(**options))
+    batch = pack_examples(examples, 2, "shared", predictor_token_ids=[61, 60])
+    optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad], lr=0.05)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        optimizer.step()
+    return model.eval(), batch
+
+
+def learns(model):
+    return {name for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def test_a_checkpoint_with_an_adapter_is_the_model(trained, tmp_path):
+    model, batch = trained
+    model.save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path)
+    assert type(again) is LLMJepaForCausalLM
+    assert again.config.decoder_adapter == model.config.decoder_adapter
+    state, other = model.state_dict(), again.state_dict()
+    assert state.keys() == other.keys()
+    for name, value in state.items():
+        assert torch.equal(value, other[name]), name
+    assert learns(again) == learns(model)
+    assert again.tied_names() == model.tied_names()
+    assert torch.equal(again(**batch).loss, model(**batch).loss)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == model.saved_state_dict().keys()
+    # The rows that unmerging goes back to are in no checkpoint.
+    ids = batch["input_ids"][:1]
+    before = again.decoder(ids).logits
+    again.decoder.merge_adapter()
+    again.decoder.unmerge_adapter()
+    torch.testing.assert_close(again.decoder(ids).logits, before, rtol=1e-3, atol=1e-3)
+
+
+def test_a_merged_decoder_says_what_the_adapted_one_says(trained, tmp_path):
+    model, batch = trained
+    ids = batch["input_ids"][:1]
+    expected = model.decoder(ids).logits
+    model.export_decoder().save_pretrained(tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(plain(ids).logits, expected, rtol=1e-3, atol=1e-3)
+    assert torch.equal(model.decoder(ids).logits, expected)
+
+
+def test_saved_weights_restore_the_training_state(trained):
+    model, batch = trained
+    expected = model(**batch).loss
+    saved = {name: value.clone() for name, value in model.saved_state_dict().items()}
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.5)
+    assert not torch.allclose(model(**batch).loss, expected)
+    model.load_state_dict(saved, strict=False)
+    assert torch.equal(model(**batch).loss, expected)
+
+
+def test_adapters_that_no_checkpoint_could_carry_are_refused(make_decoder, model):
+    with pytest.raises(ValueError, match="merge it first"):
+        model.add_decoder_adapter(LoraConfig(r=2))
+    ema = LLMJepaForCausalLM.from_decoder(make_decoder(), target="ema")
+    with pytest.raises(ValueError, match="EMA target"):
+        ema.add_decoder_adapter(LoraConfig(r=2))
+    plain = LLMJepaForCausalLM.from_decoder(make_decoder())
+    with pytest.raises(ValueError, match="got PromptTuningConfig"):
+        plain.add_decoder_adapter(PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"))
+    tied = LLMJepaForCausalLM.from_decoder(make_decoder("llama_tied"))
+    with pytest.raises(ValueError, match="by views of one another"):
+        tied.add_decoder_adapter(LoraConfig(r=2, target_modules=["embed_tokens"], ensure_weight_tying=True))
+    named = get_peft_model(make_decoder(), LoraConfig(r=2), adapter_name="style")
+    with pytest.raises(ValueError, match="named 'default'"):
+        LLMJepaForCausalLM.from_decoder(named)

@@ -58,6 +58,7 @@ def test_a_checkpoint_is_the_model(make_model, batch, tmp_path, options, origina
 def test_the_y_decoder_is_saved_with_its_tied_head(make_model, make_part, batch, tmp_path):
     model = make_model(y_decoder=make_part("llama", causal=True, tie_word_embeddings=True))
     model.save_pretrained(tmp_path)
+    assert load_file(tmp_path / "model.safetensors").keys() == model.saved_state_dict().keys()
     again = AutoModel.from_pretrained(tmp_path)
     same(model, again, batch)
     language_model = again.y_decoder.language_model

@@ -42,6 +42,8 @@ class LLMJepaConfig(RegularizedPreTrainingConfig):
         target (`"shared"`, `"stop_gradient"` or `"ema"`): whether the target embedding has a gradient (released code),
             has none, or comes from a moving average of the decoder, which takes a second forward pass.
         regularizer (`"none"`, `"sigreg"` or `"vicreg"`).
+        decoder_adapter (`dict`, *optional*): peft's configuration of the adapter in the decoder; set by
+            [`LLMJepaForCausalLM.add_decoder_adapter`], or of a peft decoder.
 
     Raises:
         `ValueError`: for k below 0, token ids that do not fit k and mode, a predictor head without predictor tokens,
@@ -67,6 +69,7 @@ class LLMJepaConfig(RegularizedPreTrainingConfig):
     jepa_gamma: float | int = 1.0
     target: Literal["shared", "stop_gradient", "ema"] = "shared"
     regularizer: Literal["none", "sigreg", "vicreg"] = "none"
+    decoder_adapter: dict | None = None
 
     @property
     def regularizes_itself(self) -> bool:

@@ -12,6 +12,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from ... import adapters
 from ...masking.attention import Tokens, attention_masks, is_varlen, visible_from
 from ...masking.text import Layout, resolve_layout
 from ...modeling_jepa import JepaPreTrainedModel
@@ -79,10 +80,12 @@ class LLMJepaForCausalLM(JepaPreTrainedModel):
         super().__init__(config)
         if decoder is None:
             decoder = AutoModelForCausalLM.from_config(config.decoder_config)
+            if config.decoder_adapter is not None:
+                decoder = adapters.with_adapter(decoder, config.decoder_adapter)
         else:
             for module in decoder.modules():
                 module._is_hf_initialized = True
-        self.decoder = decoder
+        self._set_adapter(decoder)
         config.decoder_config = self.causal_lm.config
         width = self.get_input_embeddings().weight.shape[1]
         soft = config.num_predictor_tokens if config.predictor_mode == "soft" else 0
@@ -96,13 +99,40 @@ class LLMJepaForCausalLM(JepaPreTrainedModel):
         self.freeze_target()
         self.post_init()
 
-    def init_weights(self) -> None:
-        # The names that a peft model hands on are those of the model within it.
-        path = next(name for name, module in self.named_modules() if module is self.causal_lm)
-        weights = dict(self.named_parameters(remove_duplicate=False))
-        pairs = {f"{path}.{a}": f"{path}.{b}" for a, b in self.causal_lm.all_tied_weights_keys.items()}
-        self.all_tied_weights_keys = {a: b for a, b in pairs.items() if a in weights and b in weights}
-        super().init_weights()
+    def freeze_target(self) -> None:
+        super().freeze_target()
+        if self.config.decoder_adapter is not None:
+            for name, parameter in self.decoder.named_parameters():
+                parameter.requires_grad_(name in self._trained_by_adapter)
+
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        adapters.restore_original_rows(self.decoder)
+
+    def add_decoder_adapter(self, peft_config: Any) -> None:
+        """
+        Puts an adapter (a `peft.PeftConfig`, such as LoRA or DoRA) into the decoder and freezes the rest of it;
+        predictor vectors and heads stay trainable. `decoder_adapter` of the config says so, so that checkpoints load
+        as they are.
+
+        Raises:
+            `ValueError`: with an EMA target, over another adapter, and for prompt learning.
+        """
+        if self.config.target == "ema":
+            raise ValueError(
+                "An EMA target copies the decoder before adapters are put into it, so it could not follow them; use "
+                'target="stop_gradient" or "shared" with an adapter.'
+            )
+        if self.config.decoder_adapter is not None:
+            raise ValueError("The decoder has an adapter; merge it first (`export_decoder()`).")
+        self._set_adapter(adapters.with_adapter(self.decoder, adapters.plain_adapter_config(peft_config)))
+        self.all_tied_weights_keys = self.tied_names()
+
+    def _set_adapter(self, decoder: nn.Module) -> None:
+        self.decoder = decoder
+        # As peft has completed it: with the layers that it found.
+        self.config.decoder_adapter = adapters.adapter_of(decoder)
+        self._trained_by_adapter = adapters.trained_names(decoder)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -198,7 +228,7 @@ class LLMJepaForCausalLM(JepaPreTrainedModel):
         """
         decoder = copy.deepcopy(self.decoder)
         if merge_adapter and decoder is not _causal_lm(decoder):
-            decoder = decoder.merge_and_unload()
+            decoder = adapters.merge_adapter(decoder)
         size, plain = self.config.original_vocab_size, _causal_lm(decoder)
         if not keep_predictor_tokens and size is not None and plain.get_input_embeddings().weight.shape[0] > size:
             if not isinstance(plain.get_input_embeddings(), nn.Embedding):

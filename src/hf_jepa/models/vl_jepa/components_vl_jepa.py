@@ -1,14 +1,12 @@
 """Loading VL-JEPA's parts: decoder layers, sentence-transformers' folders, parts kept by reference."""
 
 import copy
-import dataclasses
 import json
 import os
 from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.hub import cached_file
 
@@ -275,31 +273,3 @@ def load_frozen_part(model: PreTrainedModel, part: str, source: dict[str, str | 
             module.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"{at} is not the `{part}` of this checkpoint: {error}") from error
-
-
-def plain_lora_config(peft_config: Any) -> dict[str, Any]:
-    """
-    A `peft.LoraConfig` as JSON holds it.
-
-    Raises:
-        `ValueError`: for another kind of adapter.
-    """
-    from peft import LoraConfig
-
-    if not isinstance(peft_config, LoraConfig):
-        raise ValueError(f"The predictor's adapter must be a peft.LoraConfig, got {type(peft_config).__name__}.")
-    fields_given = {field.name for field in dataclasses.fields(LoraConfig) if field.init}
-    plain = json.loads(json.dumps(peft_config.to_dict(), default=sorted))
-    return {key: value for key, value in plain.items() if key in fields_given and value is not None}
-
-
-def with_lora(predictor: PreTrainedModel, lora_config: dict[str, Any]) -> nn.Module:
-    """The predictor with a new LoRA adapter of [`plain_lora_config`]; all its other weights are frozen."""
-    from peft import LoraConfig, get_peft_model
-
-    wrapped = get_peft_model(predictor, LoraConfig(**lora_config))
-    for name, module in wrapped.named_modules():
-        if "lora_" in name:
-            # peft has drawn them; transformers would draw the factor that starts at zero, too.
-            module._is_hf_initialized = True
-    return wrapped

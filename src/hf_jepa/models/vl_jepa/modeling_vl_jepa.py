@@ -11,11 +11,12 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
+from ...adapters import adapter_of, plain_adapter_config, restore_original_rows, trained_names, with_adapter
 from ...encoders import encode_frames, join_tokens, vision_width, without_unused_parts
 from ...objectives import InfoNCE
 from ...objectives.inputs import at_least_float32
 from ...regularized import build_regularizer
-from .components_vl_jepa import load_components, load_frozen_part, plain_lora_config, with_lora
+from .components_vl_jepa import load_components, load_frozen_part
 from .configuration_vl_jepa import VLJepaConfig
 from .decoder_vl_jepa import VLJepaTextDecoder
 from .objective_vl_jepa import VLJepaOutput, embedding_distance, vl_jepa_loss
@@ -80,7 +81,7 @@ class VLJepaModel(VLJepaPreTrainedModel):
         if config.target == "ema":
             self.target_encoder = copy.deepcopy(self.y_encoder)
         if config.predictor_adapter is not None:
-            self.predictor = with_lora(self.predictor, config.predictor_adapter)
+            self._set_adapter(config.predictor_adapter)
         self.freeze_target()
         self.post_init()
         if not config.save_frozen:
@@ -174,9 +175,8 @@ class VLJepaModel(VLJepaPreTrainedModel):
         for module in self._frozen_modules():
             module.requires_grad_(False)
         if self.config.predictor_adapter is not None:
-            # Loading replaces parameters, and with them what peft had frozen.
             for name, parameter in self.predictor.named_parameters():
-                parameter.requires_grad_("lora_" in name or "modules_to_save" in name)
+                parameter.requires_grad_(name in self._trained_by_adapter)
         if self.config.freeze_token_embeddings:
             self.get_input_embeddings().requires_grad_(False)
 
@@ -221,19 +221,15 @@ class VLJepaModel(VLJepaPreTrainedModel):
             )
         return source
 
-    def save_pretrained(self, save_directory: Any, *args: Any, state_dict: dict | None = None, **kwargs: Any) -> None:
+    def saved_state_dict(self, state_dict: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
         """
-        As `PreTrainedModel.save_pretrained`; with `config.save_frozen=False` without the frozen parts.
+        As [`~hf_jepa.modeling_jepa.JepaPreTrainedModel.saved_state_dict`]; with `config.save_frozen=False` without the
+        frozen parts.
 
         Raises:
             `ValueError`: for a part to be left out that has no reference; nothing is written.
         """
-        state_dict = self.saved_state_dict(state_dict)
-        super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
-
-    def saved_state_dict(self, state_dict: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-        """What a checkpoint holds of a state dict, by default the model's: not what it keeps by reference."""
-        state_dict = self.state_dict() if state_dict is None else state_dict
+        state_dict = super().saved_state_dict(state_dict)
         prefixes = {} if self.config.save_frozen else self._frozen_prefixes()
         for part in prefixes:
             self._source(part)
@@ -246,10 +242,27 @@ class VLJepaModel(VLJepaPreTrainedModel):
         """
         Puts a LoRA adapter (a `peft.LoraConfig`) into the predictor and freezes the rest of it. `predictor_adapter` of
         the config says so, so that checkpoints load as they are.
+
+        Raises:
+            `ValueError`: for another kind of adapter.
         """
-        self.config.predictor_adapter = plain_lora_config(peft_config)
-        self.predictor = with_lora(self.predictor, self.config.predictor_adapter)
+        from peft import LoraConfig
+
+        if not isinstance(peft_config, LoraConfig):
+            raise ValueError(f"The predictor's adapter must be a peft.LoraConfig, got {type(peft_config).__name__}.")
+        self._set_adapter(plain_adapter_config(peft_config))
         self.freeze_target()
+        self.all_tied_weights_keys = self.tied_names()
+
+    def _set_adapter(self, adapter: dict[str, Any]) -> None:
+        self.predictor = with_adapter(self.predictor, adapter)
+        # As peft has completed it: with the layers that it found.
+        self.config.predictor_adapter = adapter_of(self.predictor)
+        self._trained_by_adapter = trained_names(self.predictor)
+
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        restore_original_rows(self.predictor)
 
     def merge_predictor_adapter(self) -> None:
         """Merges a LoRA adapter into the predictor's weights, in place."""
@@ -257,6 +270,7 @@ class VLJepaModel(VLJepaPreTrainedModel):
             self.predictor = self.predictor.merge_and_unload().requires_grad_(True)
             self.config.predictor_adapter = None
             self.freeze_target()
+            self.all_tied_weights_keys = self.tied_names()
 
     # ---- Embeddings ----
 

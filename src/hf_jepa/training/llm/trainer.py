@@ -334,14 +334,7 @@ def collator_for(model: PreTrainedModel, args: LLMJepaTrainingArguments, tokeniz
 
 
 def _add_adapters(model: PreTrainedModel, peft_config: Any) -> None:
-    from peft import get_peft_model
-
-    if model.config.target == "ema":
-        raise ValueError(
-            "An EMA target copies the decoder before adapters are put into it, so it could not follow them; use "
-            'target="stop_gradient" or "shared" with `peft_config`.'
-        )
-    model.decoder = get_peft_model(model.decoder, peft_config)
+    model.add_decoder_adapter(peft_config)
     ids = sorted(set(model.config.predictor_token_ids or ()))
     embedding = model.get_input_embeddings()
     if ids and not any(parameter.requires_grad for parameter in embedding.parameters()):
