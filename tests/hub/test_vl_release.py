@@ -94,10 +94,9 @@ def test_faults_are_named(trainer, tmp_path):
 def test_a_push_uploads_the_release(trainer, monkeypatch):
     sent = {}
     monkeypatch.setattr(
-        "hf_jepa.training.pair_trainer.push_folder",
-        lambda trainer, folder, message, **options: sent.update(folder=folder, message=message, **options) or "there",
+        "hf_jepa.training.base_trainer.push_release",
+        lambda folder, repo, **options: sent.update(folder=folder, **options) or "there",
     )
     assert trainer.push_to_hub(license="mit", blocking=True, private=True) == "there"
     assert sent["private"] is True
-    assert "blocking" not in sent
     assert ModelCard((sent["folder"] / "README.md").read_text()).data.license == "mit"

@@ -42,7 +42,6 @@ from hf_jepa.programs.pretrain_image import (
 )
 from hf_jepa.programs.recipes import parse_recipe, resolved
 from hf_jepa.training import JepaTrainingArguments
-from hf_jepa.training.publishing import write_release
 from hf_jepa.visualization import plot_retrieval
 
 RECIPE = files("hf_jepa") / "recipes" / "ijepa_fashion_mnist.yaml"
@@ -276,7 +275,7 @@ def main() -> None:
     ]
     nearest = results["baselines"][0] | {"name": "nearest training image", "value": retrieval["nearest_neighbour"]}
     results["baselines"].append(nearest)
-    release = write_release(trainer, results, recipe=recipe, pictures=pictures)
+    release = trainer.write_release(results, recipe=recipe, pictures=pictures)
 
     print(f"\nHidden-part retrieval: from the visible context, find the hidden block among {CANDIDATES} images'")
     for name, label in (

@@ -31,7 +31,6 @@ from hf_jepa.programs.recipes import parse_recipe, resolved
 from hf_jepa.programs.video_arguments import VideoDataArguments, VideoMaskArguments, VideoModelArguments
 from hf_jepa.programs.video_pictures import CAPTIONS, draw_pictures
 from hf_jepa.training import JepaTrainer, JepaTrainingArguments
-from hf_jepa.training.publishing import write_release
 from hf_jepa.visualization import plot_surprise, plot_video_pca
 from trainers.demos.ijepa import bf16_pays, table
 from trainers.worlds.moving_fashion import MovingFashion, teleported
@@ -240,7 +239,7 @@ def main() -> None:
     baselines = {"untrained": "untrained encoder", "V-JEPA 2, first frame only": "first frame only"}
     results["baselines"] = [entry | {"name": label} for name, label in baselines.items() for entry in measured(name)]
     recipe = resolved(model_args, data_args, mask_args, training_args)
-    release = write_release(trainer, results, recipe=recipe, pictures=pictures)
+    release = trainer.write_release(results, recipe=recipe, pictures=pictures)
 
     print(f"\nProbes of frozen features, {LABELLED} labels, {SCORED} {options.split} clips of unseen garments")
     columns = {

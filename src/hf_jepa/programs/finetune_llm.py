@@ -22,7 +22,6 @@ from ..data.lexer import lexer_tokenizer
 from ..evaluation import generate_responses, score_responses
 from ..models.llm_jepa import LLMJepaForCausalLM
 from ..training import LLMJepaTrainer, LLMJepaTrainingArguments
-from ..training.publishing import push_folder
 from .llm_arguments import LLMModelArguments, PairArguments, RunArguments
 from .recipes import parse_recipe, resolved
 
@@ -270,4 +269,4 @@ def main(argv: list[str]) -> None:
     folder = trainer.write_release(results, recipe)
     print(f"The release is in {folder}; its card is {folder / 'README.md'}.")
     if args.push_to_hub:
-        print(push_folder(trainer, folder, "Trained with hf_jepa"))
+        print(trainer.push_folder(folder, "Trained with hf_jepa"))

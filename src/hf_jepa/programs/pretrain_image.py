@@ -24,7 +24,6 @@ from ..evaluation import knn_accuracy, ridge_probe
 from ..hub.release import default_image_processor
 from ..training import JepaTrainer, JepaTrainingArguments
 from ..training.jepa.probes import probe_metrics
-from ..training.publishing import push_folder, write_release
 from .image_arguments import DataArguments, MaskArguments, ModelArguments, RunArguments
 from .image_families import family_of
 from .image_pictures import MASK_CAPTIONS as CAPTIONS
@@ -224,8 +223,8 @@ def main(argv: list[str]) -> None:
     pictures = []
     if not data_args.streaming:
         pictures = family.draw_pictures(trainer, Path(training_args.output_dir) / "pictures")
-    folder = write_release(trainer, results=results, recipe=recipe, pictures=pictures)
+    folder = trainer.write_release(results=results, recipe=recipe, pictures=pictures)
     print(f"The release is in {folder}; its card is {folder / 'README.md'}.")
     print(json.dumps(results["evaluations"] + baselines, indent=2))
     if training_args.push_to_hub:
-        print(push_folder(trainer, folder, "Trained with hf_jepa"))
+        print(trainer.push_folder(folder, "Trained with hf_jepa"))

@@ -32,7 +32,6 @@ from ..masking import IMAGE_BLOCKS, MultiBlock3DMaskGenerator, TubeMaskGenerator
 from ..models.vjepa import VJepa2ForPreTraining, VJepaConfig, VJepaForPreTraining
 from ..models.vjepa.configuration_vjepa import GENERATION_FIELDS
 from ..training import JepaTrainer, JepaTrainingArguments
-from ..training.publishing import push_folder, write_release
 from .image_families import mapping
 from .pretrain_image import estimate, licence_of, origin_of
 from .recipes import parse_recipe, resolved
@@ -216,8 +215,8 @@ def main(argv: list[str]) -> None:
     results["pictures"] = CAPTIONS
     results["licence"] = licence
     pictures = draw_pictures(trainer, Path(training_args.output_dir) / "pictures")
-    folder = write_release(trainer, results=results, recipe=recipe, pictures=pictures)
+    folder = trainer.write_release(results=results, recipe=recipe, pictures=pictures)
     print(f"The release is in {folder}; its card is {folder / 'README.md'}.")
     print(json.dumps(results["evaluations"], indent=2))
     if training_args.push_to_hub:
-        print(push_folder(trainer, folder, "Trained with hf_jepa"))
+        print(trainer.push_folder(folder, "Trained with hf_jepa"))

@@ -17,7 +17,6 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, TrainingArguments
 from ..data import MixedVideoDataset, VisionTextDataset, load_vision_text_dataset
 from ..models.vl_jepa import VLJepaConfig, VLJepaModel, VLJepaProcessor
 from ..training import VLJepaTrainer, VLJepaTrainingArguments, train_y_decoder
-from ..training.publishing import push_folder
 from .recipes import parse_recipe, resolved
 from .vl_arguments import RunArguments, VLDataArguments, VLDecoderArguments, VLModelArguments
 
@@ -207,4 +206,4 @@ def main(argv: list[str]) -> None:
     folder = trainer.write_release(results, recipe)
     print(f"The release is in {folder}; its card is {folder / 'README.md'}.")
     if args.push_to_hub:
-        print(push_folder(trainer, folder, "Trained with hf_jepa"))
+        print(trainer.push_folder(folder, "Trained with hf_jepa"))

@@ -1,6 +1,8 @@
 """Sums of loss terms, gathered on the device, that the metrics of all trainers are made of."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -23,8 +25,22 @@ class RunningTerms:
     def _reset(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
         self._micro_batches = 0
+        self._steps: set[int] = set()
         self._recent: list[tuple[torch.Tensor, ...]] = []
-        self._since = time.perf_counter()
+        self._since, self._paused = time.perf_counter(), 0.0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time of the block (evaluation, saving) out of the throughput."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - start
+
+    def _seconds(self) -> float:
+        """Seconds of training since the last reset."""
+        return max(time.perf_counter() - self._since - self._paused, 1e-9)
 
     def _add(self, terms: dict[str, torch.Tensor], loss: torch.Tensor, step: int) -> None:
         for name, value in terms.items():
@@ -36,6 +52,7 @@ class RunningTerms:
         bad = torch.minimum(self._first_bad, torch.full_like(self._first_bad, float(step)))
         self._first_bad = torch.where(torch.isfinite(loss), self._first_bad, bad)
         self._micro_batches += 1
+        self._steps.add(step)
 
     def _keep_recent(self, *parts: torch.Tensor) -> None:
         """Keeps rows, letting the oldest micro-batch go once the others suffice."""

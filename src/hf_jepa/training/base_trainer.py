@@ -1,42 +1,91 @@
-"""A `Trainer` whose checkpoints hold no pickles and are either restored whole or refused."""
+"""What all trainers here share: how samples are drawn, what is refused, evaluation, releases and pushes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import TrainOutput, rotate_checkpoints
-from transformers.utils import logging
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import HubStrategy, TrainOutput
+from transformers.utils import PushInProgress, logging
 
 from ..data import CountedSampler
+from ..hub.release import push_release
 from . import checkpoints
+from .base_metrics import RunningTerms
+from .callbacks import GuardCallback, SamplerEpochCallback, StepSeedCallback, TargetEMACallback
+from .checkpoint_trainer import SafeCheckpointTrainer
 from .draws import DrawSeededDataset
+from .results import reported_evaluations, run_results
 
 logger = logging.get_logger(__name__)
 
+RELEASE_FOLDER = "release"
 
-class SafeCheckpointTrainer(Trainer):
+
+class BaseTrainer(SafeCheckpointTrainer):
     """
-    [`~transformers.Trainer`] with checkpoints that can be trusted: safetensors and JSON only, a completion marker
-    written last, weights restored whole or refused, and changed settings noticed on resume. Samples come in one order
-    counted over the run, for any split over processes. The base of the trainers here, which set `metrics` and `guard`
-    and say what a dataset is scored on (`_score`); its arguments must have `allow_changed_settings`.
+    The base of the trainers here. Samples come in one order counted over the run, for any split over processes; what
+    cannot be honoured is refused at construction; a release is written to `output_dir/release` before it is pushed.
+
+    Subclasses set `guard` before they call this constructor, and say what gathers the logs (`_new_metrics`), what a
+    dataset is scored on (`_score`), which scores are published (`_reported`), under which name the throughput is
+    logged (`throughput`), and how a release is written (`_save_release`).
+
+    Args:
+        model ([`~hf_jepa.modeling_jepa.JepaPreTrainedModel`]): the model.
+        args ([`~hf_jepa.training.base_arguments.CommonTrainingArguments`]): the arguments.
+        method_callbacks (`Sequence`): callbacks of the method, which run before `callbacks`.
+        callbacks (`list`, *optional*): the user's.
+        kwargs: everything else that `Trainer` takes.
+
+    Raises:
+        ValueError: for an option that would be ignored, `DataParallel`, DeepSpeed ZeRO-3, or pushes at each save under
+            FSDP.
     """
 
+    metrics: RunningTerms
+    guard: GuardCallback
+    throughput: str
     train_sampler: CountedSampler | None = None
     # Kinds of datasets that seed their samples themselves.
     seeded_datasets: tuple[type, ...] = ()
+    # The stock trainer has no such attribute until it has created a repository.
+    push_in_progress: PushInProgress | None = None
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        method_callbacks: Sequence[TrainerCallback] = (),
+        callbacks: list[TrainerCallback | type[TrainerCallback]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        refuse_what_is_not_kept(args, kwargs)
+        self.metrics = self._new_metrics(args)
+        own = [StepSeedCallback(), SamplerEpochCallback(lambda: self.train_sampler), self.guard, *method_callbacks]
+        if getattr(model, "target_encoder", None) is not None:
+            own.insert(0, TargetEMACallback())
+        super().__init__(model=model, args=args, callbacks=[*own, *(callbacks or [])], **kwargs)
+        if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
+            raise ValueError(
+                "DeepSpeed ZeRO-3 cuts parameters into pieces, which an EMA target, losses of gathered embeddings and "
+                "states read between backbone and head do not survive; use ZeRO-2, or FSDP2."
+            )
+        if self.is_fsdp_enabled and args.push_to_hub and args.hub_strategy != HubStrategy.END:
+            raise ValueError(
+                "Under FSDP a release is gathered from all processes, which a push at each save would do every time; "
+                'set hub_strategy="end" and call push_to_hub after training, or push_to_hub=False.'
+            )
+
+    # ---- Data ----
 
     @property
     def global_batch_size(self) -> int:
         """`int`: images of one optimizer step, over all processes and accumulation steps."""
         return self.get_total_train_batch_size(self.args)
-
-    def _raise_if_non_finite(self) -> None:
-        step = self.metrics.first_non_finite_step(self.accelerator)
-        if step is not None:
-            raise self.guard.report_non_finite(self.args, self.state, step, float("nan"), None)
 
     def get_train_dataloader(self) -> DataLoader:
         """
@@ -74,6 +123,82 @@ class SafeCheckpointTrainer(Trainer):
     def _data_seed(self) -> int:
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
+    def _run_description(self) -> dict[str, Any]:
+        rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None
+        return {"global_batch_size": self.global_batch_size, "num_examples": rows}
+
+    # ---- Training ----
+
+    def _new_metrics(self, args: TrainingArguments) -> RunningTerms:
+        """What gathers the logs of a run."""
+        raise NotImplementedError
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """
+        Trains.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint, or `True` for the newest complete one
+                in `output_dir`.
+            kwargs: as for `Trainer.train`.
+
+        Raises:
+            ValueError: if the checkpoint is incomplete, does not fit the model, or is of a run with other settings
+                (unless `allow_changed_settings`).
+            NonFiniteLossError: if the loss becomes NaN or infinite.
+        """
+        self.metrics = self._new_metrics(self.args)
+        if resume_from_checkpoint:
+            resume_from_checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        self._raise_if_non_finite()
+        return output
+
+    def _checkpoint_to_resume(self, wanted: str | bool) -> str:
+        if wanted is True:
+            folder = checkpoints.newest_complete_checkpoint(Path(self.args.output_dir))
+        else:
+            folder = Path(wanted)
+            reason = checkpoints.incompleteness(folder)
+            if reason is not None:
+                raise ValueError(
+                    f"Cannot resume from {folder}: {reason}. Pass `resume_from_checkpoint=True` to take the newest "
+                    "complete checkpoint of `output_dir`."
+                )
+        changes = checkpoints.changed_settings(folder, self.args.to_dict(), self._run_description(), self.model.config)
+        if changes and not self.args.allow_changed_settings:
+            raise ValueError(
+                f"{folder} is from a run with other settings: {'; '.join(changes)}. Set them back, or pass "
+                "`allow_changed_settings=True` to go on with the new ones."
+            )
+        if changes:
+            logger.warning(f"Resuming {folder} with other settings: {'; '.join(changes)}.")
+        logger.info(f"Resuming from {folder}.")
+        return str(folder)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            # The stock loop would make one update too many when a finished run is resumed.
+            logger.info(f"All {self.state.max_steps} updates are done; nothing is left to train.")
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _raise_if_non_finite(self) -> None:
+        step = self.metrics.first_non_finite_step(self.accelerator)
+        if step is not None:
+            raise self.guard.report_non_finite(self.args, self.state, step, float("nan"), None)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        with self.metrics.paused():
+            super()._save_checkpoint(model, trial)
+
+    # ---- Evaluation ----
+
+    def _score(self, dataset: Any) -> dict[str, float]:
+        """What evaluation measures on one dataset, by name without prefix; in eval mode and without gradients."""
+        raise NotImplementedError
+
     @torch.no_grad()
     def evaluate(
         self,
@@ -105,7 +230,8 @@ class SafeCheckpointTrainer(Trainer):
         was_training = self.model.training
         self.model.eval()
         try:
-            found = self._score(dataset)
+            with self.metrics.paused():
+                found = self._score(dataset)
         finally:
             self.model.train(was_training)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
@@ -113,156 +239,232 @@ class SafeCheckpointTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+    # ---- Publishing ----
+
+    def _reported(self, rows: Any) -> list[dict[str, Any]]:
         """
-        Trains.
+        Which scores go on a card: for each its `name` in the log without prefix, and the fields of
+        [`~hf_jepa.training.results.evaluation_entry`] that are its own.
 
         Args:
-            resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint, or `True` for the newest complete one
-                in `output_dir`.
-            kwargs: as for `Trainer.train`.
+            rows: the dataset that was scored.
+        """
+        raise NotImplementedError
+
+    def _training_facts(self) -> dict[str, Any]:
+        """What else `results["training"]` says of a run."""
+        return {}
+
+    def measured_results(self) -> dict[str, Any]:
+        """
+        What this run has measured, in the form of `results.json`.
+
+        Returns:
+            `dict[str, Any]`: the sections `model`, `data`, `training`, `environment`, `evaluations` (of each dataset
+            of a dict by its name) and `limits`.
+        """
+        evaluations = reported_evaluations(self, self._reported)
+        results = run_results(self, self.throughput, evaluations, **self._training_facts())
+        return results | {"limits": [] if self.guard.finding is None else [self.guard.finding]}
+
+    def _save_release(
+        self,
+        model: PreTrainedModel,
+        folder: Path,
+        results: dict[str, Any],
+        recipe: dict[str, Any] | None,
+        pictures: list[Path],
+        **options: Any,
+    ) -> None:
+        """Writes the release of the whole model into a folder."""
+        raise NotImplementedError
+
+    def write_release(
+        self,
+        results: dict[str, Any] | None = None,
+        recipe: dict[str, Any] | None = None,
+        pictures: list[Path] | None = None,
+        **options: Any,
+    ) -> Path:
+        """
+        Writes what is worth publishing to `output_dir/release`: model, processor, results and card. Under FSDP every
+        process has to call it, as the model is gathered from all of them; elsewhere the others return at once.
+
+        Args:
+            results (`dict`, *optional*): the content of `results.json`; defaults to what this trainer has measured.
+            recipe (`dict`, *optional*): the resolved recipe.
+            pictures (`list[Path]`, *optional*): files shown in the card.
+            options: of the trainer, see there.
+
+        Returns:
+            `Path`: the folder.
 
         Raises:
-            ValueError: if the checkpoint is incomplete, does not fit the model, or is of a run with other settings
-                (unless `allow_changed_settings`).
-            NonFiniteLossError: if the loss becomes NaN or infinite.
+            ValueError: for a release that could not be published, such as one without a processor.
         """
-        if resume_from_checkpoint:
-            resume_from_checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
-        output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
-        self._raise_if_non_finite()
-        return output
+        folder = Path(self.args.output_dir) / RELEASE_FOLDER
+        model = self._whole_model()
+        if self.is_world_process_zero():
+            results = self.measured_results() if results is None else results
+            self._save_release(model, folder, results, recipe, pictures or [], **options)
+            logger.info(f"The release is in {folder}.")
+        return folder
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self.state.global_step >= self.state.max_steps:
-            # The stock loop would make one update too many when a finished run is resumed.
-            logger.info(f"All {self.state.max_steps} updates are done; nothing is left to train.")
-            self.control.should_training_stop = True
-            return
-        super()._run_epoch(*args, **kwargs)
-
-    def _checkpoint_to_resume(self, wanted: str | bool) -> str:
-        if wanted is True:
-            folder = checkpoints.newest_complete_checkpoint(Path(self.args.output_dir))
-        else:
-            folder = Path(wanted)
-            reason = checkpoints.incompleteness(folder)
-            if reason is not None:
-                raise ValueError(
-                    f"Cannot resume from {folder}: {reason}. Pass `resume_from_checkpoint=True` to take the newest "
-                    "complete checkpoint of `output_dir`."
-                )
-        changes = checkpoints.changed_settings(folder, self.args.to_dict(), self._run_description(), self.model.config)
-        if changes and not self.args.allow_changed_settings:
+    def _whole_model(self) -> PreTrainedModel | None:
+        if self.is_fsdp_enabled:
             raise ValueError(
-                f"{folder} is from a run with other settings: {'; '.join(changes)}. Set them back, or pass "
-                "`allow_changed_settings=True` to go on with the new ones."
+                "Under FSDP no process holds the whole model; write the release from the last checkpoint in one "
+                "process with `hf-jepa export`, and publish that with `hf-jepa push`."
             )
-        if changes:
-            logger.warning(f"Resuming {folder} with other settings: {'; '.join(changes)}.")
-        logger.info(f"Resuming from {folder}.")
-        return str(folder)
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
-    def _run_description(self) -> dict[str, Any]:
-        rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None
-        return {"global_batch_size": self.global_batch_size, "num_examples": rows}
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        *,
+        license: str | None = None,
+        results: dict[str, Any] | None = None,
+        **release: Any,
+    ) -> str | None:
+        """
+        Publishes what `write_release` writes. It is on disk first, together with the training state, so a failed
+        upload loses nothing.
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if not self.args.should_save:
-            return
-        folder = Path(self.args.output_dir if output_dir is None else output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        # The module's own key names: resuming loads them as they are, and from_pretrained reads either form. The stock
-        # trainer writes in-tree encoders' old names, which its own resume then silently fails to load.
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(folder)
-        (folder / checkpoints.TRAINING_ARGS).write_text(self.args.to_json_string() + "\n")
+        Args:
+            commit_message (`str`, *optional*): of the commit.
+            blocking (`bool`): must be True: an upload that fails has to be seen.
+            token (`str`, *optional*): defaults to `args.hub_token`, then to the stored login.
+            revision (`str`, *optional*): defaults to `args.hub_revision`.
+            private (`bool`, *optional*): defaults to `args.hub_private_repo`.
+            license (`str`, *optional*): of the weights, as the Hub spells it; without it the card says "unknown".
+            results (`dict`, *optional*): the content of `results.json`; defaults to what this trainer has measured.
+            release: further arguments of `write_release`.
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        self._raise_if_non_finite()
+        Returns:
+            `str`: the address of the commit, on the main process.
+
+        Raises:
+            PushError: if the upload failed; it names the command that finishes it.
+        """
+        if not blocking:
+            raise ValueError("`blocking=False` would hide a failed upload; call push_to_hub in a thread of your own.")
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self._finish_current_push()
+        self.save_state()
+        results = self.measured_results() if results is None else results
+        folder = self.write_release(results | ({"licence": license} if license else {}), **release)
+        if not self.is_world_process_zero():
+            return None
+        return self.push_folder(folder, commit_message or "End of training", token, revision, private)
+
+    def push_folder(
+        self,
+        folder: Path,
+        commit_message: str,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+    ) -> str:
+        """
+        Uploads a release that is on disk to the trainer's repository; arguments and errors as in `push_to_hub`.
+
+        Args:
+            folder (`Path`): the release.
+        """
         args = self.args
-        run_dir = self._get_output_dir(trial=trial)
-        folder = Path(run_dir) / f"checkpoint-{self.state.global_step}"
-        if args.should_save:
-            (folder / checkpoints.COMPLETE_MARKER).unlink(missing_ok=True)
-        # Pushing and deleting older checkpoints must wait until this one is complete.
-        limit, push = args.save_total_limit, args.push_to_hub
-        args.save_total_limit, args.push_to_hub = None, False
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            args.save_total_limit, args.push_to_hub = limit, push
-        if args.should_save:
-            # The arguments were written while saving was cut short above.
-            (folder / checkpoints.TRAINING_ARGS).write_text(args.to_json_string() + "\n")
-        self.accelerator.wait_for_everyone()
-        if args.should_save:
-            checkpoints.mark_complete(folder, self._run_description())
-        if push:
-            self._push_from_checkpoint(str(folder))
-        if args.should_save:
-            rotate_checkpoints(run_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            checkpoints.load_model_strictly(self.model if model is None else model, Path(resume_from_checkpoint))
-
-    def _load_best_model(self) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_best_model()
-            return
-        best = Path(self.state.best_model_checkpoint)
-        reason = checkpoints.incompleteness(best)
-        if reason is not None:
-            raise ValueError(f"Cannot load the best model from {best}: {reason}. The last model is still in memory.")
-        checkpoints.load_model_strictly(self.model, best)
-        logger.info(f"Loaded the best model from {best} ({self.args.metric_for_best_model} {self.state.best_metric}).")
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._save_optimizer_and_scheduler(output_dir)
-        elif self.args.should_save:
-            folder = Path(output_dir)
-            checkpoints.save_optimizer(self.optimizer, checkpoints.optimized_names(self.model, self.optimizer), folder)
-            checkpoints.save_json(self.lr_scheduler.state_dict(), folder / checkpoints.SCHEDULER_STATE)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            return
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        checkpoints.load_optimizer(
-            self.optimizer, checkpoints.optimized_names(self.model, self.optimizer), Path(checkpoint)
+        return push_release(
+            folder,
+            self.hub_model_id or args.hub_model_id or Path(args.output_dir).absolute().name,
+            private=args.hub_private_repo if private is None else private,
+            revision=args.hub_revision if revision is None else revision,
+            commit_message=commit_message,
+            api=HfApi(token=args.hub_token if token is None else token),
         )
-        self.lr_scheduler.load_state_dict(checkpoints.load_json(Path(checkpoint) / checkpoints.SCHEDULER_STATE))
 
-    def _save_scaler(self, output_dir: str) -> None:
-        if self.accelerator.scaler is not None and self.args.should_save:
-            checkpoints.save_json(self.accelerator.scaler.state_dict(), Path(output_dir) / checkpoints.SCALER_STATE)
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        # The stock trainer keeps copies of weights and a pickle in `output_dir` and uploads all of it.
+        unfinished = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if unfinished and not self.args.hub_always_push:
+            logger.warning(f"Not pushing step {self.state.global_step}: the last push is still going on.")
+            return
+        self._finish_current_push()
+        folder = self.write_release()
+        message = f"Training in progress, step {self.state.global_step}"
+        self.push_in_progress = PushInProgress([HfApi().run_as_future(self.push_folder, folder, message)])
 
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        if self.accelerator.scaler is not None and checkpoint is not None:
-            self.accelerator.scaler.load_state_dict(checkpoints.load_json(Path(checkpoint) / checkpoints.SCALER_STATE))
+    def _finish_current_push(self) -> None:
+        if self.push_in_progress is None:
+            return
+        self.push_in_progress.wait_until_done()
+        for job in self.push_in_progress.jobs:
+            if job.exception() is not None:
+                # Training goes on, or has ended well: a failed upload must not look like a failed run.
+                logger.error(str(job.exception()))
+        self.push_in_progress = None
 
-    def _save_rng_state(self, output_dir: str) -> None:
-        """Nothing to save: generators are reseeded from `(seed, step, rank)` before every step."""
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Nothing to load, see `_save_rng_state`."""
-
-
-def refuse_data_parallel(args: TrainingArguments) -> None:
+def refuse_what_is_not_kept(args: TrainingArguments, options: dict[str, Any]) -> None:
     """
+    Refuses what these trainers would otherwise ignore.
+
+    Args:
+        args (`TrainingArguments`): the arguments.
+        options (`dict`): what else `Trainer` was given.
+
     Raises:
-        ValueError: if one process sees several GPUs.
+        ValueError: naming the option and what to do instead.
     """
+    for name in ("compute_metrics", "preprocess_logits_for_metrics"):
+        if options.get(name) is not None:
+            raise ValueError(
+                f"`{name}` would never be called: evaluation here has no logits of classes. Leave it out; scores of "
+                "your own belong in a callback's `on_evaluate`, or in a subclass's `_score`."
+            )
+    for name, why in (("compute_loss_func", "the model makes its own loss"), ("model_init", "give `model` instead")):
+        if options.get(name) is not None:
+            raise ValueError(f"`{name}` would be ignored: {why}.")
+    if args.label_smoothing_factor:
+        raise ValueError(
+            f"`label_smoothing_factor` is {args.label_smoothing_factor}, but the model makes its own loss, which does "
+            "not smooth labels; leave it 0."
+        )
+    if args.train_sampling_strategy not in ("random", "sequential"):
+        raise ValueError(
+            f"`train_sampling_strategy` is {args.train_sampling_strategy!r}, but samples are drawn in one order that "
+            "every split of the batch shares (group_by_length would not); choose 'random' or 'sequential'."
+        )
+    if args.ignore_data_skip:
+        raise ValueError("`ignore_data_skip` would show a resumed run samples that it has seen; leave it False.")
+    if args.push_to_hub and args.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
+        raise ValueError(
+            f"`hub_strategy` is {args.hub_strategy.value!r}, but checkpoints are not uploaded: only the release is; "
+            "choose 'every_save' or 'end'."
+        )
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs are visible to one process, which would use DataParallel; start the program with "
             "`accelerate launch`, or set CUDA_VISIBLE_DEVICES to one of them."
         )
+
+
+def refuse_half_precision(model: PreTrainedModel, otherwise: str = "") -> None:
+    """
+    Args:
+        model (`PreTrainedModel`).
+        otherwise (`str`): what else can be done.
+
+    Raises:
+        ValueError: for a parameter that trains below float32.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            raise ValueError(
+                f"`{name}` is trained in {parameter.dtype}, where most updates at the usual learning rates are "
+                f"rounded away. Load the model with `dtype=torch.float32` and pass `bf16=True`{otherwise}."
+            )

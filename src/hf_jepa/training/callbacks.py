@@ -137,16 +137,25 @@ class SamplerEpochCallback(TrainerCallback):
 class GuardCallback(TrainerCallback):
     """
     Watches what is logged, so it costs the training step nothing: raises [`NonFiniteLossError`] for a NaN or infinite
-    loss after writing a report, and warns about, or stops at, a collapse of the target features.
+    loss after writing a report, and warns about, or stops at, a collapse.
 
     Args:
         describe_step (`Callable[[int], dict]`, *optional*): returns what is known of a 0-based update (draws, images),
             for the report.
+
+    `finding` says what the newest log shows to be wrong, or is None: a card has to say it.
     """
+
+    # What follows the values in a warning.
+    advice = (
+        'The loss says nothing about this. Usual cures: `initialization="fan_in"` in small models, a higher '
+        "`ema_momentum`, a lower `learning_rate`, a `regularizer`."
+    )
 
     def __init__(self, describe_step: Callable[[int], dict] | None = None) -> None:
         self.describe_step = describe_step
         self.hits = 0
+        self.finding: str | None = None
 
     def on_log(
         self, args: JepaTrainingArguments, state: TrainerState, control: TrainerControl, logs=None, **_
@@ -179,23 +188,23 @@ class GuardCallback(TrainerCallback):
             path.write_text(json.dumps(report, indent=2) + "\n")
         return NonFiniteLossError(step, loss, grad_norm, path)
 
+    def _limits(self, args: JepaTrainingArguments) -> dict[str, float]:
+        """Least healthy values of what is logged."""
+        return {"target_std": args.collapse_std_threshold, "target_rankme": args.collapse_rank_threshold}
+
     def _check_collapse(
         self, args: JepaTrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float]
     ) -> None:
-        checks = {"target_std": args.collapse_std_threshold, "target_rankme": args.collapse_rank_threshold}
-        low = {name: logs[name] for name, threshold in checks.items() if name in logs and logs[name] < threshold}
-        if not low:
-            self.hits = 0
-            return
-        self.hits += 1
+        low = [
+            f"{name} {logs[name]:.3g} is below {limit:.3g}"
+            for name, limit in self._limits(args).items()
+            if logs.get(name, limit) < limit
+        ]
+        self.hits = self.hits + 1 if low else 0
+        self.finding = f"Features look collapsed at step {state.global_step}: {', '.join(low)}." if low else None
         if self.hits not in (1, args.collapse_patience):
             return
-        values = ", ".join(f"{name} {value:.3g} is below {checks[name]:.3g}" for name, value in low.items())
-        logger.warning(
-            f"The target features look collapsed at step {state.global_step}: {values} ({self.hits} logs in a row). "
-            'The loss says nothing about this. Usual cures: `initialization="fan_in"` in small models, a higher '
-            "`ema_momentum`, a lower `learning_rate`, a `regularizer`."
-        )
+        logger.warning(f"{self.finding} ({self.hits} logs in a row) {self.advice}")
         if self.hits >= args.collapse_patience and args.collapse_action == "stop":
             logger.warning(f'Stopping at step {state.global_step}, as `collapse_action="stop"` asks.')
             control.should_training_stop = True

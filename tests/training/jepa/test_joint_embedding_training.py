@@ -16,7 +16,6 @@ import hf_jepa
 from hf_jepa import JepaTrainer, JepaTrainingArguments
 from hf_jepa.data import MultiViewCollator, MultiViewTransform, SeededImageDataset, ViewAugmentation, eval_transform
 from hf_jepa.training.jepa.trainer import parameter_groups
-from hf_jepa.training.publishing import write_release
 
 # Runs where `import hf_jepa` fails, as on a machine that has only transformers.
 PLAIN_USER = """
@@ -156,7 +155,7 @@ def test_timm_models_train_and_are_released_for_plain_transformers(make, tmp_pat
         trainer.evaluate()
         state = trainer.model.encoder.state_dict()
         assert any(not torch.equal(state[key], value) for key, value in start.items())
-        release = write_release(trainer)
+        release = trainer.write_release()
         card = (release / "README.md").read_text()
         assert "`TimmWrapperModel`" in card
         assert "pooler_output" in card

@@ -6,14 +6,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_jepa import LLMJepaForCausalLM, LLMJepaTrainer, LLMJepaTrainingArguments
+from hf_jepa import LLMJepaTrainer
 from hf_jepa.cli import main
 from hf_jepa.data import OfficialPairCollator, PairFormat
 from trainers.worlds import nl_regex
@@ -22,43 +21,8 @@ ROWS = nl_regex.make_splits((24,), seed=1)[0]
 
 
 @pytest.fixture
-def make_trainer(tmp_path) -> Callable[..., LLMJepaTrainer]:
-    def make(
-        model: dict[str, Any] | None = None, trainer: dict[str, Any] | None = None, **args: Any
-    ) -> LLMJepaTrainer:
-        tokenizer = nl_regex.build_tokenizer()
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        wrapped = LLMJepaForCausalLM.from_decoder(LlamaForCausalLM(config), tokenizer, **(model or {}))
-        defaults = {
-            "output_dir": str(tmp_path / "run"),
-            "max_steps": 2,
-            "per_device_train_batch_size": 8,
-            "learning_rate": 0.05,
-            "optim": "sgd",
-            "lr_scheduler_type": "constant",
-            "max_grad_norm": 0.0,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "use_cpu": True,
-            "disable_tqdm": True,
-            "dataloader_pin_memory": False,
-        }
-        given = {"train_dataset": ROWS, "eval_dataset": ROWS[:5], "processing_class": tokenizer}
-        return LLMJepaTrainer(
-            wrapped, LLMJepaTrainingArguments(**{**defaults, **args}), **{**given, **(trainer or {})}
-        )
-
-    return make
+def make_trainer(make_llm_trainer) -> Callable[..., LLMJepaTrainer]:
+    return make_llm_trainer
 
 
 def weights(trainer: LLMJepaTrainer) -> dict[str, torch.Tensor]:

@@ -5,7 +5,6 @@ import logging
 import runpy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,13 +19,8 @@ ROWS = WORLD["build_rows"](24)
 
 
 @pytest.fixture
-def make_trainer(tmp_path) -> Callable[..., VLJepaTrainer]:
-    def make(model: dict[str, Any] | None = None, trainer: dict[str, Any] | None = None, **args: Any) -> VLJepaTrainer:
-        given = {"train_dataset": ROWS, "eval_dataset": ROWS[:9], "processing_class": WORLD["build_processor"]()}
-        built = model if isinstance(model, torch.nn.Module) else WORLD["build_model"](**(model or {}))
-        return VLJepaTrainer(built, WORLD["build_arguments"](tmp_path / "run", **args), **{**given, **(trainer or {})})
-
-    return make
+def make_trainer(make_vl_trainer) -> Callable[..., VLJepaTrainer]:
+    return make_vl_trainer
 
 
 def weights(trainer: VLJepaTrainer) -> dict[str, torch.Tensor]:

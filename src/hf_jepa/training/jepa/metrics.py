@@ -1,8 +1,5 @@
 """What a run logs about its steps, gathered on the device and read only when something is logged."""
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,14 +25,6 @@ class StepMetrics(RunningTerms):
     def _reset(self) -> None:
         super()._reset()
         self._images = 0
-        self._paused = 0.0
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leaves the time of the block (probes, saving) out of the throughput."""
-        start = time.perf_counter()
-        yield
-        self._paused += time.perf_counter() - start
 
     @torch.no_grad()
     def update(self, outputs: Any, pixel_values: torch.Tensor | list[torch.Tensor], step: int) -> None:
@@ -90,7 +79,6 @@ class StepMetrics(RunningTerms):
             else [torch.zeros_like(self._first_bad)] * 2
         )
         values += [torch.full_like(self._first_bad, float(comparable)), self._first_bad]
-        seconds = max(time.perf_counter() - self._since - self._paused, 1e-9)
         row = torch.stack(values).float()[None]
         # One gather and one transfer for everything.
         table = accelerator.gather(row).cpu()
@@ -99,7 +87,7 @@ class StepMetrics(RunningTerms):
         if len(measured):
             result |= dict(zip(("target_std", "target_rankme"), measured.mean(0).tolist(), strict=True))
         result |= non_finite_entry(table[:, -1])
-        result["images_per_second"] = round(self._images * accelerator.num_processes / seconds, 3)
+        result["images_per_second"] = round(self._images * accelerator.num_processes / self._seconds(), 3)
         self._reset()
         return result
 

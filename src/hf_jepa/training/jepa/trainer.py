@@ -5,30 +5,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import TrainOutput
-from transformers.utils import PushInProgress, logging
+from transformers.utils import logging
 
 from ...data import MixedVideoDataset
 from ...data.dataset import SeededDataset
+from ...hub.release import save_release
 from .. import checkpoints
-from ..base_trainer import SafeCheckpointTrainer, refuse_data_parallel
+from ..base_trainer import BaseTrainer, refuse_half_precision
 from ..callbacks import (
     ContextLossCallback,
     GuardCallback,
-    SamplerEpochCallback,
-    StepSeedCallback,
-    TargetEMACallback,
     WeightDecayCallback,
     context_loss_weight_at,
     momentum_at,
     weight_decay_at,
 )
 from ..draws import DrawCountedStream
-from ..publishing import push_folder, write_release
-from ..results import evaluation_entry, last_entry, run_results
 from .arguments import JepaTrainingArguments, lars
 from .batch_norm import synchronize_batch_norm
 from .metrics import StepMetrics
@@ -44,7 +39,7 @@ from .probes import probe_metrics
 logger = logging.get_logger(__name__)
 
 
-class JepaTrainer(SafeCheckpointTrainer):
+class JepaTrainer(BaseTrainer):
     r"""
     [`~transformers.Trainer`] with what a JEPA needs around it: the originals' parameter groups and schedules, an EMA
     target that moves once per optimizer step, per-term logs, feature probes as evaluation, guards against NaN and
@@ -81,10 +76,9 @@ class JepaTrainer(SafeCheckpointTrainer):
             `DataParallel`, or DeepSpeed ZeRO-3.
     """
 
+    throughput = "images_per_second"
     # The loss is a mean over the micro-batch: the Trainer has to divide it by the accumulation steps.
     loss_is_scaled_for_ga = False
-    # The stock trainer has no such attribute until it has created a repository.
-    push_in_progress: PushInProgress | None = None
     seeded_datasets = (SeededDataset, MixedVideoDataset)
 
     def __init__(
@@ -95,7 +89,6 @@ class JepaTrainer(SafeCheckpointTrainer):
         train_dataset: Any = None,
         eval_dataset: Any = None,
         probe_train_dataset: Any = None,
-        callbacks: list[TrainerCallback | type[TrainerCallback]] | None = None,
         **kwargs: Any,
     ) -> None:
         args = JepaTrainingArguments.from_plain(args)
@@ -109,21 +102,18 @@ class JepaTrainer(SafeCheckpointTrainer):
                 "Evaluation fits probes on labelled images: pass `probe_train_dataset` and `eval_dataset`, or leave "
                 '`eval_strategy="no"` and `probe_every_steps=None`.'
             )
-        refuse_data_parallel(args)
         self.has_target = getattr(model, "target_encoder", None) is not None
+        refuse_half_precision(model)
         if self.has_target:
             check_full_precision(model)
         if args.world_size > 1:
             synchronize_batch_norm(model, args.device.type)
         self.probe_train_dataset = probe_train_dataset
-        self.metrics = StepMetrics()
         self.guard = GuardCallback(self._describe_step)
-        own = [StepSeedCallback(), WeightDecayCallback(), SamplerEpochCallback(lambda: self.train_sampler), self.guard]
-        if self.has_target:
-            own.insert(0, TargetEMACallback())
+        method_callbacks: list[TrainerCallback] = [WeightDecayCallback()]
         self.has_context_loss = bool(getattr(model.config, "context_loss_weight", 0.0))
         if self.has_context_loss:
-            own.append(ContextLossCallback())
+            method_callbacks.append(ContextLossCallback())
         if getattr(getattr(model.config, "encoder_config", None), "use_image_tokenizer", False):
             # A process need not have both images and clips in a step.
             args.ddp_find_unused_parameters = True
@@ -133,17 +123,16 @@ class JepaTrainer(SafeCheckpointTrainer):
             data_collator=data_collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            callbacks=[*own, *(callbacks or [])],
+            method_callbacks=method_callbacks,
             **kwargs,
         )
-        if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
-            raise ValueError(
-                "DeepSpeed ZeRO-3 cuts parameters into pieces that the EMA target cannot follow; use ZeRO-2, or FSDP2."
-            )
         if self.is_deepspeed_enabled and (args.clip_separately or args.clip_after_steps):
             raise ValueError("DeepSpeed clips by itself, from the first update on and all parameters together.")
         if args.start_from_checkpoint and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             raise ValueError("`start_from_checkpoint` reads whole parameters, which DeepSpeed and FSDP cut up.")
+
+    def _new_metrics(self, args: JepaTrainingArguments) -> StepMetrics:
+        return StepMetrics()
 
     # ---- Data ----
 
@@ -337,8 +326,7 @@ class JepaTrainer(SafeCheckpointTrainer):
     def _score(self, dataset: Any) -> dict[str, float]:
         if self.probe_train_dataset is None:
             raise ValueError("Probes are fitted on labelled images: give JepaTrainer `probe_train_dataset`.")
-        with self.metrics.paused():
-            return probe_metrics(self.model, self.probe_train_dataset, dataset, self.args, self.accelerator)
+        return probe_metrics(self.model, self.probe_train_dataset, dataset, self.args, self.accelerator)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """
@@ -354,7 +342,6 @@ class JepaTrainer(SafeCheckpointTrainer):
                 (unless `allow_changed_settings`); if `start_from_checkpoint` is incomplete or does not fit.
             NonFiniteLossError: if the loss becomes NaN or infinite.
         """
-        self.metrics = StepMetrics()
         if self.args.start_from_checkpoint and not resume_from_checkpoint:
             folder = Path(self.args.start_from_checkpoint)
             reason = checkpoints.incompleteness(folder)
@@ -367,94 +354,17 @@ class JepaTrainer(SafeCheckpointTrainer):
                 logger.warning(warning)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        with self.metrics.paused():
-            super()._save_checkpoint(model, trial)
-
     # ---- Publishing ----
 
-    def measured_results(self) -> dict[str, Any]:
-        """
-        What this run has measured, in the form of `results.json`.
+    def _save_release(self, model: PreTrainedModel, folder: Path, results: Any, recipe: Any, pictures: Any) -> None:
+        processor = self.processing_class
+        save_release(model, folder, results=results, processor=processor, recipe=recipe, pictures=pictures)
 
-        Returns:
-            `dict[str, Any]`: the sections `model`, `data`, `training`, `environment` and `evaluations`.
-        """
+    def _reported(self, rows: Any) -> list[dict[str, Any]]:
         features = f"mean-pooled {'target ' * self.has_target}encoder tokens"
         if hasattr(self.model, "get_pooled_features"):
             features = "pooled encoder output"
-        last = last_entry(self, "eval_knn_accuracy") if hasattr(self.eval_dataset, "__len__") else {}
-        evaluations = [
-            evaluation_entry(self, task, "accuracy", last[f"eval_{task}_accuracy"], features=features)
+        return [
+            {"name": f"{task}_accuracy", "task": task, "metric": "accuracy", "features": features}
             for task in ("knn", "linear")
-            if last
         ]
-        return run_results(self, "images_per_second", evaluations)
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        *,
-        license: str | None = None,
-        results: dict[str, Any] | None = None,
-        recipe: dict[str, Any] | None = None,
-        pictures: list[Path] | None = None,
-    ) -> str | None:
-        """
-        Publishes the target encoder and the composite. The release is written to `output_dir/release` first, together
-        with the training state, so a failed upload loses nothing.
-
-        Args:
-            commit_message (`str`, *optional*): of the commit.
-            blocking (`bool`): must be True: an upload that fails has to be seen.
-            token (`str`, *optional*): defaults to `args.hub_token`, then to the stored login.
-            revision (`str`, *optional*): defaults to `args.hub_revision`.
-            private (`bool`, *optional*): defaults to `args.hub_private_repo`.
-            license (`str`, *optional*): of the weights, as the Hub spells it; without it the card says "unknown".
-            results (`dict`, *optional*): the content of `results.json`; defaults to what this trainer has measured.
-            recipe (`dict`, *optional*): the resolved recipe.
-            pictures (`list[Path]`, *optional*): files shown in the card.
-
-        Returns:
-            `str`: the address of the commit, on the main process.
-
-        Raises:
-            PushError: if the upload failed; it names the command that finishes it.
-        """
-        if not blocking:
-            raise ValueError("`blocking=False` would hide a failed upload; call push_to_hub in a thread of your own.")
-        if not self.is_world_process_zero():
-            return None
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        self._finish_current_push()
-        self.save_state()
-        results = self.measured_results() if results is None else results
-        folder = write_release(self, results | ({"licence": license} if license else {}), recipe, pictures)
-        message = commit_message or "End of training"
-        return push_folder(self, folder, message, token=token, revision=revision, private=private)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self.is_world_process_zero() or self.args.hub_strategy == "end":
-            return
-        # The stock trainer keeps copies of weights and a pickle in `output_dir` and uploads all of it.
-        if self.push_in_progress is not None and not self.push_in_progress.is_done():
-            logger.warning(f"Not pushing step {self.state.global_step}: the last push is still going on.")
-            return
-        self._finish_current_push()
-        folder = write_release(self)
-        message = f"Training in progress, step {self.state.global_step}"
-        self.push_in_progress = PushInProgress([HfApi().run_as_future(push_folder, self, folder, message)])
-
-    def _finish_current_push(self) -> None:
-        if self.push_in_progress is None:
-            return
-        self.push_in_progress.wait_until_done()
-        for job in self.push_in_progress.jobs:
-            if job.exception() is not None:
-                # Training goes on, or has ended well: a failed upload must not look like a failed run.
-                logger.error(str(job.exception()))
-        self.push_in_progress = None

@@ -40,8 +40,8 @@ class LLMJepaTrainingArguments(CommonTrainingArguments):
         generate_max_new_tokens (`int`, *optional*, defaults to 128):
             The longest answer.
         collapse_margin (`float`, *optional*, defaults to 0.02):
-            A log whose paired cosine exceeds the unpaired by less than this is warned about once, from the tenth log
-            on.
+            A paired cosine that exceeds the unpaired by less than this for 100 updates, or in a run's last log, is
+            warned about once; the card says the latter. 0 switches the check off.
         allow_changed_settings (`bool`, *optional*, defaults to `False`):
             Resume although settings that shape the trajectory differ from those of the checkpoint.
 

@@ -11,7 +11,7 @@ from ...evaluation.generation import exact_match, generate_responses, starts_wit
 from ...evaluation.pairs import pair_report
 
 if TYPE_CHECKING:
-    from ..base_trainer import SafeCheckpointTrainer
+    from ..base_trainer import BaseTrainer
 
 _REPORTED_PAIRS = 1024
 
@@ -22,7 +22,7 @@ def pair_index(batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def evaluation_losses(trainer: "SafeCheckpointTrainer", dataset: Any) -> dict[str, float]:
+def evaluation_losses(trainer: "BaseTrainer", dataset: Any) -> dict[str, float]:
     """
     Losses of a dataset, per labelled token and per pair, and what its first pairs look like; every process takes a
     share. InfoNCE compares the pairs of one evaluation batch of all processes.
@@ -70,7 +70,7 @@ def evaluation_losses(trainer: "SafeCheckpointTrainer", dataset: Any) -> dict[st
     return found
 
 
-def evaluation_answers(trainer: "SafeCheckpointTrainer", dataset: Any) -> dict[str, float]:
+def evaluation_answers(trainer: "BaseTrainer", dataset: Any) -> dict[str, float]:
     """
     Answers by generation, scored against the dataset's; every process takes a share.
 

@@ -1,6 +1,5 @@
 """What an LLM-JEPA run logs about its steps, gathered on the device and read only when something is logged."""
 
-import time
 from typing import Any
 
 import torch
@@ -39,13 +38,12 @@ class PairMetrics(RunningTerms):
             triple = (outputs.text_embeddings, outputs.predicted_embeddings, outputs.code_embeddings)
             self._keep_recent(*(part.detach().float() for part in triple))
 
-    def drain(self, accelerator: Accelerator, num_steps: int, terms_are_shares: bool) -> dict[str, float]:
+    def drain(self, accelerator: Accelerator, terms_are_shares: bool) -> dict[str, float]:
         """
         What was gathered since the last call, and a fresh start.
 
         Args:
             accelerator (`Accelerator`): gathers across processes; every process has to call this.
-            num_steps (`int`): optimizer updates since the last call.
             terms_are_shares (`bool`): the terms of micro-batches and processes add up to an update's (`clean`), or are
                 means of their own (`official`).
 
@@ -54,16 +52,15 @@ class PairMetrics(RunningTerms):
             [`~hf_jepa.evaluation.pair_report`] says of this process's recent pairs and, if there was one,
             `non_finite_step`.
         """
-        if not self._micro_batches or num_steps < 1:
+        if not self._micro_batches:
             return {}
-        seconds = max(time.perf_counter() - self._since, 1e-9)
         names = sorted(self._sums)
         row = torch.stack([*(self._sums[name] for name in names), self._tokens.float(), self._first_bad])[None]
         table = accelerator.gather(row).cpu()
         totals = table.sum(dim=0).tolist()
-        parts = num_steps if terms_are_shares else self._micro_batches * len(table)
+        parts = len(self._steps) if terms_are_shares else self._micro_batches * len(table)
         result = {name: total / parts for name, total in zip(names, totals, strict=False)}
-        result["tokens_per_second"] = round(totals[-2] / seconds, 1)
+        result["tokens_per_second"] = round(totals[-2] / self._seconds(), 1)
         result |= non_finite_entry(table[:, -1]) | self._report()
         self._reset()
         return result

@@ -1,28 +1,28 @@
 """The trainer of LLM-JEPA: any causal language model, fine-tuned or trained from scratch on pairs of Text and Code."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import TrainOutput
+from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 from ...data import PairFormat, TextPairCollator, TextPairDataset
 from ...data.pair_collator import OfficialPairCollator
-from ..base_trainer import refuse_data_parallel
-from ..callbacks import GuardCallback, SamplerEpochCallback, StepSeedCallback, TargetEMACallback
-from ..pair_trainer import PairTrainer, refuse_half_precision
-from ..results import evaluation_entry, last_entry, run_results
+from ...hub.text_release import save_text_release
+from ..base_trainer import BaseTrainer, refuse_half_precision
+from ..callbacks import GuardCallback
 from .arguments import LLMJepaTrainingArguments
 from .evaluation import evaluation_answers, evaluation_losses, pair_index
 from .metrics import PairMetrics
 
 logger = logging.get_logger(__name__)
 
+# A pairing that has not begun to form after so many updates is worth a word.
+_COLLAPSED_UPDATES = 100
 
-class LLMJepaTrainer(PairTrainer):
+
+class LLMJepaTrainer(BaseTrainer):
     r"""
     [`~transformers.Trainer`] for [`~hf_jepa.LLMJepaForCausalLM`]. In the `clean` regime an optimizer step has the loss
     and gradient of its whole batch, `gamma * sum(cross-entropy) / labels + lambda * sum(distance) / pairs`, whatever
@@ -55,6 +55,7 @@ class LLMJepaTrainer(PairTrainer):
             an EMA target, ZeRO-3, or answers by generation under FSDP.
     """
 
+    throughput = "tokens_per_second"
     # Losses are divided by the counts of the whole step, or (official) added up over accumulation as released.
     loss_is_scaled_for_ga = True
     seeded_datasets = (TextPairDataset,)
@@ -69,13 +70,11 @@ class LLMJepaTrainer(PairTrainer):
         pair_format: PairFormat | None = None,
         data_collator: Any = None,
         peft_config: Any = None,
-        callbacks: list[TrainerCallback | type[TrainerCallback]] | None = None,
         **kwargs: Any,
     ) -> None:
         args = LLMJepaTrainingArguments.from_plain(args)
         if processing_class is None:
             raise ValueError("LLMJepaTrainer needs the tokenizer as `processing_class`.")
-        refuse_data_parallel(args)
         if peft_config is not None:
             _add_adapters(model, peft_config)
         if args.regime == "clean":
@@ -83,17 +82,11 @@ class LLMJepaTrainer(PairTrainer):
                 model, ', or set `regime="official"`, which trains in bfloat16 as the released code does'
             )
         _align_special_tokens(model, processing_class)
-        config = model.config
-        if config.jepa_lambda == 0:
+        if model.config.jepa_lambda == 0:
             _freeze_unused(model)
         self.pair_format = pair_format or PairFormat()
-        self.metrics = PairMetrics(args.pair_metrics_rows)
         self._num_pairs: torch.Tensor | int | None = None
-        self._steps_logged = 0
         self.guard = PairingGuardCallback(self._describe_step)
-        own = [StepSeedCallback(), SamplerEpochCallback(lambda: self.train_sampler), self.guard]
-        if config.target == "ema":
-            own.insert(0, TargetEMACallback())
         if data_collator is None:
             data_collator = collator_for(model, args, processing_class)
         self.reads_rows = isinstance(data_collator, OfficialPairCollator)
@@ -108,19 +101,16 @@ class LLMJepaTrainer(PairTrainer):
             train_dataset=self._encoded(train_dataset, processing_class),
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            callbacks=[*own, *(callbacks or [])],
             **kwargs,
         )
-        if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
-            raise ValueError(
-                "DeepSpeed ZeRO-3 gathers parameters module by module, which reading the decoder's states "
-                "between backbone and head does not survive; use ZeRO-2, or FSDP2."
-            )
         if self.is_fsdp_enabled and args.generate_examples:
             raise ValueError(
                 "Under FSDP no process holds the whole model, and answers of different lengths would wait for each "
                 "other; set generate_examples=0, and score a checkpoint with `hf-jepa evaluate --task exact-match`."
             )
+
+    def _new_metrics(self, args: LLMJepaTrainingArguments) -> PairMetrics:
+        return PairMetrics(args.pair_metrics_rows)
 
     # ---- Data ----
 
@@ -189,33 +179,13 @@ class LLMJepaTrainer(PairTrainer):
             start_time (`float`, *optional*): start of training.
         """
         if "loss" in logs:
-            steps, self._steps_logged = self.state.global_step - self._steps_logged, self.state.global_step
-            logs.update(self.metrics.drain(self.accelerator, steps, self.args.regime == "clean"))
+            logs.update(self.metrics.drain(self.accelerator, self.args.regime == "clean"))
         super().log(logs, start_time)
 
     def _score(self, dataset: Any) -> dict[str, float]:
         dataset = self._encoded(dataset, self.processing_class)
         found = evaluation_losses(self, dataset)
         return found | evaluation_answers(self, dataset) if self.args.generate_examples else found
-
-    # ---- Guards ----
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """
-        Trains.
-
-        Args:
-            resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint, or `True` for the newest complete one
-                in `output_dir`.
-            kwargs: as for `Trainer.train`.
-
-        Raises:
-            ValueError: if the checkpoint is incomplete, does not fit the model, or is of a run with other settings.
-            NonFiniteLossError: if the loss becomes NaN or infinite.
-        """
-        self.metrics = PairMetrics(self.args.pair_metrics_rows)
-        self._steps_logged = 0
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     # ---- Publishing ----
 
@@ -228,75 +198,70 @@ class LLMJepaTrainer(PairTrainer):
         keep_predictor_tokens: bool = False,
     ) -> Path:
         """
-        Writes what is worth publishing to `output_dir/release`: a causal LM (or adapter) that plain transformers (and
-        peft) loads, its tokenizer, results and card.
+        As [`~hf_jepa.training.base_trainer.BaseTrainer.write_release`]: a causal LM (or adapter) that plain
+        transformers (and peft) loads, its tokenizer, results and card.
 
         Args:
-            results (`dict`, *optional*): the content of `results.json`; defaults to what this trainer has measured.
-            recipe (`dict`, *optional*): the resolved recipe.
-            pictures (`list[Path]`, *optional*): files shown in the card.
+            results (`dict`, *optional*), recipe (`dict`, *optional*), pictures (`list[Path]`, *optional*): as there.
             merge_adapter (`bool`): a whole model where the decoder has an adapter.
             keep_predictor_tokens (`bool`): keep the predictor tokens of the vocabulary, if they are there.
-
-        Returns:
-            `Path`: the folder.
-
-        Raises:
-            ValueError: under FSDP, whose processes hold pieces of the weights.
         """
-        from ...hub.text_release import save_text_release
+        options = {"merge_adapter": merge_adapter, "keep_predictor_tokens": keep_predictor_tokens}
+        return super().write_release(results, recipe, pictures, **options)
 
-        return save_text_release(
-            self._whole_model(),
-            Path(self.args.output_dir) / "release",
-            self.processing_class,
-            self.measured_results() if results is None else results,
-            recipe,
-            pictures or [],
-            merge_adapter,
-            keep_predictor_tokens,
-        )
+    def _save_release(self, model: PreTrainedModel, folder: Path, *content: Any, **options: bool) -> None:
+        save_text_release(model, folder, self.processing_class, *content, **options)
 
-    def measured_results(self) -> dict[str, Any]:
-        """
-        What this run has measured, in the form of `results.json`.
-
-        Returns:
-            `dict[str, Any]`: the sections `model`, `data`, `training`, `environment` and `evaluations`.
-        """
-        last = last_entry(self, "eval_lm_loss")
+    def _reported(self, rows: Any) -> list[dict[str, Any]]:
         labelled = "answer token" if self.pair_format.train_on == "response" else "token"
-        asked = self.args.generate_examples
-        rows = len(self.eval_dataset) if hasattr(self.eval_dataset, "__len__") else None
-        answered = rows if asked < 0 or rows is None else min(asked, rows)
-        evaluations = [
-            evaluation_entry(self, task, metric, last[f"eval_{name}"], num_examples=count)
-            for name, task, metric, count in (
-                ("exact_match", "generation", "exact match", answered),
-                ("startswith", "generation", "startswith", answered),
-                ("lm_loss", "language modelling", f"loss per {labelled}", rows),
-            )
-            if f"eval_{name}" in last
+        asked, count = self.args.generate_examples, len(rows) if hasattr(rows, "__len__") else None
+        answered = count if asked < 0 or count is None else min(asked, count)
+        return [
+            {"name": "exact_match", "task": "generation", "metric": "exact match", "num_examples": answered},
+            {"name": "startswith", "task": "generation", "metric": "startswith", "num_examples": answered},
+            {"name": "lm_loss", "task": "language modelling", "metric": f"loss per {labelled}"},
         ]
-        return run_results(self, "tokens_per_second", evaluations)
 
 
 class PairingGuardCallback(GuardCallback):
-    """Stops at a NaN or infinite loss; warns once when paired and unpaired cosines have become alike."""
+    """
+    Stops at a NaN or infinite loss; warns once when paired and unpaired cosines have been alike for 100 updates, or
+    are so at the end of the run.
+    """
+
+    advice = (
+        'Usual cures: `target="stop_gradient"` or `"ema"`, `regularizer="sigreg"` or `"vicreg"`, '
+        '`distance="infonce"`, a lower `jepa_lambda`.'
+    )
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._last_step, self._has_warned = state.global_step, False
 
     def _check_collapse(
         self, args: LLMJepaTrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float]
     ) -> None:
+        updates, self._last_step = state.global_step - self._last_step, state.global_step
         if "margin" not in logs or not args.collapse_margin:
             return
-        self.hits = self.hits + 1 if logs["margin"] < args.collapse_margin else 0
-        if self.hits == 10 and math.isfinite(logs["margin"]):
-            logger.warning(
-                f"At step {state.global_step} the paired cosine is {logs['cos_paired']:.3f} and the unpaired "
-                f"{logs['cos_unpaired']:.3f}: every Text predicts every Code alike, whatever the JEPA loss says. "
-                'Usual cures: `target="stop_gradient"` or `"ema"`, `regularizer="sigreg"` or `"vicreg"`, '
-                '`distance="infonce"`, a lower `jepa_lambda`.'
-            )
+        if not logs["margin"] < args.collapse_margin:
+            self.hits, self.finding = 0, None
+            return
+        self.hits += updates
+        self.finding = (
+            f"At step {state.global_step} the paired cosine is {logs['cos_paired']:.3f} and the unpaired "
+            f"{logs['cos_unpaired']:.3f}: every Text predicts every Code alike, whatever the JEPA loss says."
+        )
+        if self.hits >= _COLLAPSED_UPDATES:
+            self._warn()
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.finding is not None:
+            self._warn()
+
+    def _warn(self) -> None:
+        if not self._has_warned:
+            logger.warning(f"{self.finding} {self.advice}")
+        self._has_warned = True
 
 
 def collator_for(model: PreTrainedModel, args: LLMJepaTrainingArguments, tokenizer: Any) -> TextPairCollator:

@@ -1,7 +1,5 @@
 """What a VL-JEPA run logs about its steps, gathered on the device and read only when something is logged."""
 
-import time
-
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -62,13 +60,12 @@ class RetrievalMetrics(RunningTerms):
         """
         if not self._micro_batches:
             return {}
-        seconds = max(time.perf_counter() - self._since, 1e-9)
         names = sorted(self._sums)
         row = torch.stack([*(self._sums[name] / self._micro_batches for name in names), self._first_bad])[None]
         table = accelerator.gather(row).cpu()
         result = dict(zip(names, table[:, :-1].mean(dim=0).tolist(), strict=True))
         result |= non_finite_entry(table[:, -1])
-        result["pairs_per_second"] = round(self._pairs * accelerator.num_processes / seconds, 2)
+        result["pairs_per_second"] = round(self._pairs * accelerator.num_processes / self._seconds(), 2)
         if self._recent:
             result |= embedding_report(*self._recent_rows())
         self._reset()

@@ -5,17 +5,16 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ...data import MixedVideoDataset, VisionTextCollator, VisionTextDataset
 from ...evaluation.embedding_retrieval import retrieval_report
+from ...hub.vl_release import save_vl_release
 from ...objectives.distributed import gather_batch
-from ..base_trainer import refuse_data_parallel
-from ..callbacks import GuardCallback, SamplerEpochCallback, StepSeedCallback, TargetEMACallback
-from ..pair_trainer import PairTrainer, refuse_half_precision
-from ..results import evaluation_entry, last_entry, run_results
+from ..base_trainer import BaseTrainer, refuse_half_precision
+from ..callbacks import GuardCallback
 from .arguments import VLJepaTrainingArguments
 from .gradient_cache import gradient_cached_step
 from .metrics import RetrievalMetrics
@@ -23,7 +22,7 @@ from .metrics import RetrievalMetrics
 logger = logging.get_logger(__name__)
 
 
-class VLJepaTrainer(PairTrainer):
+class VLJepaTrainer(BaseTrainer):
     r"""
     [`~transformers.Trainer`] for [`~hf_jepa.VLJepaModel`]: a learning rate of its own for the Y-encoder, negatives
     from all processes with their gradient, gradient caching for batches that do not fit, and checkpoints that are
@@ -52,6 +51,7 @@ class VLJepaTrainer(PairTrainer):
         ValueError: for weights below float32 that train, neither processor nor collator, `DataParallel`, or ZeRO-3.
     """
 
+    throughput = "pairs_per_second"
     # The loss is a mean over the micro-batch: the Trainer has to divide it by the accumulation steps.
     loss_is_scaled_for_ga = False
     seeded_datasets = (VisionTextDataset, MixedVideoDataset)
@@ -65,13 +65,11 @@ class VLJepaTrainer(PairTrainer):
         processing_class: Any = None,
         data_collator: Any = None,
         peft_config: Any = None,
-        callbacks: list[TrainerCallback | type[TrainerCallback]] | None = None,
         **kwargs: Any,
     ) -> None:
         args = VLJepaTrainingArguments.from_plain(args)
         if processing_class is None and data_collator is None:
             raise ValueError("VLJepaTrainer needs a VLJepaProcessor as `processing_class`, or a `data_collator`.")
-        refuse_data_parallel(args)
         if peft_config is not None:
             model.add_predictor_adapter(peft_config)
         refuse_half_precision(model)
@@ -81,11 +79,7 @@ class VLJepaTrainer(PairTrainer):
                 if getattr(processing_class.tokenizer, name) is not None:
                     setattr(model.config, name, getattr(processing_class.tokenizer, name))
         self._wraps_rows = data_collator is None
-        self.metrics = RetrievalMetrics(args.retrieval_rows)
         self.guard = EmbeddingGuardCallback(self._describe_step)
-        own = [StepSeedCallback(), SamplerEpochCallback(lambda: self.train_sampler), self.guard]
-        if model.config.target == "ema":
-            own.insert(0, TargetEMACallback())
         super().__init__(
             model=model,
             args=args,
@@ -93,15 +87,12 @@ class VLJepaTrainer(PairTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            callbacks=[*own, *(callbacks or [])],
             **kwargs,
         )
         self.train_dataset = self._as_dataset(train_dataset)
-        if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
-            raise ValueError(
-                "DeepSpeed ZeRO-3 cuts parameters into pieces, which the loss of gathered embeddings and gradient "
-                "caching do not survive; use ZeRO-2, or FSDP2."
-            )
+
+    def _new_metrics(self, args: VLJepaTrainingArguments) -> RetrievalMetrics:
+        return RetrievalMetrics(args.retrieval_rows)
 
     # ---- Data ----
 
@@ -255,83 +246,38 @@ class VLJepaTrainer(PairTrainer):
                 "InfoNCE needs negatives, but all processes together see one pair at a time; raise "
                 "`per_device_train_batch_size` (gradient accumulation adds no negatives), or take another `loss`."
             )
-        self.metrics = RetrievalMetrics(self.args.retrieval_rows)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     # ---- Publishing ----
 
-    def write_release(
-        self,
-        results: dict[str, Any] | None = None,
-        recipe: dict[str, Any] | None = None,
-        pictures: list[Path] | None = None,
-    ) -> Path:
-        """
-        Writes what is worth publishing to `output_dir/release`: the model, its processor, results and card.
-
-        Args:
-            results (`dict`, *optional*): the content of `results.json`; defaults to what this trainer has measured.
-            recipe (`dict`, *optional*): the resolved recipe.
-            pictures (`list[Path]`, *optional*): files shown in the card.
-
-        Returns:
-            `Path`: the folder.
-
-        Raises:
-            ValueError: without a processor, and under FSDP, whose processes hold pieces of the weights.
-        """
-        from ...hub.vl_release import save_vl_release
-
-        model = self._whole_model()
+    def _save_release(self, model: PreTrainedModel, folder: Path, *content: Any) -> None:
         if self.processing_class is None:
             raise ValueError("A release needs the processor; give it to VLJepaTrainer as `processing_class`.")
-        results = self.measured_results() if results is None else results
-        folder = Path(self.args.output_dir) / "release"
-        return save_vl_release(model, folder, self.processing_class, results, recipe, pictures or [])
+        save_vl_release(model, folder, self.processing_class, *content)
 
-    def measured_results(self) -> dict[str, Any]:
-        """
-        What this run has measured, in the form of `results.json`.
-
-        Returns:
-            `dict[str, Any]`: the sections `model`, `data`, `training`, `environment` and `evaluations`.
-        """
-        last = last_entry(self, "eval_retrieval_at_1")
+    def _reported(self, rows: Any) -> list[dict[str, Any]]:
         directions = {"retrieval": "texts by prediction", "reverse_retrieval": "predictions by text"}
-        evaluations = [
-            evaluation_entry(self, f"retrieval of {of}", f"recall@{k}", last[f"eval_{name}_at_{k}"])
+        return [
+            {"name": f"{name}_at_{k}", "task": f"retrieval of {of}", "metric": f"recall@{k}"}
             for name, of in directions.items()
             for k in (1, 5, 10)
-            if f"eval_{name}_at_{k}" in last
         ]
-        pairs = self.args.per_device_train_batch_size * self.args.world_size
-        return run_results(self, "pairs_per_second", evaluations, pairs_per_loss=pairs)
+
+    def _training_facts(self) -> dict[str, Any]:
+        return {"pairs_per_loss": self.args.per_device_train_batch_size * self.args.world_size}
 
 
 class EmbeddingGuardCallback(GuardCallback):
     """Stops at a NaN or infinite loss; warns of, or stops at, predictions or targets that have become alike."""
 
-    def _check_collapse(
-        self, args: VLJepaTrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float]
-    ) -> None:
+    advice = (
+        'Usual cures: `loss="infonce"` with more pairs per forward pass, a `regularizer`, `target="frozen"` with '
+        'y_projection="none", a lower `y_encoder_lr_multiplier`.'
+    )
+
+    def _limits(self, args: VLJepaTrainingArguments) -> dict[str, float]:
         limits = {"std": args.collapse_std_threshold, "rankme": args.collapse_rank_threshold}
-        low = [
-            f"{side}_{name} {logs[f'{side}_{name}']:.3g} is below {limit:.3g}"
-            for side in ("pred", "target")
-            for name, limit in limits.items()
-            if logs.get(f"{side}_{name}", limit) < limit
-        ]
-        self.hits = self.hits + 1 if low else 0
-        if self.hits not in (1, args.collapse_patience):
-            return
-        logger.warning(
-            f"Embeddings look collapsed at step {state.global_step}: {', '.join(low)} ({self.hits} logs in a row). "
-            'Usual cures: `loss="infonce"` with more pairs per forward pass, a `regularizer`, `target="frozen"` with '
-            'y_projection="none", a lower `y_encoder_lr_multiplier`.'
-        )
-        if self.hits >= args.collapse_patience and args.collapse_action == "stop":
-            logger.warning(f'Stopping at step {state.global_step}, as `collapse_action="stop"` asks.')
-            control.should_training_stop = True
+        return {f"{side}_{name}": limit for side in ("pred", "target") for name, limit in limits.items()}
 
 
 def parameter_groups(
