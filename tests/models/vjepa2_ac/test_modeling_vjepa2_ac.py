@@ -91,7 +91,9 @@ def test_a_rollout_of_any_length_trains():
     model, given = new_model().train(), window(6)
     output = model(**given, rollout_steps=5)
     assert output.predictions[1].shape == (2, 5, 16, 32)
-    assert output.loss.item() == pytest.approx(sum(v.item() for v in output.loss_components.values()))
+    terms = {name: value.item() for name, value in output.loss_components.items()}
+    assert output.loss.item() == pytest.approx(terms["teacher_forcing"] + terms["rollout"])
+    assert terms["rollout"] == pytest.approx(sum(terms[f"rollout_error_{step}"] for step in range(1, 6)) / 5)
     (gradient,) = torch.autograd.grad(
         output.loss_components["rollout"] + output.predictions[1][:, -1].sum(),
         [model.predictor.action_encoder["droid"].weight],

@@ -141,9 +141,9 @@ class VJepa2ACModel(WorldModelMixin, JepaPreTrainedModel):
             embodiment (`str`, *optional*): the robot; by default the first of the config.
 
         Returns:
-            [`JepaOutput`]: `loss_components` are `teacher_forcing` and `rollout`; `predictions` are the teacher-forced
-            latents `(batch, time - 1, tokens, width)` and the rolled-out ones `(batch, rollout_steps, tokens, width)`,
-            and `targets` the true ones.
+            [`JepaOutput`]: `loss_components` are `teacher_forcing` and `rollout`, which make up the loss, and of the
+            latter `rollout_error_1`, ... by frame; `predictions` are the teacher-forced latents `(batch, time - 1,
+            tokens, width)` and the rolled-out ones `(batch, rollout_steps, tokens, width)`, `targets` the true ones.
 
         Raises:
             `ValueError`: for input that does not fit, fewer than two frames, or a rollout beyond the clip.
@@ -170,13 +170,15 @@ class VJepa2ACModel(WorldModelMixin, JepaPreTrainedModel):
                 rolled.append(following)
             predictions.append(torch.cat(rolled, dim=1))
             targets.append(latents[:, 1 : steps + 1])
-        losses = {
-            name: power_distance(prediction, target, self.config.loss_exponent).mean()
-            for name, prediction, target in zip(("teacher_forcing", "rollout"), predictions, targets, strict=False)
-        }
+        errors = [
+            power_distance(prediction, target, self.config.loss_exponent).mean(dim=(0, 2, 3))
+            for prediction, target in zip(predictions, targets, strict=True)
+        ]
+        losses = dict(zip(("teacher_forcing", "rollout"), (error.mean() for error in errors), strict=False))
+        by_horizon = {f"rollout_error_{step}": error.detach() for step, error in enumerate(errors[-1], 1)}
         return JepaOutput(
             loss=sum(losses.values()),
-            loss_components={name: loss.detach() for name, loss in losses.items()},
+            loss_components={name: loss.detach() for name, loss in losses.items()} | (by_horizon if steps else {}),
             predictions=tuple(predictions),
             targets=tuple(targets),
         )

@@ -27,7 +27,7 @@ class StepMetrics(RunningTerms):
         self._images = 0
 
     @torch.no_grad()
-    def update(self, outputs: Any, pixel_values: torch.Tensor | list[torch.Tensor], step: int) -> None:
+    def update(self, outputs: Any, pixel_values: torch.Tensor | list[torch.Tensor] | None, step: int) -> None:
         """
         Adds one micro-batch.
 
@@ -35,7 +35,7 @@ class StepMetrics(RunningTerms):
             outputs ([`~hf_jepa.modeling_jepa.JepaOutput`]): what the model returned.
             pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`, or `(batch, views,
                 channels, height, width)` from a joint-embedding model, or `(batch, frames, channels, height, width)`
-                from a video model, or a `list` of those): what it was given.
+                from a video model, or a `list` of those): what it was given. `None` where that was no pixels.
             step (`int`): 0-based index of the optimizer update.
         """
         values = dict(outputs.loss_components or {})
@@ -45,6 +45,9 @@ class StepMetrics(RunningTerms):
         if getattr(outputs, "projections", None) is not None:
             values["projector_std"] = feature_std(outputs.projections.detach().transpose(0, 1))
         self._add(values, outputs.loss, step)
+        if pixel_values is None:
+            self._images += len(outputs.targets[0])
+            return
         groups = [pixel_values] if isinstance(pixel_values, torch.Tensor) else pixel_values
         self._images += sum(map(len, groups))
         # Clips of one size can be compared; the largest group stands for all.

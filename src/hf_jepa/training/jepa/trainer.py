@@ -255,7 +255,8 @@ class JepaTrainer(BaseTrainer):
         """
         outputs = model(**inputs)
         if self.model.training:
-            self.metrics.update(outputs, inputs[self.model.main_input_name], self.state.global_step)
+            # World models also train on latents that were encoded before.
+            self.metrics.update(outputs, inputs.get(self.model.main_input_name), self.state.global_step)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
