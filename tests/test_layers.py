@@ -10,7 +10,18 @@ import hf_jepa
 
 ROOT = Path(hf_jepa.__file__).parent
 LAYERS = [
-    {"masking", "objectives", "methods", "attention", "modeling_jepa", "poses", "positions", "streaming", "version"},
+    {
+        "masking",
+        "objectives",
+        "methods",
+        "attention",
+        "modeling_jepa",
+        "parts",
+        "poses",
+        "positions",
+        "streaming",
+        "version",
+    },
     {"adapters", "encoders", "predictor", "regularized", "world_model"},
     {"data"},
     {"models"},

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .modeling_jepa import tie_as_declared
+from .parts import tie_as_declared
 
 
 def plain_adapter_config(peft_config: Any) -> dict[str, Any]:

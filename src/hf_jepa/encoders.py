@@ -6,9 +6,10 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .modeling_jepa import JepaPreTrainedModel
+from .parts import build_part
 
 Pooling = Literal["auto", "cls", "mean", "pooler"]
 
@@ -25,8 +26,9 @@ def run_encoder(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> Any:
 
     Args:
         encoder (`PreTrainedModel`): any vision encoder, timm wrappers included.
-        pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`).
+        pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`): in any precision.
     """
+    pixel_values = pixel_values.to(encoder.dtype)
     size = getattr(encoder.config, "image_size", None)
     configured = (size, size) if isinstance(size, int) else tuple(size or ())
     resized = size is not None and tuple(pixel_values.shape[-2:]) != configured
@@ -272,7 +274,7 @@ def _shortest_clip(config: PreTrainedConfig) -> int:
 
 def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
     """A vision encoder of any kind, new, with the parts that give tokens only: see [`without_unused_parts`]."""
-    return without_unused_parts(AutoModel.from_config(config))
+    return without_unused_parts(build_part(config))
 
 
 def encode_each_frame(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:

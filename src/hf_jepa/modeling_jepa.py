@@ -10,6 +10,8 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .parts import tie_as_declared
+
 
 @dataclass
 class JepaOutput(ModelOutput):
@@ -73,18 +75,6 @@ def check_masks(name: str, masks: Sequence[torch.Tensor], batch_size: int, num_t
                 f"`{name}` holds index {int(mask.max() if mask.max() >= num_tokens else mask.min())}, but the image "
                 f"has tokens 0..{num_tokens - 1}; was the mask made for another image or patch size?"
             )
-
-
-def tie_as_declared(part: PreTrainedModel) -> None:
-    """
-    Makes tied parameters of a part one, in place. `from_pretrained` builds models untied, and has no names of weights
-    that an adapter has renamed by the time they are tied.
-    """
-    named = dict(part.named_parameters(remove_duplicate=False))
-    for name, source in part.all_tied_weights_keys.items():
-        if name in named and source in named:
-            module, _, attribute = name.rpartition(".")
-            setattr(part.get_submodule(module), attribute, named[source])
 
 
 def _come_apart(model: PreTrainedModel, tied: dict[str, str]) -> None:

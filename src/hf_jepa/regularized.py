@@ -12,6 +12,7 @@ from transformers.utils import logging
 from .objectives import RDMReg, SIGReg
 from .objectives.distributed import gather_batch
 from .objectives.vicreg import variance_covariance
+from .parts import CompositeConfig
 
 logger = logging.get_logger(__name__)
 
@@ -23,7 +24,7 @@ _STD_WEIGHT, _COV_WEIGHT = 25.0, 1.0
 
 
 @strict
-class RegularizedPreTrainingConfig(PreTrainedConfig):
+class RegularizedPreTrainingConfig(CompositeConfig):
     r"""
     The fields of the mask-predicting models' configs that say where targets come from and what else is minimised:
     `loss = prediction_loss + regularizer_weight * regularizer(embeddings)`.

@@ -89,3 +89,39 @@ def test_components_load_from_folders(make_model, make_part, batch, tmp_path):
     assert torch.equal(model.predictor.layers[1].mlp.up_proj.weight, loaded.model.layers[2].mlp.up_proj.weight)
     assert model.config.sources["predictor"]["name_or_path"] == str(tmp_path / "decoder")
     assert model(**batch).loss.isfinite()
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
+def test_a_predictor_given_to_the_constructor_is_bidirectional(make_model, make_part, batch, tmp_path, name):
+    decoder, parts = make_part(name, causal=True), make_model()
+    ids = torch.arange(3, 9)[None]
+    logits = decoder(ids).logits
+    settings = {**parts.config.to_dict(), "predictor_config": decoder.base_model.config, "sources": None}
+    model = VLJepaModel(
+        VLJepaConfig(**settings), vision=parts.vision, predictor=decoder.base_model, y_encoder=parts.y_encoder.model
+    ).eval()
+    check_bidirectional(model.predictor)
+    expected = model(**batch).pred_embeds
+    model.save_pretrained(tmp_path)
+    assert torch.equal(VLJepaModel.from_pretrained(tmp_path)(**batch).pred_embeds, expected)
+    # The decoder it came from is still what it was.
+    assert torch.equal(decoder(ids).logits, logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "gemma3"])
+def test_parts_load_in_half_precision(make_part, batch, tmp_path, name, dtype):
+    for part, made in (("vision", "vjepa2"), ("predictor", name), ("y_encoder", "bert")):
+        make_part(made).save_pretrained(tmp_path / part)
+    names = [str(tmp_path / part) for part in ("vision", "predictor", "y_encoder")]
+    model = VLJepaModel.from_components(*names, num_layers=1, projection_dim=16, dtype=dtype)
+    assert {p.dtype for n, p in model.named_parameters() if not n.startswith("contrast.")} == {dtype}
+    assert model.contrast.logit_scale.dtype == torch.float32
+    assert torch.isfinite(model(**batch).loss)
+
+
+def test_parts_of_different_precision_work_together(make_model, make_part, batch):
+    for part in ("vision", "predictor", "y_encoder"):
+        made = {"vision": "vjepa2", "predictor": "llama", "y_encoder": "bert"}[part]
+        model = make_model(**{part: make_part(made).to(torch.bfloat16)})
+        assert torch.isfinite(model(**batch).loss), part

@@ -7,6 +7,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, Data2VecVisionConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from ...parts import CompositeConfig
+
 # What the released code builds and the in-tree defaults are not: epsilon 1e-12, no mask token, no final norm (mean
 # pooling), no position bias.
 ENCODER_DEFAULTS = {
@@ -41,7 +43,7 @@ PUBLISHED_TARGET_LAYERS = 6
 
 
 @strict
-class Data2VecVisionPreTrainingConfig(PreTrainedConfig):
+class Data2VecVisionPreTrainingConfig(CompositeConfig):
     r"""
     Configuration of [`Data2VecVisionForPreTraining`] (arXiv 2202.03555). Defaults are those of the released
     `data2vec_vision` code, which trained the published checkpoints; the fairseq port differs.

@@ -13,6 +13,7 @@ from transformers.utils.generic import can_return_tuple
 
 from ...modeling_jepa import JepaOutput, JepaPreTrainedModel, check_masks
 from ...objectives.distances import normalize_targets
+from ...parts import build_part
 from ...predictor import gather_tokens
 from .configuration_data2vec_vision import Data2VecVisionPreTrainingConfig, as_student_config
 
@@ -39,7 +40,7 @@ def run_blocks(
         `torch.FloatTensor` of shape `(batch, 1 + tokens, width)`: each block's output, after the residual and before
         the encoder's final norm; the class token comes first.
     """
-    hidden_states, window_size = encoder.embeddings(pixel_values, bool_masked_pos=bool_masked_pos)
+    hidden_states, window_size = encoder.embeddings(pixel_values.to(encoder.dtype), bool_masked_pos=bool_masked_pos)
     blocks, bias = encoder.encoder, None
     if blocks.has_relative_position_bias:
         bias = blocks.relative_position_bias(window_size)
@@ -116,8 +117,8 @@ class Data2VecVisionForPreTraining(JepaPreTrainedModel):
         width = config.encoder_config.hidden_size
         # The composite's own post_init draws the weights; drawing them in each part first would be work done twice.
         with init.no_init_weights():
-            self.encoder = AutoModel.from_config(config.encoder_config)
-            self.target_encoder = AutoModel.from_config(config.encoder_config)
+            self.encoder = build_part(config.encoder_config)
+            self.target_encoder = build_part(config.encoder_config)
         self.head = nn.Linear(width, width)
         self.target_head = nn.Linear(width, width)
         self.freeze_target()

@@ -2,13 +2,14 @@
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
 from ...attention import MEASURED_ATTENTION, cast_attention_inputs_once
 from ...modeling_jepa import JepaOutput, JepaPreTrainedModel, check_masks
 from ...objectives.distances import distance, normalize_targets
+from ...parts import build_part
 from ...positions import sincos_2d
 from ...predictor import MaskedTokenPredictor, gather_tokens
 from ...regularized import build_regularizer, regularized_loss
@@ -28,7 +29,7 @@ def embed_patches(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> torch
         `torch.FloatTensor` of shape `(batch, tokens, width)`, tokens in row-major order.
     """
     embeddings = encoder.embeddings
-    tokens = embeddings.patch_embeddings(pixel_values)
+    tokens = embeddings.patch_embeddings(pixel_values.to(encoder.dtype))
     size = tuple(pixel_values.shape[-2:])
     if size == tuple(embeddings.image_size):
         positions = embeddings.position_embeddings
@@ -101,8 +102,8 @@ class IJepaForPreTraining(JepaPreTrainedModel):
         super().__init__(config)
         # The composite's own post_init draws the weights; drawing them in each part first would be work done twice.
         with init.no_init_weights():
-            self.encoder = AutoModel.from_config(config.encoder_config)
-            self.target_encoder = AutoModel.from_config(config.encoder_config) if config.target == "ema" else None
+            self.encoder = build_part(config.encoder_config)
+            self.target_encoder = build_part(config.encoder_config) if config.target == "ema" else None
             self.predictor = MaskedTokenPredictor(
                 config.predictor_config, config.encoder_config.hidden_size, config.grid_size
             )

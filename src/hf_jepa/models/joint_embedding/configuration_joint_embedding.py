@@ -6,6 +6,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from ...parts import CompositeConfig
+
 # MINIMAL.md's encoder, timm's vit_small_patch8_224 at 128 pixels, in-tree.
 _VIT_SMALL_8 = {
     "hidden_size": 384,
@@ -19,7 +21,7 @@ _VIT_SMALL_8 = {
 
 
 @strict
-class JointEmbeddingPreTrainingConfig(PreTrainedConfig):
+class JointEmbeddingPreTrainingConfig(CompositeConfig):
     r"""
     What the joint-embedding models share.
 

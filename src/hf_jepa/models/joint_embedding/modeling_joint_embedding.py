@@ -3,13 +3,14 @@
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from ...encoders import Pooling, patch_tokens, pooled_output, resolve_pooling, run_encoder
 from ...modeling_jepa import JepaPreTrainedModel
 from ...objectives.distributed import world_size
 from ...objectives.inputs import at_least_float32
+from ...parts import build_part
 from .configuration_joint_embedding import JointEmbeddingPreTrainingConfig
 
 
@@ -52,7 +53,7 @@ class JointEmbeddingPreTrainedModel(JepaPreTrainedModel):
 
     def __init__(self, config: JointEmbeddingPreTrainingConfig):
         super().__init__(config)
-        self.encoder = AutoModel.from_config(config.encoder_config)
+        self.encoder = build_part(config.encoder_config)
         if not isinstance(self.encoder, PreTrainedModel):
             raise ValueError(f"`encoder_config` builds a {type(self.encoder).__name__}, which is no vision encoder.")
         self.supports_gradient_checkpointing = self.encoder.supports_gradient_checkpointing

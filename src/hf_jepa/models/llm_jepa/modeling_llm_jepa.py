@@ -17,6 +17,7 @@ from ...masking.attention import Tokens, attention_masks, is_varlen, visible_fro
 from ...masking.text import Layout, resolve_layout
 from ...modeling_jepa import JepaPreTrainedModel
 from ...objectives.inputs import at_least_float32
+from ...parts import build_part
 from ...regularized import build_regularizer
 from .configuration_llm_jepa import LLMJepaConfig
 from .decoder_checks import check_decoder
@@ -79,7 +80,7 @@ class LLMJepaForCausalLM(JepaPreTrainedModel):
     def __init__(self, config: LLMJepaConfig, decoder: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         if decoder is None:
-            decoder = AutoModelForCausalLM.from_config(config.decoder_config)
+            decoder = build_part(config.decoder_config, AutoModelForCausalLM)
             if config.decoder_adapter is not None:
                 decoder = adapters.with_adapter(decoder, config.decoder_adapter)
         else:

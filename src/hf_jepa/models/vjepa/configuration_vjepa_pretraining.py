@@ -6,11 +6,12 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from ...parts import CompositeConfig
 from .configuration_vjepa import GENERATION_FIELDS, VJepaConfig
 
 
 @strict
-class VJepaPreTrainingConfig(PreTrainedConfig):
+class VJepaPreTrainingConfig(CompositeConfig):
     r"""
     Configuration of [`VJepaForPreTraining`] (arXiv 2404.08471). Defaults are those of the released code.
 

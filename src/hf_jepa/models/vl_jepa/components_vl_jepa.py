@@ -82,6 +82,21 @@ def take_layers(decoder: PreTrainedModel, start: int, end: int) -> PreTrainedMod
     return taken.eval()
 
 
+def bidirectional(predictor: PreTrainedModel) -> PreTrainedModel:
+    """
+    A decoder that sees what follows: itself if it does, else a copy, so that the caller's stays as it is.
+
+    Raises:
+        `ValueError`: for one that stays causal.
+    """
+    if getattr(predictor.config, "is_causal", True) is False:
+        return predictor
+    copied = copy.deepcopy(predictor)
+    copied.config.is_causal, copied.config.use_cache = False, False
+    check_bidirectional(copied)
+    return copied
+
+
 @torch.no_grad()
 def check_bidirectional(decoder: PreTrainedModel) -> None:
     """
@@ -93,10 +108,12 @@ def check_bidirectional(decoder: PreTrainedModel) -> None:
     was_training = decoder.training
     decoder.eval()
     width = decoder.get_input_embeddings().weight.shape[1]
-    embeds = torch.zeros(2, 3, width, dtype=decoder.dtype, device=decoder.device)
-    embeds[0, 2] = 1.0
+    # Not constant ones: a norm makes the same of every multiple of a vector.
+    embeds = torch.randn(1, 3, width, generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1)
+    embeds[1, 2] = -embeds[1, 2].roll(1)
     mask = torch.ones(2, 3, dtype=torch.int64, device=decoder.device)
-    states = decoder(inputs_embeds=embeds + 0.1, attention_mask=mask, use_cache=False).last_hidden_state
+    embeds = embeds.to(decoder.device, decoder.dtype)
+    states = decoder(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
     decoder.train(was_training)
     if torch.equal(states[0, 0], states[1, 0]):
         raise ValueError(

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from ...parts import build_part
 from .configuration_vl_jepa import VLJepaConfig
 from .text_encoder_vl_jepa import VLJepaPreTrainedModel
 
@@ -44,7 +45,7 @@ class VLJepaTextDecoder(VLJepaPreTrainedModel):
     def __init__(self, config: VLJepaConfig, language_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         if language_model is None:
-            language_model = AutoModelForCausalLM.from_config(config.y_decoder_config)
+            language_model = build_part(config.y_decoder_config, AutoModelForCausalLM)
         self.language_model = language_model
         self.width = language_model.get_input_embeddings().weight.shape[1]
         self.prefix = nn.Linear(config.projection_dim, config.y_decoder_prefix_length * self.width)

@@ -7,16 +7,18 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_utils import local_torch_dtype
 from transformers.utils.generic import can_return_tuple
 
 from ...adapters import adapter_of, plain_adapter_config, restore_original_rows, trained_names, with_adapter
 from ...encoders import encode_frames, join_tokens, vision_width, without_unused_parts
 from ...objectives import InfoNCE
 from ...objectives.inputs import at_least_float32
+from ...parts import build_part
 from ...regularized import build_regularizer
-from .components_vl_jepa import load_components, load_frozen_part
+from .components_vl_jepa import bidirectional, load_components, load_frozen_part
 from .configuration_vl_jepa import VLJepaConfig
 from .decoder_vl_jepa import VLJepaTextDecoder
 from .objective_vl_jepa import VLJepaOutput, embedding_distance, vl_jepa_loss
@@ -58,8 +60,8 @@ class VLJepaModel(VLJepaPreTrainedModel):
         for part in (vision, predictor, y_encoder, y_decoder):
             for module in part.modules() if part is not None else ():
                 module._is_hf_initialized = True
-        self.vision = without_unused_parts(AutoModel.from_config(config.vision_config) if vision is None else vision)
-        self.predictor = AutoModel.from_config(config.predictor_config) if predictor is None else predictor
+        self.vision = without_unused_parts(build_part(config.vision_config) if vision is None else vision)
+        self.predictor = build_part(config.predictor_config) if predictor is None else bidirectional(predictor)
         self.y_encoder = VLJepaTextEncoder(config, y_encoder)
         has_decoder = y_decoder is not None or config.y_decoder_config is not None
         self.y_decoder = VLJepaTextDecoder(config, y_decoder) if has_decoder else None
@@ -74,7 +76,7 @@ class VLJepaModel(VLJepaPreTrainedModel):
         self.predictor_projection = nn.Linear(width, config.projection_dim, bias)
         self.contrast = None
         if config.loss == "infonce":
-            self.contrast = InfoNCE(config.temperature, learnable=config.learnable_temperature)
+            self.contrast = InfoNCE(config.temperature, learnable=config.learnable_temperature).float()
         self.regularizer = build_regularizer(config)
         # All ranks count alike. DDP's broadcast would rewrite the count, which then has to be read from the device.
         self._ddp_params_and_buffers_to_ignore = [n for n, _ in self.named_buffers() if n.endswith("global_step")]
@@ -122,7 +124,8 @@ class VLJepaModel(VLJepaPreTrainedModel):
                 Llama-3.2-1B helps VQA (table 5).
             y_heads (`"st"` or `"none"`): with the dense heads of a sentence-transformers folder, or without.
             revisions (`dict[str, str]`, *optional*): of model ids, by part.
-            dtype (`torch.dtype`), attn_implementation (`str`, *optional*): for loading.
+            dtype (`torch.dtype`): of what is loaded and what is new; the learned temperature stays float32.
+            attn_implementation (`str`, *optional*): for loading.
             config_kwargs: fields of [`VLJepaConfig`].
 
         Raises:
@@ -137,7 +140,9 @@ class VLJepaModel(VLJepaPreTrainedModel):
             raise ValueError(f"`num_layers` must be at least 1, got {num_layers}.")
         layers = (-num_layers, None) if predictor_layers is None else predictor_layers
         components = load_components(given, layers, y_heads, revisions or {}, options)
-        model = cls(cls.config_class(**{**components.config, **config_kwargs}), **components.parts)
+        config = cls.config_class(**{**components.config, **config_kwargs})
+        with local_torch_dtype(dtype, cls.__name__):
+            model = cls(config, **components.parts)
         if components.dense_weights:
             for linear, weights in zip(model.y_encoder.dense, components.dense_weights, strict=True):
                 linear.load_state_dict(weights)
@@ -349,11 +354,15 @@ class VLJepaModel(VLJepaPreTrainedModel):
             # DDP waits for a gradient of every parameter.
             embeds = embeds + 0 * table[0].sum()
         states = self.predictor(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids, use_cache=False
+            inputs_embeds=embeds.to(self.predictor.dtype),
+            attention_mask=mask,
+            position_ids=position_ids,
+            use_cache=False,
         ).last_hidden_state
         if self.config.pool_tokens == "query":
             states, mask = states[:, vision_embeds.shape[1] :], query_attention_mask
-        return self.predictor_projection(pool_tokens(states, mask))
+        pooled = pool_tokens(states, mask)
+        return self.predictor_projection(pooled.to(self.predictor_projection.weight.dtype))
 
     def get_target_embeds(
         self,

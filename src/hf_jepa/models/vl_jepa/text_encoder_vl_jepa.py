@@ -3,11 +3,12 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from ...modeling_jepa import JepaPreTrainedModel
 from ...objectives.inputs import at_least_float32
+from ...parts import build_part
 from .configuration_vl_jepa import VLJepaConfig
 
 _ACTIVATIONS = {"identity": lambda states: states, "tanh": torch.tanh, "relu": F.relu, "gelu": F.gelu}
@@ -48,7 +49,7 @@ class VLJepaTextEncoder(VLJepaPreTrainedModel):
 
     def __init__(self, config: VLJepaConfig, model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        self.model = without_pooler(AutoModel.from_config(config.y_encoder_config) if model is None else model)
+        self.model = without_pooler(build_part(config.y_encoder_config) if model is None else model)
         width = self.model.config.get_text_config().hidden_size
         self.dense = nn.ModuleList()
         for layer in config.y_dense_layers:
@@ -75,7 +76,7 @@ class VLJepaTextEncoder(VLJepaPreTrainedModel):
             `torch.FloatTensor` of shape `(batch, projection_dim)`, not normalised.
         """
         embeds = self.pooled(input_ids, attention_mask)
-        return embeds if self.projection is None else self.projection(embeds)
+        return embeds if self.projection is None else self.projection(embeds.to(self.projection.weight.dtype))
 
     def pooled(self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor | None = None) -> torch.FloatTensor:
         """The embeddings before `projection`, `(batch, width of the Y-encoder)`; arguments as in `forward`."""
@@ -84,7 +85,7 @@ class VLJepaTextEncoder(VLJepaPreTrainedModel):
         states = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         embeds = pool_tokens(states, attention_mask, self.config.y_pooling)
         for layer, linear in zip(self.config.y_dense_layers, self.dense, strict=True):
-            embeds = _ACTIVATIONS[layer["activation"]](linear(embeds))
+            embeds = _ACTIVATIONS[layer["activation"]](linear(embeds.to(linear.weight.dtype)))
         return embeds
 
 

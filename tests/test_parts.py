@@ -1,0 +1,130 @@
+"""Parts of models: one precision for the whole, and configs that stay the caller's."""
+
+import copy
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForPreTraining,
+    Data2VecVisionConfig,
+    Data2VecVisionModel,
+    IJepaConfig,
+    IJepaModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ViTConfig,
+    ViTModel,
+    VJEPA2Config,
+    VJEPA2Model,
+)
+
+from hf_jepa import (
+    CJepaForPreTraining,
+    CJepaPreTrainingConfig,
+    Data2VecVisionForPreTraining,
+    Data2VecVisionPreTrainingConfig,
+    IJepaForPreTraining,
+    IJepaPreTrainingConfig,
+    LeJepaForPreTraining,
+    LeJepaPreTrainingConfig,
+    LLMJepaConfig,
+    SimSiamForPreTraining,
+    SimSiamPreTrainingConfig,
+    VJepa2ForPreTraining,
+    VLJepaConfig,
+)
+
+SMALL = {
+    "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 16,
+    "patch_size": 8,
+}  # fmt: skip
+BEIT = {"use_mask_token": True, "use_mean_pooling": False, "use_shared_relative_position_bias": True}
+CLIP = {
+    "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "crop_size": 16, "patch_size": 8,
+    "frames_per_clip": 4, "pred_hidden_size": 24, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1,
+}  # fmt: skip
+IMAGES, VIEWS = torch.randn(3, 3, 16, 16), torch.randn(3, 2, 3, 16, 16)
+MASKS = [torch.tensor([[0, 1]]).expand(3, -1)], [torch.tensor([[2, 3]]).expand(3, -1)]
+
+# Class, encoder and inputs of one step.
+FAMILIES = {
+    "ijepa": (IJepaForPreTraining, lambda: IJepaModel(IJepaConfig(**SMALL)), (IMAGES, *MASKS)),
+    "cjepa": (CJepaForPreTraining, lambda: IJepaModel(IJepaConfig(**SMALL)), (IMAGES, MASKS[0], [*MASKS[1]] * 2)),
+    "data2vec": (
+        Data2VecVisionForPreTraining,
+        lambda: Data2VecVisionModel(Data2VecVisionConfig(**SMALL, **BEIT)),
+        (IMAGES, MASKS[1]),
+    ),
+    "lejepa": (LeJepaForPreTraining, lambda: ViTModel(ViTConfig(**SMALL)), (VIEWS,)),
+    "simsiam": (SimSiamForPreTraining, lambda: ViTModel(ViTConfig(**SMALL)), (VIEWS,)),
+    "vjepa2": (
+        VJepa2ForPreTraining,
+        lambda: VJEPA2Model(VJEPA2Config(**CLIP)),
+        (torch.randn(3, 4, 3, 16, 16), [torch.arange(4).expand(3, -1)], [torch.arange(4, 8).expand(3, -1)]),
+    ),
+}
+SIZES = {"cjepa": {"projector_hidden_size": 8, "projector_output_size": 8}, "lejepa": {"projector_hidden_size": 8}}
+
+
+def dtypes(model: torch.nn.Module) -> set[torch.dtype]:
+    return {parameter.dtype for parameter in model.parameters()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_half_precision_encoder_starts_a_model_of_one_precision(family, tmp_path):
+    model_class, make, inputs = FAMILIES[family]
+    encoder = make().to(torch.bfloat16)
+    model = model_class.from_encoder(encoder, **SIZES.get(family, {}))
+    assert dtypes(model) == {torch.float32}
+    assert torch.isfinite(model(*inputs).loss)
+    # A checkpoint in half precision says so in its config.
+    encoder.save_pretrained(tmp_path)
+    config = type(encoder.config).from_pretrained(tmp_path)
+    assert config.dtype == torch.bfloat16
+    if family != "vjepa2":
+        whole = model_class(model_class.config_class(encoder_config=config, **SIZES.get(family, {})))
+        assert dtypes(whole) == {torch.float32}
+        assert config.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_pixels_take_the_weights_precision(family, dtype):
+    model_class, make, inputs = FAMILIES[family]
+    model = model_class.from_encoder(make(), **SIZES.get(family, {})).to(dtype)
+    assert torch.isfinite(model(*inputs).loss)
+    assert model.get_features(inputs[0] if family not in ("lejepa", "simsiam") else IMAGES).dtype == dtype
+    built = AutoModelForPreTraining.from_config(copy.deepcopy(model.config), dtype=dtype)
+    assert dtypes(built) == {dtype}
+    assert torch.isfinite(built(*inputs).loss)
+
+
+@pytest.mark.parametrize(
+    ("config_class", "live"),
+    [
+        (IJepaPreTrainingConfig, IJepaConfig(**SMALL)),
+        (CJepaPreTrainingConfig, IJepaConfig(**SMALL)),
+        (Data2VecVisionPreTrainingConfig, Data2VecVisionConfig(**SMALL, **BEIT)),
+        (LeJepaPreTrainingConfig, ViTConfig(**SMALL)),
+        (SimSiamPreTrainingConfig, ViTConfig(**SMALL)),
+    ],
+)
+def test_building_a_model_leaves_the_encoders_config_alone(config_class, live):
+    before = copy.deepcopy(vars(live))
+    config = config_class(encoder_config=live)
+    AutoModelForPreTraining.from_config(config, attn_implementation="eager", dtype=torch.bfloat16)
+    assert vars(live) == before
+
+
+@pytest.mark.parametrize("config_class", [VLJepaConfig, LLMJepaConfig])
+def test_building_a_config_leaves_a_live_decoder_causal(config_class):
+    decoder = LlamaForCausalLM(
+        LlamaConfig(vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    ).eval()
+    ids = torch.arange(3, 9)[None]
+    expected = decoder(ids).logits
+    config = config_class(**{"predictor_config" if config_class is VLJepaConfig else "decoder_config": decoder.config})
+    assert torch.equal(decoder(ids).logits, expected)
+    assert decoder.config.use_cache is True
+    if config_class is VLJepaConfig:
+        assert config.predictor_config.is_causal is False
