@@ -39,27 +39,31 @@ class LatentCodes(StepSeeded):
         self.register_buffer("usage", torch.full((num_codes,), 1 / num_codes))
 
     @torch.no_grad()
-    def reseed(self) -> None:
-        """Moves dead codes; to be called before a training step reads the codes."""
+    def start_step(self) -> int:
+        """The step to assign codes for; in training, dead codes are moved before anything reads them."""
+        step = self._next_step()
+        if not self.training:
+            return step
         count = len(self.codes)
         dead = self.usage < _DEAD_SHARE / count
-        generator = torch.Generator().manual_seed(self._known_step[2])
+        generator = torch.Generator().manual_seed(step)
         noise = torch.randn(self.codes.shape, generator=generator).to(self.codes) * _RESEED_SCALE
         moved = self.codes[self.usage.argmax()] + noise
         self.codes.copy_(torch.where(dead[:, None], moved, self.codes))
         self.usage.copy_(torch.where(dead, 1 / count, self.usage))
+        return step
 
-    def assign(self, errors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def assign(self, errors: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
             errors (`torch.Tensor` of shape `(codes, ...)`): what every code's prediction costs.
+            step (`int`): of [`start_step`].
 
         Returns:
             The weight of every code, of the same shape, without gradient, and the penalty on unequal use, the
             Kullback-Leibler divergence of the batch's mean assignment from the uniform one, a scalar.
         """
         count = len(errors)
-        step = self._next_step()
         # Temperatures are in units of the mean error, which falls during training.
         scaled = -errors / errors.detach().mean().clamp(min=torch.finfo(errors.dtype).tiny)
         usage = scaled.softmax(dim=0).flatten(1).mean(dim=1)
@@ -95,12 +99,16 @@ class InferredVariable(StepSeeded):
         answer = self.inverse(latents.detach(), next_latents.detach())
         return answer.chunk(2, dim=-1)[0] if self.noisy else answer
 
+    def limit(self, z: torch.Tensor) -> torch.Tensor:
+        """What the variable `(..., size)` itself is penalised by, of shape `(...)`."""
+        return (0.5 * z.square() if self.noisy else z.abs()).mean(dim=-1)
+
     def draw(self, latents: torch.Tensor, next_latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The variable to train with, and its penalty, a scalar."""
         answer = self.inverse(latents.detach(), next_latents.detach()).float()
         if not self.noisy:
             std, cov = (term[0] for term in variance_covariance(gather_batch(answer.flatten(0, 1))[None]))
-            return answer, answer.abs().mean() + std + cov + answer.mean(dim=(0, 1)).square().mean()
+            return answer, self.limit(answer).mean() + std + cov + answer.mean(dim=(0, 1)).square().mean()
         mean, log_variance = answer.chunk(2, dim=-1)
         step = self._next_step()
         penalty = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()

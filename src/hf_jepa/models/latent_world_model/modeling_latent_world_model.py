@@ -21,6 +21,10 @@ from .predictors_latent_world_model import GRUPredictor, MLPPredictor, Transform
 _LARGEST_PIXEL = 60.0
 
 
+# Of the search for a continuous latent variable.
+_SEARCH_STEPS, _SEARCH_RATE = 20, 0.05
+
+
 def _head(sizes: tuple[int, int, int]) -> nn.Sequential:
     before, hidden, after = sizes
     return nn.Sequential(nn.Linear(before, hidden), nn.BatchNorm1d(hidden), nn.GELU(), nn.Linear(hidden, after))
@@ -447,6 +451,26 @@ class LatentWorldModel(WorldModelMixin, JepaPreTrainedModel):
             return self.latent_variable.infer(latents[:, :-1], latents[:, 1:])
         return self._errors(self._predict_by_code(latents[:, :-1], actions), latents[:, 1:]).argmin(dim=0)
 
+    @torch.enable_grad()
+    def _search_variable(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """From the inverse model's answer down the gradient of error and limit; the best on the way, by transition."""
+        variable, weight = self.latent_variable, self.config.latent_variable_weight
+        z = variable.infer(latents[:, :-1], latents[:, 1:]).detach().requires_grad_()
+        optimizer = torch.optim.Adam([z], lr=_SEARCH_RATE)
+        best, least = z.detach().clone(), None
+        for step in range(_SEARCH_STEPS + 1):
+            predictions = self._predict(latents[:, :-1], self._conditions(actions, z))
+            value = self._errors(predictions, latents[:, 1:]) + weight * variable.limit(z)
+            if least is None:
+                least = value.detach()
+            better = value.detach() < least
+            best = torch.where(better[..., None], z.detach(), best)
+            least = torch.where(better, value.detach(), least)
+            if step < _SEARCH_STEPS:
+                (z.grad,) = torch.autograd.grad(value.sum(), z)
+                optimizer.step()
+        return best
+
     def transition_energy(
         self, latents: torch.Tensor, actions: torch.Tensor, z: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -470,7 +494,7 @@ class LatentWorldModel(WorldModelMixin, JepaPreTrainedModel):
         if self.latent_variable is not None and z is None:
             if isinstance(self.latent_variable, LatentCodes):
                 return self._errors(self._predict_by_code(latents[:, :-1], actions), latents[:, 1:]).amin(dim=0)
-            z = self.latent_variable.infer(latents[:, :-1], latents[:, 1:])
+            z = self._search_variable(latents.detach(), actions.detach())
         predictions = self._predict(latents[:, :-1], self._conditions(actions, z))
         return self._errors(predictions, latents[:, 1:])
 
@@ -484,8 +508,8 @@ class LatentWorldModel(WorldModelMixin, JepaPreTrainedModel):
     ) -> torch.Tensor:
         """
         How badly each next frame is predicted from the frames and actions before it: the mean squared error of its
-        latent. With a latent variable and without `z`, the least over `z`: exactly, of codes; of a continuous one at
-        the inverse model's answer, which it is trained to give.
+        latent. With a latent variable and without `z`, the least over `z`: exactly, of codes; a continuous one is
+        searched by gradient descent from the inverse model's answer, on the error and what limits it.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch, time, channels, height, width)`): as for [`encode`].
@@ -586,10 +610,9 @@ class LatentWorldModel(WorldModelMixin, JepaPreTrainedModel):
             z, penalty = variable.draw(latents[:, :-1], latents[:, 1:])
             predictions = self._predict(latents[:, :-1], self._conditions(actions, z))
             return predictions, self._errors(predictions, targets), penalty
-        if self.training:
-            variable.reseed()
+        step = variable.start_step()
         by_code = self._predict_by_code(latents[:, :-1], actions)
         errors = self._errors(by_code, targets)
-        weights, penalty = variable.assign(errors)
+        weights, penalty = variable.assign(errors, step)
         best = errors.argmin(dim=0)[None, ..., None, None].expand(1, *by_code.shape[1:])
         return by_code.gather(0, best)[0], (weights * errors).sum(dim=0), penalty
