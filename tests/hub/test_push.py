@@ -59,7 +59,7 @@ class FakeApi:
 @pytest.fixture
 def waits(monkeypatch) -> list[float]:
     seconds: list[float] = []
-    monkeypatch.setattr("hf_jepa.hub.release.time.sleep", seconds.append)
+    monkeypatch.setattr("hf_jepa.hub.push.time.sleep", seconds.append)
     return seconds
 
 

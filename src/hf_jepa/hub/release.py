@@ -1,28 +1,18 @@
 """What a published repository holds, and how it gets to the Hub."""
 
-import json
 import os
-import re
-import shlex
-import shutil
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForPreTraining, PreTrainedModel
-from transformers.utils import logging
 
 from ..encoders import is_video_encoder
 from ..regularized import deviations
-from .card import render_card
-from .processors import PROCESSOR_FILES, default_image_processor, default_processor, default_video_processor
+from .checks import PRETRAINING_FOLDER, check_release, check_weights
+from .processors import default_image_processor, default_processor, default_video_processor
+from .push import PushError, push_release
+from .staging import staged_release
 
 __all__ = [
     "PushError",
@@ -33,23 +23,11 @@ __all__ = [
     "push_release",
     "save_release",
     "save_video_classifier",
+    "staged_release",
 ]
 
-logger = logging.get_logger(__name__)
-
-PRETRAINING_FOLDER = "pretraining"
-_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".tar", ".npy", ".npz"}
-_TEXTS = {".json", ".yaml", ".yml", ".md", ".txt"}
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}\b")
 _CARD_FIELDS = ("architecture", "hidden_size", "hidden_sizes", "depths", "num_hidden_layers", "num_attention_heads")
 _CARD_FIELDS += ("image_size", "crop_size", "frames_per_clip", "patch_size", "tubelet_size")
-# What reads a release's inputs: one of these must be there.
-_PROCESSORS = ("tokenizer_config.json", *PROCESSOR_FILES)
-_TRANSIENT = {408, 429, 500, 502, 503, 504}
-
-
-class PushError(RuntimeError):
-    """The upload failed. The message ends with the command that finishes it; the release is still on disk."""
 
 
 def _family_of(model: PreTrainedModel) -> str:
@@ -87,57 +65,6 @@ def describe_model(model: PreTrainedModel, encoder: PreTrainedModel, which: str)
         **deviations(model.config),
         **_describe_video(model, encoder),
     }
-
-
-def _move_into(staged: Path, folder: Path) -> None:
-    for item in sorted(staged.iterdir()):
-        destination = folder / item.name
-        if destination.is_dir() and not destination.is_symlink():
-            shutil.rmtree(destination)
-        os.replace(item, destination)
-
-
-@contextmanager
-def staged_release(
-    folder: str | os.PathLike,
-    results: dict[str, Any],
-    recipe: dict[str, Any] | None = None,
-    pictures: Sequence[str | os.PathLike] = (),
-) -> Iterator[Path]:
-    """
-    A folder beside the release to write models and processors in. Pictures, `recipe.yaml`, `results.json` and the card
-    are added at the end; all is checked, and moved into place.
-
-    Args:
-        folder (`str` or `PathLike`): where the release goes; files of an earlier one are replaced.
-        results (`dict`): see [`~hf_jepa.hub.render_card`].
-        recipe (`dict`, *optional*): the resolved recipe.
-        pictures (`Sequence` of paths): copied; captions come from `results["pictures"]`.
-
-    Raises:
-        `ValueError`: for a picture that does not exist, or a release that fails [`check_release`].
-    """
-    folder, pictures = Path(folder), [Path(picture) for picture in pictures]
-    if missing := [str(picture) for picture in pictures if not picture.is_file()]:
-        raise ValueError(f"These pictures do not exist: {', '.join(missing)}.")
-    captions = {entry["file"]: entry["caption"] for entry in results.get("pictures") or []}
-    shown = [
-        {"file": picture.name, "caption": captions.get(picture.name, picture.stem.replace("_", " "))}
-        for picture in pictures
-    ]
-    results = {**results, "pictures": shown}
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".release-") as temporary:
-        staged = Path(temporary)
-        yield staged
-        for picture in pictures:
-            shutil.copyfile(picture, staged / picture.name)
-        if recipe is not None:
-            (staged / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-        (staged / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        (staged / "README.md").write_text(render_card(results), encoding="utf-8")
-        check_release(staged)
-        _move_into(staged, folder)
 
 
 def save_release(
@@ -215,22 +142,6 @@ def save_video_classifier(
     return Path(folder)
 
 
-def _check_weights(folder: Path) -> list[str]:
-    """Faults of the safetensors files in one folder: absent shards and truncated files included."""
-    files = sorted(folder.glob("*.safetensors"))
-    index = folder / "model.safetensors.index.json"
-    single = "adapter_model.safetensors" if (folder / "adapter_config.json").is_file() else "model.safetensors"
-    named = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {single}
-    faults = [f"{folder.name}/{name} is missing" for name in sorted(named - {file.name for file in files})]
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as weights:
-                weights.keys()
-        except (SafetensorError, OSError) as error:
-            faults.append(f"{folder.name}/{file.name} is damaged ({error})")
-    return faults
-
-
 def load_pretraining(repo: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
     """
     Loads a composite, every key of it.
@@ -250,143 +161,10 @@ def load_pretraining(repo: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
     if Path(repo).is_dir():
         folder = Path(repo, kwargs.get("subfolder", ""))
         faults = [] if (folder / "config.json").is_file() else ["config.json is missing"]
-        if faults := faults + _check_weights(folder):
+        if faults := faults + check_weights(folder):
             raise ValueError(f"{str(folder)!r} is no saved model, or was not written to the end: {'; '.join(faults)}.")
     model, info = AutoModelForPreTraining.from_pretrained(repo, output_loading_info=True, **kwargs)
     faults = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
     if faults:
         raise ValueError(f"{repo!r} does not hold a whole {type(model).__name__}: {faults}")
     return model
-
-
-def check_release(folder: str | os.PathLike) -> Path:
-    """
-    Checks that a folder is fit to be published: card, config, processor and results are there, weights are whole
-    safetensors files, and it holds no pickles and no access tokens.
-
-    Args:
-        folder (`str` or `PathLike`): the release.
-
-    Returns:
-        The folder.
-
-    Raises:
-        `ValueError`: naming every fault.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{str(folder)!r} is no folder.")
-    config = "adapter_config.json" if (folder / "adapter_config.json").is_file() else "config.json"
-    required = [config, "README.md", "results.json"]
-    models = [folder]
-    if (folder / PRETRAINING_FOLDER).is_dir():
-        required.append(f"{PRETRAINING_FOLDER}/config.json")
-        models.append(folder / PRETRAINING_FOLDER)
-    faults = [f"{name} is missing" for name in required if not (folder / name).is_file()]
-    if not any((folder / name).is_file() for name in _PROCESSORS):
-        faults.append(f"{' or '.join(_PROCESSORS)} is missing")
-    for model in models:
-        faults += _check_weights(model)
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = file.relative_to(folder)
-        if file.suffix.lower() in _PICKLES:
-            faults.append(f"{name} is a pickle or an archive, which nobody should load")
-        elif file.suffix.lower() in _TEXTS and _TOKEN.search(file.read_text(encoding="utf-8", errors="replace")):
-            faults.append(f"{name} holds a Hugging Face access token")
-    if faults:
-        raise ValueError(f"{str(folder)!r} is not ready to be published:\n  " + "\n  ".join(faults))
-    return folder
-
-
-def _is_transient(error: Exception) -> bool:
-    response = getattr(error, "response", None)
-    if isinstance(error, HfHubHTTPError) and response is not None:
-        return response.status_code in _TRANSIENT
-    # httpx's timeouts and connection errors (OSError does not cover them) share this base's name across its versions.
-    names = {base.__name__ for base in type(error).__mro__}
-    return isinstance(error, TimeoutError | ConnectionError) or "TransportError" in names
-
-
-def _push_error(
-    error: Exception, folder: Path, repo_id: str, private: bool | None, revision: str | None, attempt: int
-) -> PushError:
-    command = f"hf upload {shlex.quote(repo_id)} {shlex.quote(str(folder))}"
-    command += " --private" * bool(private) + (f" --revision {shlex.quote(revision)}" if revision else "")
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    login = " after `hf auth login`" if status in (401, 403) else ""
-    tries = "1 try" if attempt == 1 else f"{attempt} tries"
-    return PushError(
-        f"Could not upload to {repo_id} ({tries}): {reason} "
-        f"The release is complete in {str(folder)!r}; finish{login} with: {command}"
-    )
-
-
-def _name_repository(folder: Path, repo_id: str) -> None:
-    """Puts the repository's name into the card's snippets, unless somebody has edited the card."""
-    results_file, card_file = folder / "results.json", folder / "README.md"
-    results = json.loads(results_file.read_text(encoding="utf-8"))
-    if card_file.read_text(encoding="utf-8") != render_card(results):
-        return
-    results["model"]["repo_id"] = repo_id
-    results_file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    card_file.write_text(render_card(results), encoding="utf-8")
-
-
-def push_release(
-    folder: str | os.PathLike,
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    revision: str | None = None,
-    commit_message: str = "Upload release",
-    attempts: int = 5,
-    wait_seconds: float = 2.0,
-    api: HfApi | None = None,
-) -> str:
-    """
-    Uploads a release. The folder is checked first, and stays as it is whatever happens. Rate limits, server errors and
-    timeouts are retried, waiting twice as long each time.
-
-    Args:
-        folder (`str` or `PathLike`): the release, on disk.
-        repo_id (`str`): `organisation/name`.
-        private (`bool`, *optional*): for a repository that is created; `None` follows the organisation's default.
-        revision (`str`, *optional*): the branch to upload to.
-        commit_message (`str`): first line of the commit.
-        attempts (`int`): tries in all, at least 1.
-        wait_seconds (`float`): seconds before the second try.
-        api (`HfApi`, *optional*): the client to use.
-
-    Returns:
-        The address of the commit or repository.
-
-    Raises:
-        `ValueError`: if the folder is not fit to be published; nothing was sent.
-        `PushError`: if the upload failed; the message holds the command that finishes it.
-    """
-    folder = check_release(folder)
-    if attempts < 1:
-        raise ValueError(f"`attempts` must be at least 1, got {attempts}.")
-    _name_repository(folder, repo_id)
-    api = api or HfApi()
-    attempt = 0
-    while True:
-        attempt += 1
-        try:
-            # The answer holds the full name where only a repository's own was given.
-            full_name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            commit = api.upload_folder(
-                repo_id=full_name,
-                folder_path=folder,
-                commit_message=commit_message,
-                revision=revision,
-                ignore_patterns=["checkpoint-*", ".*"],
-            )
-            return str(commit)
-        except Exception as error:
-            if attempt >= attempts or not _is_transient(error):
-                raise _push_error(error, folder, repo_id, private, revision, attempt) from error
-            wait = wait_seconds * 2 ** (attempt - 1)
-            logger.warning(f"Upload failed ({type(error).__name__}); trying again in {wait:g} s.")
-            time.sleep(wait)

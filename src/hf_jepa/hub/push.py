@@ -1,0 +1,116 @@
+"""How a release gets to the Hub."""
+
+import json
+import os
+import shlex
+import time
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
+from transformers.utils import logging
+
+from .card import render_card
+from .checks import check_release
+
+logger = logging.get_logger(__name__)
+
+_TRANSIENT = {408, 429, 500, 502, 503, 504}
+
+
+class PushError(RuntimeError):
+    """The upload failed. The message ends with the command that finishes it; the release is still on disk."""
+
+
+def _is_transient(error: Exception) -> bool:
+    response = getattr(error, "response", None)
+    if isinstance(error, HfHubHTTPError) and response is not None:
+        return response.status_code in _TRANSIENT
+    # httpx's timeouts and connection errors (OSError does not cover them) share this base's name across its versions.
+    names = {base.__name__ for base in type(error).__mro__}
+    return isinstance(error, TimeoutError | ConnectionError) or "TransportError" in names
+
+
+def _push_error(
+    error: Exception, folder: Path, repo_id: str, private: bool | None, revision: str | None, attempt: int
+) -> PushError:
+    command = f"hf upload {shlex.quote(repo_id)} {shlex.quote(str(folder))}"
+    command += " --private" * bool(private) + (f" --revision {shlex.quote(revision)}" if revision else "")
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    login = " after `hf auth login`" if status in (401, 403) else ""
+    tries = "1 try" if attempt == 1 else f"{attempt} tries"
+    return PushError(
+        f"Could not upload to {repo_id} ({tries}): {reason} "
+        f"The release is complete in {str(folder)!r}; finish{login} with: {command}"
+    )
+
+
+def _name_repository(folder: Path, repo_id: str) -> None:
+    """Puts the repository's name into the card's snippets, unless somebody has edited the card."""
+    results_file, card_file = folder / "results.json", folder / "README.md"
+    results = json.loads(results_file.read_text(encoding="utf-8"))
+    if card_file.read_text(encoding="utf-8") != render_card(results):
+        return
+    results["model"]["repo_id"] = repo_id
+    results_file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    card_file.write_text(render_card(results), encoding="utf-8")
+
+
+def push_release(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload release",
+    attempts: int = 5,
+    wait_seconds: float = 2.0,
+    api: HfApi | None = None,
+) -> str:
+    """
+    Uploads a release. The folder is checked first, and stays as it is whatever happens. Rate limits, server errors and
+    timeouts are retried, waiting twice as long each time.
+
+    Args:
+        folder (`str` or `PathLike`): the release, on disk.
+        repo_id (`str`): `organisation/name`.
+        private (`bool`, *optional*): for a repository that is created; `None` follows the organisation's default.
+        revision (`str`, *optional*): the branch to upload to.
+        commit_message (`str`): first line of the commit.
+        attempts (`int`): tries in all, at least 1.
+        wait_seconds (`float`): seconds before the second try.
+        api (`HfApi`, *optional*): the client to use.
+
+    Returns:
+        The address of the commit or repository.
+
+    Raises:
+        `ValueError`: if the folder is not fit to be published; nothing was sent.
+        `PushError`: if the upload failed; the message holds the command that finishes it.
+    """
+    folder = check_release(folder)
+    if attempts < 1:
+        raise ValueError(f"`attempts` must be at least 1, got {attempts}.")
+    _name_repository(folder, repo_id)
+    api = api or HfApi()
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            # The answer holds the full name where only a repository's own was given.
+            full_name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            commit = api.upload_folder(
+                repo_id=full_name,
+                folder_path=folder,
+                commit_message=commit_message,
+                revision=revision,
+                ignore_patterns=["checkpoint-*", ".*"],
+            )
+            return str(commit)
+        except Exception as error:
+            if attempt >= attempts or not _is_transient(error):
+                raise _push_error(error, folder, repo_id, private, revision, attempt) from error
+            wait = wait_seconds * 2 ** (attempt - 1)
+            logger.warning(f"Upload failed ({type(error).__name__}); trying again in {wait:g} s.")
+            time.sleep(wait)
