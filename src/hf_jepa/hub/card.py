@@ -111,6 +111,12 @@ def _compute_lines(compute: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _size(config: dict[str, Any]) -> str:
+    """Pixels of a side, or height x width."""
+    size = config.get("crop_size") or config.get("image_size") or ""
+    return " x ".join(map(str, size)) if isinstance(size, list | tuple) else str(size)
+
+
 def _sampling(config: dict[str, Any], data: dict[str, Any]) -> str:
     """How clips were cut from videos, in words."""
     frames = config.get("frames_per_clip")
@@ -175,6 +181,8 @@ def render_card(results: dict[str, Any]) -> str:
         citation=method.citation,
         config=model.get("encoder_config") or {},
         data=data,
+        size=_size(model.get("encoder_config") or {}),
+        channels=model.get("num_channels") or 3,
         sampling=_sampling(model.get("encoder_config") or {}, data),
         training=results.get("training") or {},
         conversion=results.get("conversion"),

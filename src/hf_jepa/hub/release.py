@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from transformers import AutoModelForPreTraining, PreTrainedModel
 
 from ..encoders import is_video_encoder
 from ..regularized import deviations
 from .checks import PRETRAINING_FOLDER, check_release, check_weights
-from .processors import default_image_processor, default_processor, default_video_processor
+from .processors import default_image_processor, default_video_processor, fit_processor
 from .push import PushError, push_release
+from .sizes import channels_of, check_releasable, released_size, resize_encoder, view_size
 from .staging import staged_release
 
 __all__ = [
@@ -47,6 +49,16 @@ def _describe_video(model: PreTrainedModel, root: PreTrainedModel) -> dict[str, 
     return {"modality": "video", "needs_hf_jepa": type(root).__module__.startswith("hf_jepa.")}
 
 
+def _trained_at(model: PreTrainedModel) -> dict[str, Any]:
+    """The size of images or clips that the release is for, as card fields."""
+    height, width = released_size(model)
+    size = height if height == width else [height, width]
+    if not is_video_encoder(model):
+        return {"image_size": size}
+    frames = getattr(model.config, "trained_frames", None)
+    return {"crop_size": size, **({"frames_per_clip": frames} if frames else {})}
+
+
 def describe_model(model: PreTrainedModel, encoder: PreTrainedModel, which: str) -> dict[str, Any]:
     """The facts of `results["model"]` that the model itself knows."""
     model_type = model.config.model_type
@@ -60,11 +72,39 @@ def describe_model(model: PreTrainedModel, encoder: PreTrainedModel, which: str)
         "num_parameters": sum(parameter.numel() for parameter in encoder.parameters()),
         "num_parameters_pretraining": sum(parameter.numel() for parameter in model.parameters()),
         "encoder_config": {key: value for key, value in encoder.config.to_dict().items() if key in _CARD_FIELDS}
-        | ({"image_size": model.config.image_size} if hasattr(model.config, "image_size") else {}),
+        | _trained_at(model),
+        "num_channels": channels_of(model),
         "pooling": getattr(model.config, "pooling", None),
         **deviations(model.config),
         **_describe_video(model, encoder),
     }
+
+
+def note_trained_size(
+    model: PreTrainedModel, pixels: torch.Tensor | Sequence[torch.Tensor], processor: Any | None = None
+) -> None:
+    """
+    Notes in a composite's config (`trained_size`, of clips `trained_frames`) what size it is trained at, so that every
+    checkpoint tells its release. For a run's first batch: what no release could express is refused before there is
+    anything to lose.
+
+    Args:
+        model ([`~hf_jepa.modeling_jepa.JepaPreTrainedModel`]): that trains.
+        pixels (`torch.Tensor` of shape `(..., height, width)`, or several): its main input.
+        processor (*optional*): that the release is to have.
+
+    Raises:
+        `ValueError`: naming the size, or the processor's statistics, and the way out.
+    """
+    if not hasattr(model, "export_encoder"):
+        return
+    size = view_size(pixels)
+    check_releasable(model, size)
+    model.config.trained_size = list(size)
+    fit_processor(processor, model)
+    if is_video_encoder(model):
+        groups = [pixels] if isinstance(pixels, torch.Tensor) else pixels
+        model.config.trained_frames = max(group.shape[1] for group in groups)
 
 
 def save_release(
@@ -101,12 +141,15 @@ def save_release(
     """
     if not model.has_target_encoder:
         which = "context"
-    encoder = model.export_encoder(which)
+    size = released_size(model)
+    check_releasable(model, size)
+    encoder = resize_encoder(model.export_encoder(which), model, size)
     encoder.config.jepa_encoder = which
+    processor = fit_processor(processor, model)
     facts = {"model": {**results.get("model", {}), **describe_model(model, encoder, which)}}
     with staged_release(folder, results | facts, recipe, pictures) as staged:
         encoder.save_pretrained(staged)
-        (processor or default_processor(model)).save_pretrained(staged)
+        processor.save_pretrained(staged)
         model.save_pretrained(staged / PRETRAINING_FOLDER)
     return Path(folder)
 
@@ -138,7 +181,7 @@ def save_video_classifier(
     results = results | {"model": {**results.get("model", {}), **facts}}
     with staged_release(folder, results) as staged:
         model.save_pretrained(staged)
-        (processor or default_video_processor(model.config.crop_size)).save_pretrained(staged)
+        fit_processor(processor, model).save_pretrained(staged)
     return Path(folder)
 
 

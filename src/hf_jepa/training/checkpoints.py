@@ -307,6 +307,7 @@ def changed_settings(folder: Path, args: dict[str, Any], run: dict[str, Any], co
     # So with the arguments: what the package has gained since is off unless asked for.
     settings = [name for name in TRAJECTORY_SETTINGS if name not in unread and (name in saved_args or args.get(name))]
     bookkeeping = {"transformers_version", "architectures", "dtype", "_name_or_path", "torch_dtype"}
+    bookkeeping |= {"trained_size", "trained_frames"}  # noted at the first batch, which is yet to come
     return [
         *_differences({name: saved_args.get(name) for name in settings}, {name: args.get(name) for name in settings}),
         *_differences(saved_run, run),

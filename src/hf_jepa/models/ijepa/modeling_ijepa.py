@@ -28,15 +28,26 @@ def embed_patches(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> torch
     Returns:
         `torch.FloatTensor` of shape `(batch, tokens, width)`, tokens in row-major order.
     """
-    embeddings = encoder.embeddings
-    tokens = embeddings.patch_embeddings(pixel_values.to(encoder.dtype))
-    size = tuple(pixel_values.shape[-2:])
-    if size == tuple(embeddings.image_size):
-        positions = embeddings.position_embeddings
-    else:
-        grid_size = grid_of(encoder.config.patch_size, size)
-        positions = sincos_2d(grid_size, tokens.shape[-1], device=tokens.device)[None]
-    return embeddings.dropout(tokens + positions.to(tokens.dtype))
+    tokens = encoder.embeddings.patch_embeddings(pixel_values.to(encoder.dtype))
+    positions = position_embeddings_at(encoder, tuple(pixel_values.shape[-2:]))
+    return encoder.embeddings.dropout(tokens + positions.to(tokens.dtype))
+
+
+def position_embeddings_at(encoder: PreTrainedModel, size: tuple[int, int]) -> torch.Tensor:
+    """
+    The positions of an in-tree `IJepaModel` for images of a size, see [`embed_patches`].
+
+    Args:
+        encoder (`IJepaModel`).
+        size (`tuple[int, int]`): height and width in pixels.
+
+    Returns:
+        `torch.FloatTensor` of shape `(1, tokens, width)`.
+    """
+    table = encoder.embeddings.position_embeddings
+    if size == tuple(encoder.embeddings.image_size):
+        return table
+    return sincos_2d(grid_of(encoder.config.patch_size, size), table.shape[-1], device=table.device)[None]
 
 
 def grid_of(patch_size: int | list[int] | tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:

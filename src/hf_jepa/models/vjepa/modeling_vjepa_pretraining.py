@@ -99,12 +99,14 @@ class VJepaForPreTraining(JepaPreTrainedModel):
 
         Args:
             encoder (`str` or `PreTrainedModel`): a model id or local folder of in-tree `vjepa2` or of [`VJepaModel`],
-                or such a model, loaded.
+                or such a model, loaded. With a [`VJepaModel`], a release of a model trained on clips that are not
+                square has one at its root, where in-tree V-JEPA 2 would give other features.
             config_kwargs: fields of the pretraining config.
 
         Raises:
             `ValueError`: for another kind of model.
         """
+        given_ours = isinstance(encoder, VJepaModel)
         if isinstance(encoder, str):
             encoder = VJepaModel.from_pretrained(encoder, dtype=torch.float32)
         if not isinstance(encoder, VJepaModel | VJEPA2Model):
@@ -115,6 +117,8 @@ class VJepaForPreTraining(JepaPreTrainedModel):
             if name not in ("model_type", "architectures")
         }
         model = cls(cls.config_class(encoder_config=VJepaConfig(**fields), **config_kwargs))
+        if given_ours:
+            model.config.from_vjepa_model = True
         model.encoder.load_state_dict(encoder.encoder.state_dict())
         model.predictor.load_state_dict(encoder.predictor.state_dict())
         model.sync_target()
@@ -326,7 +330,9 @@ class VJepaForPreTraining(JepaPreTrainedModel):
             model = VJepaModel(copy.deepcopy(self.config.encoder_config)).to(self.device, self.dtype)
         model.encoder.load_state_dict(self._encoder(which).state_dict())
         model.predictor.load_state_dict(self.predictor.state_dict())
-        return model.eval() if in_tree_obstacles(model.config) else model.export_in_tree()
+        size = getattr(self.config, "trained_size", None) or (1, 1)
+        is_in_tree = size[0] == size[1] and not in_tree_obstacles(model.config)
+        return model.export_in_tree() if is_in_tree else model.eval()
 
 
 def causal_masks(

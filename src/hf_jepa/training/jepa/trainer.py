@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from ...data import MixedVideoDataset
 from ...data.dataset import SeededDataset
-from ...hub.release import save_release
+from ...hub.release import note_trained_size, save_release
 from .. import checkpoints
 from ..base_trainer import BaseTrainer, refuse_half_precision
 from ..callbacks import (
@@ -80,6 +80,7 @@ class JepaTrainer(BaseTrainer):
     # The loss is a mean over the micro-batch: the Trainer has to divide it by the accumulation steps.
     loss_is_scaled_for_ga = False
     seeded_datasets = (SeededDataset, MixedVideoDataset)
+    _size_noted = False
 
     def __init__(
         self,
@@ -253,10 +254,14 @@ class JepaTrainer(BaseTrainer):
             return_outputs (`bool`): return the model's output too.
             num_items_in_batch: unused; the loss is a mean over the micro-batch.
         """
+        pixels = inputs.get(self.model.main_input_name)
+        if not self._size_noted and pixels is not None:
+            note_trained_size(self.model, pixels, self.processing_class)
+            self._size_noted = True
         outputs = model(**inputs)
         if self.model.training:
             # World models also train on latents that were encoded before.
-            self.metrics.update(outputs, inputs.get(self.model.main_input_name), self.state.global_step)
+            self.metrics.update(outputs, pixels, self.state.global_step)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -343,6 +348,7 @@ class JepaTrainer(BaseTrainer):
                 (unless `allow_changed_settings`); if `start_from_checkpoint` is incomplete or does not fit.
             NonFiniteLossError: if the loss becomes NaN or infinite.
         """
+        self._size_noted = False
         if self.args.start_from_checkpoint and not resume_from_checkpoint:
             folder = Path(self.args.start_from_checkpoint)
             reason = checkpoints.incompleteness(folder)
