@@ -2,10 +2,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from datasets.distributed import split_dataset_by_node
+from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from transformers import TrainerCallback
 
 from hf_jepa import JepaTrainer
 from hf_jepa.data import SeededImageStream, train_transform
@@ -41,6 +45,48 @@ def test_a_stream_is_the_same_for_any_number_of_workers_and_ranks() -> None:
     ranks = [read(Numbers(), 10, rank=rank, world_size=2, num_workers=2 * rank) for rank in range(2)]
     merged = sorted(zip([*ranks[0][0], *ranks[1][0]], [*ranks[0][1], *ranks[1][1]], strict=True))
     assert merged == list(zip(draws, values, strict=True))
+
+
+def numbered(num_shards: int, shuffle: bool) -> Any:
+    """A plain stream of `datasets` with 24 rows that are augmented as they are read."""
+    rows = Dataset.from_dict({"number": [float(number) for number in range(24)]}).to_iterable_dataset(num_shards)
+    rows = rows.shuffle(seed=1, buffer_size=6) if shuffle else rows
+    rows = rows.map(lambda row: {"pixel_values": [row["number"], torch.rand(()).item()]}, remove_columns="number")
+    return rows.with_format("torch")
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("num_shards", [1, 4])
+def test_a_plain_stream_is_the_same_for_any_number_of_workers_and_ranks(num_shards: int, shuffle: bool) -> None:
+    draws, values = read(numbered(num_shards, shuffle), 24)
+    assert draws == list(range(48))
+    first, second = ([value[0] for value in values[start : start + 24]] for start in (0, 24))
+    # No row is lost, and every pass shuffles anew.
+    assert sorted(first) == sorted(second) == [float(number) for number in range(24)]
+    assert (first != second) == shuffle
+    assert (first != sorted(first)) == shuffle
+    # Nor is an augmentation used twice.
+    assert len({value[1] for value in values}) == 48
+    assert read(numbered(num_shards, shuffle), 24, num_workers=2) == (draws, values)
+    ranks = [
+        read(numbered(num_shards, shuffle), 12, rank=rank, world_size=2, num_workers=2 * rank) for rank in range(2)
+    ]
+    merged = sorted(zip([*ranks[0][0], *ranks[1][0]], [*ranks[0][1], *ranks[1][1]], strict=True))
+    assert merged == list(zip(draws, values, strict=True))
+
+
+def test_a_stream_that_was_split_before_is_refused() -> None:
+    stream = split_dataset_by_node(numbered(4, False), rank=0, world_size=2)
+    with pytest.raises(ValueError, match="give it the whole stream"):
+        read(stream, 1)
+
+
+def test_ranks_of_an_image_stream_augment_differently() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 60, 3), dtype=np.uint8))
+    stream = Dataset.from_dict({"image": [image] * 8}).to_iterable_dataset(num_shards=4)
+    stream = SeededImageStream(stream, train_transform(48))
+    views = [read(stream, 2, rank=rank, world_size=2, num_workers=workers)[1] for rank in (0, 1) for workers in (0, 2)]
+    assert all(len({str(view) for view in views[0] + other}) == 8 for other in views[2:])
 
 
 def test_image_streams_are_split_by_shards(pictures: Dataset) -> None:
@@ -99,24 +145,67 @@ def test_an_ordinary_dataset_is_seeded_by_its_draws() -> None:
     assert not torch.equal(first["pixel_values"], dataset[2, 18]["pixel_values"])
 
 
+def crop(row: dict[str, Any]) -> dict[str, Any]:
+    return {"pixel_values": train_transform(48)(row["image"])}
+
+
+def plain_stream(pictures: Dataset) -> Any:
+    stream = pictures.select_columns("image").to_iterable_dataset(num_shards=2).shuffle(seed=0, buffer_size=8)
+    return stream.map(crop, remove_columns="image").with_format("torch")
+
+
+def image_stream(pictures: Dataset) -> SeededImageStream:
+    stream = pictures.to_iterable_dataset(num_shards=2).shuffle(seed=0, buffer_size=8)
+    return SeededImageStream(stream, train_transform(48))
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_resumed_stream_equals_an_uninterrupted_one(
-    make_trainer: Callable[..., JepaTrainer], tiny_model: Any, pictures: Dataset, tmp_path: Any, num_workers: int
+@pytest.mark.parametrize("make_stream", [plain_stream, image_stream])
+def test_a_stream_that_is_resumed_twice_equals_an_uninterrupted_one(
+    make_trainer: Callable[..., JepaTrainer],
+    tiny_model: Any,
+    pictures: Dataset,
+    tmp_path: Any,
+    make_stream: Callable[[Dataset], Any],
+    num_workers: int,
 ) -> None:
-    stream = SeededImageStream(
-        pictures.to_iterable_dataset(num_shards=2).shuffle(seed=0, buffer_size=8), train_transform(48)
-    )
     settings = {
-        "trainer": {"train_dataset": stream},
         "max_steps": 5,
         "gradient_accumulation_steps": 2,
         "save_strategy": "steps",
-        "save_steps": 4,
+        "save_steps": 1,
         "dataloader_num_workers": num_workers,
     }
-    whole = make_trainer(**settings)
+
+    def run(folder: str, seed: int, **more: Any) -> JepaTrainer:
+        given = {"train_dataset": make_stream(pictures), **more.pop("trainer", {})}
+        return make_trainer(tiny_model(seed), given, output_dir=str(tmp_path / folder), **settings, **more)
+
+    whole = run("whole", 0)
     whole.train()
-    resumed = make_trainer(tiny_model(seed=9), **settings)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
+    # The second pass over the rows begins at the fourth update.
+    for start, stop in ((2, 4), (4, 5)):
+        part = run("parts", start, trainer={"callbacks": [StopAt(stop)]})
+        folder = tmp_path / ("whole" if start == 2 else "parts") / f"checkpoint-{start}"
+        part.train(resume_from_checkpoint=str(folder))
     expected = whole.model.state_dict()
-    assert all(torch.equal(expected[name], value) for name, value in resumed.model.state_dict().items())
+    assert all(torch.equal(expected[name], value) for name, value in part.model.state_dict().items())
+
+    if make_stream is image_stream:
+        # Shards are dealt out to workers, which count for themselves.
+        settings["dataloader_num_workers"] = 2 - num_workers // 2
+        with pytest.raises(ValueError, match=f"stream_parts: {max(num_workers, 1)} in the checkpoint"):
+            run("parts", 0).train(resume_from_checkpoint=True)
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_training_stop = state.global_step >= self.step
+
+
+def test_a_stream_is_refused_where_samples_are_drawn_by_index(make_vl_trainer: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match="draws samples by their index"):
+        make_vl_trainer(trainer={"train_dataset": numbered(1, False)}).train()

@@ -160,7 +160,7 @@ class MixedVideoDataset(Dataset):
         self.block_size = block_size
         self._ends = np.cumsum([len(dataset) for dataset in datasets])
         shares = None if weights is None else np.cumsum(weights, dtype=np.float64)
-        self._shares = None if shares is None else shares / shares[-1]
+        self.shares = None if shares is None else shares / shares[-1]
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -179,10 +179,10 @@ class MixedVideoDataset(Dataset):
         Returns:
             `tuple[int, int]`: which dataset the sample comes from, and which of its rows.
         """
-        if self._shares is None:
+        if self.shares is None:
             which = int(np.searchsorted(self._ends, index, side="right"))
             return which, index - int(self._ends[which - 1] if which else 0)
         choice = hashed_uniform(self.seed, 0, np.array([draw // self.block_size]), 1).item()
         place = hashed_uniform(self.seed, 1, np.array([draw]), 1).item()
-        which = int(np.searchsorted(self._shares, choice, side="right"))
+        which = int(np.searchsorted(self.shares, choice, side="right"))
         return which, int(place * len(self.datasets[which]))

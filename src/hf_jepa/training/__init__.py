@@ -7,6 +7,7 @@ from .callbacks import (
     TargetEMACallback,
     WeightDecayCallback,
 )
+from .interruption import TrainingInterrupted
 from .jepa.arguments import JepaTrainingArguments
 from .jepa.schedules import (
     cosine_weight_decay,
@@ -33,6 +34,7 @@ __all__ = [
     "SamplerEpochCallback",
     "StepSeedCallback",
     "TargetEMACallback",
+    "TrainingInterrupted",
     "VLJepaTrainer",
     "VLJepaTrainingArguments",
     "WeightDecayCallback",

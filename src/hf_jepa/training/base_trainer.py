@@ -1,5 +1,6 @@
 """What all trainers here share: how samples are drawn, what is refused, evaluation, releases and pushes."""
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from .base_metrics import RunningTerms
 from .callbacks import GuardCallback, SamplerEpochCallback, StepSeedCallback, TargetEMACallback
 from .checkpoint_trainer import SafeCheckpointTrainer
 from .draws import DrawSeededDataset
+from .interruption import InterruptionCallback, TrainingInterrupted
 from .results import reported_evaluations, run_results
+from .settings import changed_settings, describe
 
 logger = logging.get_logger(__name__)
 
@@ -49,6 +52,8 @@ class BaseTrainer(SafeCheckpointTrainer):
     metrics: RunningTerms
     guard: GuardCallback
     throughput: str
+    # What an interrupted run tells to call; programs name their flag.
+    resume_command = "trainer.train(resume_from_checkpoint=True)"
     train_sampler: CountedSampler | None = None
     # Kinds of datasets that seed their samples themselves.
     seeded_datasets: tuple[type, ...] = ()
@@ -65,7 +70,11 @@ class BaseTrainer(SafeCheckpointTrainer):
     ) -> None:
         refuse_what_is_not_kept(args, kwargs)
         self.metrics = self._new_metrics(args)
+        # transformers' own answer to SIGTERM is the user's choice.
+        numbers = (signal.SIGINT,) if args.enable_jit_checkpoint else (signal.SIGINT, signal.SIGTERM)
+        self.interruption = InterruptionCallback(numbers)
         own = [StepSeedCallback(), SamplerEpochCallback(lambda: self.train_sampler), self.guard, *method_callbacks]
+        own.append(self.interruption)
         if getattr(model, "target_encoder", None) is not None:
             own.insert(0, TargetEMACallback())
         super().__init__(model=model, args=args, callbacks=[*own, *(callbacks or [])], **kwargs)
@@ -97,6 +106,11 @@ class BaseTrainer(SafeCheckpointTrainer):
         if self.train_dataset is None:
             raise ValueError(f"Training needs a `train_dataset`; give one to {type(self).__name__}.")
         dataset = self.train_dataset
+        if not hasattr(dataset, "__len__"):
+            raise ValueError(
+                f"{type(dataset).__name__} is a stream, but {type(self).__name__} draws samples by their index; give "
+                "a list or a map-style dataset (`streaming=False`, or `Dataset.from_list(list(stream.take(n)))`)."
+            )
         if not isinstance(dataset, self.seeded_datasets):
             dataset = DrawSeededDataset(dataset, self._data_seed)
         return self._get_dataloader(
@@ -125,7 +139,16 @@ class BaseTrainer(SafeCheckpointTrainer):
 
     def _run_description(self) -> dict[str, Any]:
         rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None
-        return {"global_batch_size": self.global_batch_size, "num_examples": rows}
+        described = {
+            "global_batch_size": self.global_batch_size,
+            "num_examples": rows,
+            "train_dataset": describe(self.train_dataset),
+            "data_collator": describe(self.data_collator),
+        }
+        if compares_examples(self.model):
+            # What is compared is what passes through the model together, in all processes.
+            described["batch_per_forward"] = self._train_batch_size * self.args.world_size
+        return described
 
     # ---- Training ----
 
@@ -146,13 +169,34 @@ class BaseTrainer(SafeCheckpointTrainer):
             ValueError: if the checkpoint is incomplete, does not fit the model, or is of a run with other settings
                 (unless `allow_changed_settings`).
             NonFiniteLossError: if the loss becomes NaN or infinite.
+            TrainingInterrupted: after Ctrl-C or SIGTERM, once a checkpoint is saved; a line says how to go on.
         """
         self.metrics = self._new_metrics(self.args)
         if resume_from_checkpoint:
             resume_from_checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
-        output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        elif found := checkpoints.used_by(Path(self.args.output_dir)):
+            logger.warning(
+                f"{self.args.output_dir} holds {found[-1]} of an earlier run, and this one starts anew: its "
+                "checkpoints will stand among those. Pass `resume_from_checkpoint=True` to go on instead."
+            )
+        with self.interruption.listening():
+            output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        if self.interruption.received is not None:
+            raise TrainingInterrupted(self.interruption.received)
         self._raise_if_non_finite()
         return output
+
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
+        if not self.interruption.has_stopped:
+            return super()._finalize_training(trial, num_train_samples, start_time)
+        # Not the stock end, which may load the best model, and delete all checkpoints but that one.
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        self.is_in_train = False
+        if self.is_world_process_zero():
+            name, step = signal.Signals(self.interruption.received).name, self.state.global_step
+            # Whatever the level of logs: it is the way back.
+            print(f"{name}: update {step} is saved. Go on with: {self.resume_command}", flush=True)  # noqa: T201
+        return TrainOutput(self.state.global_step, float("nan"), {})
 
     def _checkpoint_to_resume(self, wanted: str | bool) -> str:
         if wanted is True:
@@ -165,7 +209,7 @@ class BaseTrainer(SafeCheckpointTrainer):
                     f"Cannot resume from {folder}: {reason}. Pass `resume_from_checkpoint=True` to take the newest "
                     "complete checkpoint of `output_dir`."
                 )
-        changes = checkpoints.changed_settings(folder, self.args.to_dict(), self._run_description(), self.model.config)
+        changes = changed_settings(folder, self.args.to_dict(), self._run_description(), self.model.config)
         if changes and not self.args.allow_changed_settings:
             raise ValueError(
                 f"{folder} is from a run with other settings: {'; '.join(changes)}. Set them back, or pass "
@@ -190,8 +234,14 @@ class BaseTrainer(SafeCheckpointTrainer):
             raise self.guard.report_non_finite(self.args, self.state, step, float("nan"), None)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        with self.metrics.paused():
-            super()._save_checkpoint(model, trial)
+        only_model = self.args.save_only_model
+        # A run that is interrupted has to be able to go on.
+        self.args.save_only_model = only_model and not self.interruption.has_stopped
+        try:
+            with self.metrics.paused():
+                super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_only_model = only_model
 
     # ---- Evaluation ----
 
@@ -451,6 +501,15 @@ def refuse_what_is_not_kept(args: TrainingArguments, options: dict[str, Any]) ->
             f"{args.n_gpu} GPUs are visible to one process, which would use DataParallel; start the program with "
             "`accelerate launch`, or set CUDA_VISIBLE_DEVICES to one of them."
         )
+
+
+def compares_examples(model: PreTrainedModel) -> bool:
+    """Whether a model's loss compares examples of a batch with each other, so that how it is split changes it."""
+    config = model.config
+    contrasts = "infonce" in (getattr(config, "loss", None), getattr(config, "distance", None))
+    regularizes = hasattr(model, "batch_warning") or getattr(config, "regularizer", "none") != "none"
+    batch_norm = torch.nn.modules.batchnorm._BatchNorm
+    return contrasts or regularizes or any(isinstance(module, batch_norm) for module in model.modules())
 
 
 def refuse_half_precision(model: PreTrainedModel, otherwise: str = "") -> None:

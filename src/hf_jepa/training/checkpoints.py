@@ -2,8 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 logger = logging.get_logger(__name__)
@@ -23,39 +20,8 @@ SCHEDULER_STATE = "scheduler.json"
 SCALER_STATE = "scaler.json"
 TRAINING_ARGS = "training_args.json"
 
-# The settings that shape the trajectory. The batch is compared as a whole: its split over devices does not matter.
-TRAJECTORY_SETTINGS = (
-    "seed",
-    "data_seed",
-    "max_steps",
-    "num_train_epochs",
-    "learning_rate",
-    "learning_rate_start",
-    "learning_rate_end",
-    "learning_rate_linear_decay",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "weight_decay",
-    "weight_decay_end",
-    "ema_momentum",
-    "ema_momentum_end",
-    "lars_trust_coefficient",
-    "lars_clip",
-    "decay_vectors",
-    "schedule_horizon",
-    "context_loss_start_step",
-    "context_loss_full_step",
-    "optim",
-    "optim_args",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "clip_after_steps",
-    "clip_separately",
-    "bf16",
-    "fp16",
-)
+# Written into a checkpoint by transformers' preemption (`enable_jit_checkpoint`) and taken away once it is complete.
+_TRANSIENT = {"checkpoint-is-incomplete.txt"}
 
 
 def mark_complete(folder: Path, run: dict[str, Any]) -> None:
@@ -67,7 +33,9 @@ def mark_complete(folder: Path, run: dict[str, Any]) -> None:
         run (`dict`): what else a resumed run is compared with, such as the global batch size.
     """
     files = {
-        str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in _TRANSIENT
     }
     marker = folder / COMPLETE_MARKER
     unfinished = folder / (COMPLETE_MARKER + ".part")
@@ -95,6 +63,8 @@ def incompleteness(folder: Path) -> str | None:
         return f"its {COMPLETE_MARKER} cannot be read"
     for name, size in files.items():
         path = folder / name
+        if name in _TRANSIENT:
+            continue
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:
@@ -128,6 +98,24 @@ def newest_complete_checkpoint(output_dir: Path) -> Path:
         f"There is no complete checkpoint in {output_dir}{found}. Start anew without `resume_from_checkpoint`, or "
         "name a complete checkpoint."
     )
+
+
+def used_by(output_dir: Path) -> list[str]:
+    """Names of the checkpoints of an earlier run in a folder, oldest first."""
+    numbered = [(int(match[1]), path.name) for path in output_dir.glob("checkpoint-*") if (match := _numbered(path))]
+    return [name for _, name in sorted(numbered)]
+
+
+def refuse_used_folder(output_dir: Path) -> None:
+    """
+    Raises:
+        ValueError: for a folder with checkpoints of an earlier run, which a new run would mix with its own.
+    """
+    if found := used_by(output_dir):
+        raise ValueError(
+            f"{output_dir} holds {found[-1]} of an earlier run. Go on with that run by "
+            "`resume_from_checkpoint=True`, choose another `output_dir`, or delete its checkpoints."
+        )
 
 
 def _numbered(path: Path) -> re.Match[str] | None:
@@ -277,50 +265,3 @@ def load_json(path: Path) -> dict[str, Any]:
 def _as_tuple(value: Any, key: str) -> Any:
     # JSON knows no tuples; torch's optimizers have them for betas.
     return tuple(value) if isinstance(value, list) and key != "params" else value
-
-
-def changed_settings(folder: Path, args: dict[str, Any], run: dict[str, Any], config: PreTrainedConfig) -> list[str]:
-    """
-    Lists what differs between a checkpoint's run and this one and would change the trajectory.
-
-    Args:
-        folder (`Path`): the checkpoint.
-        args (`dict`): this run's training arguments.
-        run (`dict`): as given to [`mark_complete`].
-        config (`PreTrainedConfig`): this run's model configuration.
-
-    Returns:
-        `list[str]`: such as `"learning_rate: 0.001 in the checkpoint, 0.002 now"`.
-    """
-    saved_args = json.loads((folder / TRAINING_ARGS).read_text())
-    saved_run = json.loads((folder / COMPLETE_MARKER).read_text())["run"]
-    config_now = json.loads(config.to_json_string())
-    # A field that the package has gained since has its default, which is what the checkpoint's run did.
-    gained = {
-        field.name: field.default
-        for field in fields(config)
-        if field.name in config_now and field.default is not MISSING
-    }
-    saved_config = gained | json.loads((folder / "config.json").read_text())
-    # With a fixed number of updates the number of epochs is never read.
-    unread = {"num_train_epochs"} if args["max_steps"] > 0 and saved_args["max_steps"] > 0 else set()
-    # So with the arguments: what the package has gained since is off unless asked for.
-    settings = [name for name in TRAJECTORY_SETTINGS if name not in unread and (name in saved_args or args.get(name))]
-    bookkeeping = {"transformers_version", "architectures", "dtype", "_name_or_path", "torch_dtype"}
-    bookkeeping |= {"trained_size", "trained_frames"}  # noted at the first batch, which is yet to come
-    return [
-        *_differences({name: saved_args.get(name) for name in settings}, {name: args.get(name) for name in settings}),
-        *_differences(saved_run, run),
-        *_differences(saved_config, config_now, ignored=bookkeeping, prefix="config."),
-    ]
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any], ignored: Iterable[str] = (), prefix: str = "") -> list[str]:
-    found = []
-    for name in sorted((old.keys() | new.keys()) - set(ignored)):
-        before, now = old.get(name), new.get(name)
-        if isinstance(before, dict) and isinstance(now, dict):
-            found += _differences(before, now, ignored, f"{prefix}{name}.")
-        elif before != now:
-            found.append(f"{prefix}{name}: {before!r} in the checkpoint, {now!r} now")
-    return found

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from copy import copy
 from typing import Any
 
+import datasets
+from datasets.distributed import split_dataset_by_node
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ..data import SeededImageStream
@@ -40,8 +42,11 @@ class DrawCountedStream(IterableDataset):
     batches `w`, `w + W`, ... of its rank, and batch `c` of rank `r` holds the draws from `(c * world_size + r) *
     batch_size` on. All samples of an optimizer step hence share that step's mask sizes, for any number of workers.
 
-    A [`~hf_jepa.data.SeededImageStream`] is split over ranks and workers by its shards. Any other stream is expected
-    to give the same samples everywhere and is read in full by each worker, which keeps its own batches.
+    A [`~hf_jepa.data.SeededImageStream`] is split over ranks and workers by its shards, and each rank augments by
+    seeds of its own. Any other stream, a plain one of `datasets` included, is expected to give the same samples
+    everywhere and is read in full by each worker, which keeps its own batches: nothing is lost, and samples are the
+    same for any split, but workers do not share the work. Shuffle such a stream before random transforms are mapped
+    over it: what comes before `shuffle` runs in threads, whose random numbers nobody can seed.
 
     Args:
         stream (`IterableDataset`): yields dicts such as `{"pixel_values": (C, H, W) float32}`.
@@ -52,7 +57,8 @@ class DrawCountedStream(IterableDataset):
         num_workers (`int`): workers of this rank's loader.
 
     Raises:
-        ValueError: if the stream has fewer shards than ranks or workers that are to share it.
+        ValueError: if the stream has fewer shards than ranks or workers that are to share it, or was split over ranks
+            before.
     """
 
     def __init__(
@@ -61,6 +67,11 @@ class DrawCountedStream(IterableDataset):
         self.is_sharded = isinstance(stream, SeededImageStream)
         if self.is_sharded:
             stream = _split_stream(stream, rank, world_size, num_workers)
+        elif getattr(stream, "_distributed", None) is not None:
+            raise ValueError(
+                "The stream was split by `split_dataset_by_node`, but the trainer deals samples out to its processes "
+                "by itself; give it the whole stream."
+            )
         self.stream = stream
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
 
@@ -89,9 +100,13 @@ class DrawCountedStream(IterableDataset):
             epoch += 1
 
     def _own_samples(self, worker_id: int, num_workers: int) -> Iterator[dict[str, Any]]:
-        count = 0
+        stream = _WholeStream(self.stream) if isinstance(self.stream, datasets.IterableDataset) else self.stream
+        count, epoch = 0, 0
         while True:
-            before, samples = count, iter(self.stream)
+            if hasattr(stream, "set_epoch"):
+                stream.set_epoch(epoch)
+            epoch += 1
+            before, samples = count, iter(stream)
             while True:
                 with forked_rng(mix_seed(self.seed, count)):
                     sample = next(samples, None)
@@ -105,9 +120,23 @@ class DrawCountedStream(IterableDataset):
                 raise ValueError("The training stream yields nothing.")
 
 
-def _split_stream(stream: SeededImageStream, rank: int, world_size: int, num_workers: int) -> SeededImageStream:
-    from datasets.distributed import split_dataset_by_node
+class _WholeStream:
+    """A stream of `datasets` that gives all of its rows in every worker; by itself it would split them."""
 
+    def __init__(self, stream: datasets.IterableDataset) -> None:
+        # With an epoch of its own: that of the original lies in memory that all workers share.
+        self.stream = split_dataset_by_node(stream, rank=0, world_size=1)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.stream.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        # Unlike `iter(stream)`, this knows nothing of workers.
+        for batch in self.stream.iter(batch_size=1):
+            yield {name: values[0] for name, values in batch.items()}
+
+
+def _split_stream(stream: SeededImageStream, rank: int, world_size: int, num_workers: int) -> SeededImageStream:
     num_shards = stream.dataset.num_shards
     if num_workers > 1 and (num_shards % world_size or num_shards // world_size < num_workers):
         raise ValueError(
@@ -115,6 +144,9 @@ def _split_stream(stream: SeededImageStream, rank: int, world_size: int, num_wor
             f"(or no multiple of {world_size}); lower `dataloader_num_workers` to 1 or split the data into more files."
         )
     stream = copy(stream)
+    if rank:
+        # It counts its own samples, as every other rank does.
+        stream.seed = mix_seed(stream.seed, rank)
     if world_size > 1:
         stream.dataset = split_dataset_by_node(stream.dataset, rank=rank, world_size=world_size)
     return stream

@@ -17,6 +17,7 @@ from hf_jepa import JepaTrainingArguments
         ("collapse_patience", 0),
         ("collapse_action", "panic"),
         ("probe_every_steps", 0),
+        ("lr_scheduler_kwargs", {"num_cycles": 1}),
         ("remove_unused_columns", True),
         ("logging_nan_inf_filter", True),
     ],

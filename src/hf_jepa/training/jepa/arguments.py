@@ -187,6 +187,11 @@ class JepaTrainingArguments(CommonTrainingArguments):
         for name in ("collapse_patience", "probe_num_neighbors"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+        if self.lr_scheduler_kwargs and self.lr_scheduler_type == "cosine":
+            raise ValueError(
+                f"`lr_scheduler_kwargs` is {self.lr_scheduler_kwargs}, but lr_scheduler_type='cosine' is the "
+                "originals' schedule here, which has none; leave it out, or choose another of transformers' schedules."
+            )
         if self.collapse_action not in ("warn", "stop"):
             raise ValueError(f"`collapse_action` is {self.collapse_action!r}; choose 'warn' or 'stop'.")
 

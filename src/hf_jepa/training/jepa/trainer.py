@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from ...data import MixedVideoDataset
+from ...data import MixedVideoDataset, SeededImageStream
 from ...data.dataset import SeededDataset
 from ...hub.release import note_trained_size, save_release
 from .. import checkpoints
@@ -171,6 +171,13 @@ class JepaTrainer(BaseTrainer):
             prefetch_factor=args.dataloader_prefetch_factor,
             multiprocessing_context=args.dataloader_multiprocessing_context,
         )
+
+    def _run_description(self) -> dict[str, Any]:
+        described = super()._run_description()
+        if isinstance(self.train_dataset, SeededImageStream):
+            # Who reads a shard counts its samples.
+            described["stream_parts"] = self.args.world_size * max(self.args.dataloader_num_workers, 1)
+        return described
 
     def _describe_step(self, step: int) -> dict[str, Any]:
         described = super()._describe_step(step)

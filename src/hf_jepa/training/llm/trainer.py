@@ -122,6 +122,9 @@ class LLMJepaTrainer(BaseTrainer):
     def _run_description(self) -> dict[str, Any]:
         args = self.args
         described = {"regime": args.regime, "jepa_dropout": args.jepa_dropout, "warmup": args.lambda_warmup_steps}
+        if args.regime == "official":
+            # Means over micro-batches, added up.
+            described["gradient_accumulation_steps"] = args.gradient_accumulation_steps
         return {**super()._run_description(), **described}
 
     # ---- Loss ----

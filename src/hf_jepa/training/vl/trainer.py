@@ -103,10 +103,7 @@ class VLJepaTrainer(BaseTrainer):
 
     def _run_description(self) -> dict[str, Any]:
         names = ("y_encoder_lr_multiplier", "y_projection_lr_multiplier")
-        # Negatives come from one forward pass, of all processes: its size is part of the objective.
-        contrasted = self.args.per_device_train_batch_size * self.args.world_size
-        described = {name: getattr(self.args, name) for name in names} | {"contrasted_pairs": contrasted}
-        return {**super()._run_description(), **described}
+        return {**super()._run_description(), **{name: getattr(self.args, name) for name in names}}
 
     # ---- Optimization ----
 

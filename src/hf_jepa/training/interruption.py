@@ -1,0 +1,93 @@
+"""Ctrl-C and SIGTERM: a checkpoint at the end of the update instead of a lost run."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class TrainingInterrupted(SystemExit, KeyboardInterrupt):  # noqa: N818 (named as KeyboardInterrupt is)
+    """
+    Raised by `train()` once the checkpoint of an interrupted run is complete. A program that lets it through ends
+    without a traceback and with the status that shells expect; it can be caught as the `KeyboardInterrupt` it was.
+
+    Args:
+        number (`int`): of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.signal = signal.Signals(number)
+        super().__init__(128 + number)
+
+
+class InterruptionCallback(TrainerCallback):
+    """
+    While `listening`, a first Ctrl-C or SIGTERM lets the update end and a checkpoint be saved; a second one acts as
+    ever. With several processes all stop after the same update, whichever was told: they agree in the background, over
+    the CPUs, and act on it one update later.
+
+    Args:
+        numbers (`tuple[int, ...]`): the signals.
+    """
+
+    def __init__(self, numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)) -> None:
+        self.numbers = numbers
+        self.received: int | None = None
+        self.has_stopped = False
+        self._handlers: dict[int, object] = {}
+        self._group: dist.ProcessGroup | None = None
+        self._agreement: tuple[dist.Work, torch.Tensor] | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Takes the signals over for the block; only Python's main thread can."""
+        self.received, self.has_stopped = None, False
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._note) for number in self.numbers}
+        try:
+            yield
+        finally:
+            self._hand_back()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self._hand_back()
+
+    def _hand_back(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        self._agreement = None
+        if args.world_size > 1 and self._group is None:
+            self._group = dist.new_group(backend="gloo")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        if self._group is not None:
+            self._agree()
+        elif self.received is None:
+            return
+        else:
+            self.has_stopped = True
+        if self.has_stopped:
+            control.should_save, control.should_training_stop = True, True
+            # Who is told to leave may not have the time.
+            control.should_evaluate = False
+
+    def _agree(self) -> None:
+        if self._agreement is not None:
+            work, told = self._agreement
+            work.wait()
+            if told.item():
+                self.received, self.has_stopped = int(told), True
+                return
+        told = torch.tensor(self.received or 0)
+        self._agreement = dist.all_reduce(told, dist.ReduceOp.MAX, group=self._group, async_op=True), told
