@@ -43,11 +43,16 @@ class FakeApi:
         self.errors = list(errors)
         self.uploads = []
         self.created = []
+        self.branches = []
 
     def create_repo(self, repo_id, private=None, exist_ok=False):
         assert exist_ok
         self.created.append((repo_id, private))
         return SimpleNamespace(repo_id=repo_id if "/" in repo_id else f"me/{repo_id}")
+
+    def create_branch(self, repo_id, branch, exist_ok=False):
+        assert exist_ok
+        self.branches.append((repo_id, branch))
 
     def upload_folder(self, **kwargs):
         self.uploads.append(kwargs)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from transformers.utils import logging
 
 from .card import render_card
@@ -16,19 +16,26 @@ from .checks import check_release
 logger = logging.get_logger(__name__)
 
 _TRANSIENT = {408, 429, 500, 502, 503, 504}
+# What an earlier release may have left in the repository and a loader would take for this one's.
+_WEIGHTS = ["*.safetensors", "*.safetensors.index.json", "*.bin", "adapter_config.json", "pretraining/*"]
 
 
 class PushError(RuntimeError):
     """The upload failed. The message ends with the command that finishes it; the release is still on disk."""
 
 
-def _is_transient(error: Exception) -> bool:
+def _is_transient(error: BaseException) -> bool:
+    if isinstance(error, OfflineModeIsEnabled):
+        return False
     response = getattr(error, "response", None)
     if isinstance(error, HfHubHTTPError) and response is not None:
         return response.status_code in _TRANSIENT
     # httpx's timeouts and connection errors (OSError does not cover them) share this base's name across its versions.
     names = {base.__name__ for base in type(error).__mro__}
-    return isinstance(error, TimeoutError | ConnectionError) or "TransportError" in names
+    if isinstance(error, TimeoutError | ConnectionError) or "TransportError" in names:
+        return True
+    # An upload of one of several files hides what happened behind an error of its own.
+    return error.__cause__ is not None and _is_transient(error.__cause__)
 
 
 def _push_error(
@@ -36,9 +43,11 @@ def _push_error(
 ) -> PushError:
     command = f"hf upload {shlex.quote(repo_id)} {shlex.quote(str(folder))}"
     command += " --private" * bool(private) + (f" --revision {shlex.quote(revision)}" if revision else "")
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "Request ID" not in line]
+    reason = " ".join(lines[:2]) or type(error).__name__
     status = getattr(getattr(error, "response", None), "status_code", None)
     login = " after `hf auth login`" if status in (401, 403) else ""
+    login = " online" if isinstance(error, OfflineModeIsEnabled) else login
     tries = "1 try" if attempt == 1 else f"{attempt} tries"
     return PushError(
         f"Could not upload to {repo_id} ({tries}): {reason} "
@@ -69,14 +78,15 @@ def push_release(
     api: HfApi | None = None,
 ) -> str:
     """
-    Uploads a release. The folder is checked first, and stays as it is whatever happens. Rate limits, server errors and
-    timeouts are retried, waiting twice as long each time.
+    Uploads a release in one commit, which also removes weights and adapters that an earlier release has left there.
+    The folder is checked first, and stays as it is whatever happens. Rate limits, server errors and timeouts are
+    retried, waiting twice as long each time.
 
     Args:
         folder (`str` or `PathLike`): the release, on disk.
         repo_id (`str`): `organisation/name`.
         private (`bool`, *optional*): for a repository that is created; `None` follows the organisation's default.
-        revision (`str`, *optional*): the branch to upload to.
+        revision (`str`, *optional*): the branch to upload to; made if it is new.
         commit_message (`str`): first line of the commit.
         attempts (`int`): tries in all, at least 1.
         wait_seconds (`float`): seconds before the second try.
@@ -100,12 +110,15 @@ def push_release(
         try:
             # The answer holds the full name where only a repository's own was given.
             full_name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if revision is not None and not revision.startswith("refs/"):
+                api.create_branch(full_name, branch=revision, exist_ok=True)
             commit = api.upload_folder(
                 repo_id=full_name,
                 folder_path=folder,
                 commit_message=commit_message,
                 revision=revision,
                 ignore_patterns=["checkpoint-*", ".*"],
+                delete_patterns=_WEIGHTS,
             )
             return str(commit)
         except Exception as error:

@@ -1,0 +1,181 @@
+"""Pushing and loading through huggingface_hub itself, over HTTP, from a server on this machine."""
+
+import logging
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import HfApi, constants
+from transformers import IJepaConfig
+
+from hf_jepa import IJepaForPreTraining, IJepaPreTrainingConfig
+from hf_jepa.hub import PushError, push_release, save_release
+
+from .loopback_hub import RESET, LoopbackHub, loopback_hub
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> tuple[IJepaForPreTraining, Path]:
+    encoder = IJepaConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=8, patch_size=4
+    )
+    torch.manual_seed(0)
+    model = IJepaForPreTraining(
+        IJepaPreTrainingConfig(encoder_config=encoder, predictor_hidden_size=8, predictor_num_hidden_layers=1)
+    )
+    results = {"model": {"name": "tiny"}, "licence": "apache-2.0"}
+    return model, save_release(model, tmp_path_factory.mktemp("release") / "a release", results=results)
+
+
+@pytest.fixture
+def hub():
+    with loopback_hub() as server:
+        yield server
+
+
+@pytest.fixture
+def api(hub, monkeypatch) -> HfApi:
+    # Tests run offline; the client reads these when it sends. Xet is the Hub's own storage, which falls back to LFS.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub._commit_api.is_xet_available", lambda: False)
+    # huggingface_hub's own waits between its own tries.
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("hf_jepa.hub.push.time.sleep", lambda seconds: None)
+    return HfApi(endpoint=hub.url, token="write")
+
+
+def environment(hub: LoopbackHub, **more: str) -> dict[str, str]:
+    """Of a process of its own that goes to this server."""
+    return {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", **more}
+
+
+def holds(hub: LoopbackHub, folder: Path, revision: str = "main") -> bool:
+    """The repository has every published file of the folder, to the byte."""
+    files = hub.repositories["me/tiny"].files(revision)
+    wanted = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return wanted.items() <= files.items()
+
+
+@pytest.mark.parametrize("private", [True, False, None])
+def test_a_push_arrives_whole_and_as_private_as_asked(hub, api, made, private):
+    address = push_release(made[1], "me/tiny", private=private, api=api)
+    assert address.startswith(f"{hub.url}/me/tiny/commit/")
+    assert holds(hub, made[1])
+    assert hub.repositories["me/tiny"].private is bool(private)
+    assert push_release(made[1], "me/tiny", private=private, api=api)  # a second time into the same repository
+
+
+def test_a_revision_that_is_new_is_made(hub, api, made):
+    push_release(made[1], "me/tiny", revision="v1.0", api=api)
+    assert holds(hub, made[1], "v1.0")
+    assert hub.repositories["me/tiny"].files("main") == {}
+
+
+def test_what_an_earlier_release_left_there_goes_and_the_rest_stays(hub, api, made):
+    push_release(made[1], "me/tiny", api=api)
+    left = {"adapter_config.json": b"{}", "model-00001-of-00002.safetensors": b"x", "demo.ipynb": b"{}"}
+    hub.repositories["me/tiny"].branches["main"].append({**hub.repositories["me/tiny"].files("main"), **left})
+    push_release(made[1], "me/tiny", api=api)
+    assert holds(hub, made[1])
+    assert left.keys() & hub.repositories["me/tiny"].files("main").keys() == {"demo.ipynb"}
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, RESET])
+@pytest.mark.parametrize("where", ["/api/repos/create", "/preupload/", "objects/batch", "PUT /lfs/", "/commit/"])
+def test_passing_faults_lose_nothing(hub, api, made, status, where):
+    hub.fail(where, status, status)
+    push_release(made[1], "me/tiny", api=api)
+    assert holds(hub, made[1])
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 412])
+@pytest.mark.parametrize("where", ["/api/repos/create", "/commit/"])
+def test_refusals_end_at_once(hub, api, made, status, where):
+    hub.fail(where, status)
+    with pytest.raises(PushError, match="The release is complete in .*: hf upload me/tiny"):
+        push_release(made[1], "me/tiny", private=True, api=api)
+    assert hub.count(where) == 1
+
+
+def test_the_command_that_a_refusal_prints_finishes_the_upload(hub, api, made):
+    hub.fail("/api/repos/create", 403)
+    with pytest.raises(PushError) as refused:
+        push_release(made[1], "me/tiny", private=True, revision="v1", api=api)
+    arguments = shlex.split(re.search(r"with: (hf upload .*)", str(refused.value))[1])
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("hf")), *arguments[1:]],
+        env=environment(hub, HF_TOKEN="write"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert holds(hub, made[1], "v1")
+    assert hub.repositories["me/tiny"].private
+
+
+def test_no_token_in_card_files_or_logs(hub, api, made, caplog):
+    secret = "hf_secretsecretsecret"
+    hub.tokens[secret] = "me"
+    hub.fail("/commit/", 500, 403)
+    with caplog.at_level(logging.DEBUG), pytest.raises(PushError) as refused:
+        push_release(made[1], "me/tiny", api=HfApi(endpoint=hub.url, token=secret))
+    assert secret not in str(refused.value)
+    assert secret not in caplog.text
+    assert not any(secret.encode() in path.read_bytes() for path in made[1].rglob("*") if path.is_file())
+
+
+def test_offline_says_so_at_once(hub, api, made, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    waits = []
+    monkeypatch.setattr("hf_jepa.hub.push.time.sleep", waits.append)
+    with pytest.raises(PushError, match="HF_HUB_OFFLINE"):
+        push_release(made[1], "me/tiny", api=api)
+    assert waits == []
+    assert hub.requests == []
+
+
+LOADER = """
+import sys, torch
+from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
+pixels, wanted = torch.load(sys.argv[1], weights_only=True)
+for revision in ("main", "v1"):
+    root = AutoModel.from_pretrained("me/tiny", revision=revision).eval()
+    assert torch.equal(root(pixels).last_hidden_state, wanted)
+    AutoImageProcessor.from_pretrained("me/tiny", revision=revision)
+import hf_jepa
+whole = AutoModelForPreTraining.from_pretrained("me/tiny", subfolder="pretraining", revision="v1")
+assert torch.equal(whole.get_features(pixels), wanted)
+try:
+    AutoModel.from_pretrained("me/locked")
+except OSError as error:
+    assert "gated" in str(error).lower(), error
+else:
+    raise AssertionError("a gated repository was read without a token")
+print("loaded")
+"""
+
+
+def test_a_stranger_loads_root_subfolder_and_revision(hub, api, made, tmp_path):
+    model, folder = made
+    push_release(folder, "me/tiny", api=api)
+    push_release(folder, "me/tiny", revision="v1", api=api)
+    push_release(folder, "me/locked", api=api)
+    hub.repositories["me/locked"].gated = True
+    pixels = torch.randn(2, 3, 8, 8)
+    torch.save((pixels, model.eval().get_features(pixels)), tmp_path / "wanted.pt")
+    command = [sys.executable, "-W", "ignore", "-c", LOADER, str(tmp_path / "wanted.pt")]
+    env = environment(hub, HF_HOME=str(tmp_path))
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "loaded", done.stderr[-2000:]
+
+
+def test_the_client_is_the_real_one(api):
+    assert type(api) is huggingface_hub.HfApi
