@@ -3,12 +3,17 @@ from .clip_sampling import ClipSampler, clip_indices, frame_step_for_fps
 from .collators import MaskCollator, MultiViewCollator
 from .dataset import SeededImageDataset, SeededImageStream, TooManyBadImagesError
 from .decoding import decode_image
+from .latent_cache import CachedLatents
 from .loading import load_image_dataset
 from .pair_collator import OfficialPairCollator, TextPairCollator
+from .recording import make_environment, record_episodes
 from .sampler import CountedSampler
 from .seeding import forked_rng, mix_seed
 from .text_loading import load_text_dataset
 from .text_pairs import PairFormat, TextPairDataset, encode_pair, paraphrase_rows
+from .trajectories import ActionStatistics, ArrayTrajectories, Trajectories, action_statistics
+from .trajectory_lerobot import LeRobotTrajectories
+from .trajectory_windows import TooManyBadEpisodesError, TrajectoryWindows
 from .transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform, train_transform
 from .video_collator import VideoMaskCollator
 from .video_dataset import MixedVideoDataset, SeededVideoDataset, TooManyBadVideosError
@@ -23,8 +28,12 @@ from .vl_pairs import TooManyBadPairsError, VisionTextCollator, VisionTextDatase
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "ActionStatistics",
+    "ArrayTrajectories",
+    "CachedLatents",
     "ClipSampler",
     "CountedSampler",
+    "LeRobotTrajectories",
     "MaskCollator",
     "MixedVideoDataset",
     "MultiViewCollator",
@@ -36,9 +45,12 @@ __all__ = [
     "SeededVideoDataset",
     "TextPairCollator",
     "TextPairDataset",
+    "TooManyBadEpisodesError",
     "TooManyBadImagesError",
     "TooManyBadPairsError",
     "TooManyBadVideosError",
+    "Trajectories",
+    "TrajectoryWindows",
     "VideoDecodeError",
     "VideoInfo",
     "VideoMaskCollator",
@@ -46,6 +58,7 @@ __all__ = [
     "ViewAugmentation",
     "VisionTextCollator",
     "VisionTextDataset",
+    "action_statistics",
     "clip_indices",
     "decode_frames",
     "decode_image",
@@ -57,12 +70,14 @@ __all__ = [
     "load_text_dataset",
     "load_video_dataset",
     "load_vision_text_dataset",
+    "make_environment",
     "mix_seed",
     "official_views",
     "open_video",
     "paraphrase_rows",
     "plain_chat_template",
     "probe_video",
+    "record_episodes",
     "resize_as_cv2",
     "train_transform",
     "video_backend",
