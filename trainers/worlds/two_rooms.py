@@ -51,6 +51,22 @@ def in_door(heights: np.ndarray) -> np.ndarray:
     return (heights > DOOR[0] + MARGIN / 2) & (heights < DOOR[1] - MARGIN / 2)
 
 
+def in_different_rooms(positions: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Whether the wall is between `(n, 2)` positions and `(n, 2)` others."""
+    return (positions[:, 0] < WALL) != (others[:, 0] < WALL)
+
+
+def walking_distance(positions: np.ndarray, goals: np.ndarray) -> np.ndarray:
+    """Lengths `(n, m)` of the shortest ways from `(n, 2)` positions to `(m, 2)` goals, through the door if need be."""
+    straight = np.linalg.norm(positions[:, None] - goals[None], axis=-1)
+    heights = np.linspace(DOOR[0] + MARGIN / 2, DOOR[1] - MARGIN / 2, 33)
+    gate = np.stack([np.full_like(heights, WALL), heights], axis=1)
+    to_gate, from_gate = (np.linalg.norm(each[:, None] - gate, axis=-1) for each in (positions, goals))
+    around = (to_gate[:, None] + from_gate[None]).min(axis=-1)
+    apart = (positions[:, 0] < WALL)[:, None] != (goals[:, 0] < WALL)[None]
+    return np.where(apart, around, straight)
+
+
 def _background(size: int) -> np.ndarray:
     """The empty rooms, `(size, size, 3)` float32."""
     fine = 8 * size
@@ -65,13 +81,20 @@ _BACKGROUNDS: dict[int, np.ndarray] = {}
 
 def render(positions: np.ndarray, size: int = IMAGE_SIZE) -> np.ndarray:
     """Frames of dots at `(..., 2)` positions, x to the right and y downwards: `(..., size, size, 3)` uint8."""
-    background = _BACKGROUNDS.setdefault(size, _background(size))
-    flat = np.asarray(positions, dtype=np.float32).reshape(-1, 2) * size
-    center = np.arange(size, dtype=np.float32) + 0.5
-    distance = np.sqrt((center - flat[:, :1])[:, None, :] ** 2 + (center - flat[:, 1:])[:, :, None] ** 2)
+    if size not in _BACKGROUNDS:
+        _BACKGROUNDS[size] = np.rint(_background(size)).astype(np.uint8)
+    center = np.asarray(positions, dtype=np.float32).reshape(-1, 2) * size
+    frames = np.repeat(_BACKGROUNDS[size][None], len(center), axis=0)
+    # Only the square around a dot is painted.
+    span = min(int(2 * DOT_RADIUS * size) + 4, size)
+    corner = np.clip(np.floor(center - span / 2 + 0.5), 0, size - span).astype(np.int64)
+    columns, rows = (corner[:, axis, None] + np.arange(span) for axis in (0, 1))
+    distance = np.hypot((columns + 0.5 - center[:, :1])[:, None, :], (rows + 0.5 - center[:, 1:])[:, :, None])
     cover = np.clip(DOT_RADIUS * size - distance + 0.5, 0, 1)[..., None]
-    frames = background + cover * (DOT - background)
-    return np.rint(frames).astype(np.uint8).reshape(*np.shape(positions)[:-1], size, size, 3)
+    place = np.arange(len(center))[:, None, None], rows[:, :, None], columns[:, None, :]
+    behind = frames[place].astype(np.float32)
+    frames[place] = np.rint(behind + cover * (DOT - behind)).astype(np.uint8)
+    return frames.reshape(*np.shape(positions)[:-1], size, size, 3)
 
 
 def free_positions(generator: np.random.Generator, count: int) -> np.ndarray:
@@ -116,8 +139,8 @@ class TwoRooms:
     Several dots in rooms of their own, by gymnasium's vector API; each walks to a goal of its own.
 
     Observations are `(num_envs, 64, 64, 3)` uint8 frames, actions `(num_envs, 2)` steps of at most 0.07 per axis.
-    Infos hold `state` and `goal` `(num_envs, 2)`, `goal_frame` like an observation, and `distance` `(num_envs,)`, which
-    below `success_distance` is success. Episodes do not end by themselves.
+    Infos hold `state` and `goal` `(num_envs, 2)`, `goal_frame` like an observation, and `distance` `(num_envs,)`,
+    which below `success_distance` is success. Episodes do not end by themselves.
     """
 
     success_distance = SUCCESS_DISTANCE
@@ -125,10 +148,10 @@ class TwoRooms:
 
     def __init__(self, num_envs: int = 1, image_size: int = IMAGE_SIZE) -> None:
         self.num_envs, self.image_size = num_envs, image_size
-        self._state = self._goal = np.zeros((num_envs, 2))
+        self.states = self.goals = np.zeros((num_envs, 2))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        """Places dots and goals: where `options["states"]` and `options["goals"]` `(num_envs, 2)` say, or anywhere."""
+        """Places dots and goals where `options["states"]` and `options["goals"]` `(num_envs, 2)` say, or anywhere."""
         options = options or {}
         generator = np.random.default_rng(seed)
         state, goal = (
@@ -138,18 +161,18 @@ class TwoRooms:
         for name, value in (("states", state), ("goals", goal)):
             if value.shape != (self.num_envs, 2) or not np.isfinite(value).all():
                 raise ValueError(f"`{name}` must be {(self.num_envs, 2)} finite positions, got shape {value.shape}.")
-        self._state, self._goal = state, goal
-        return render(self._state, self.image_size), self._infos()
+        self.states, self.goals = state, goal
+        return render(self.states, self.image_size), self._infos()
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
         """One step; the reward is minus the distance to the goal."""
         actions = np.asarray(actions, dtype=np.float64)
         if actions.shape != (self.num_envs, 2) or not np.isfinite(actions).all():
             raise ValueError(f"Actions must be {(self.num_envs, 2)} finite steps, got shape {actions.shape}.")
-        self._state = move(self._state, actions)
+        self.states = move(self.states, actions)
         infos, never = self._infos(), np.zeros(self.num_envs, dtype=bool)
         return (
-            render(self._state, self.image_size),
+            render(self.states, self.image_size),
             -infos["distance"],
             infos["distance"] < SUCCESS_DISTANCE,
             never,
@@ -160,6 +183,6 @@ class TwoRooms:
         """Nothing to free."""
 
     def _infos(self) -> dict[str, np.ndarray]:
-        distance = np.linalg.norm(self._state - self._goal, axis=1)
-        frame = render(self._goal, self.image_size)
-        return {"state": self._state.copy(), "goal": self._goal.copy(), "goal_frame": frame, "distance": distance}
+        distance = np.linalg.norm(self.states - self.goals, axis=1)
+        frame = render(self.goals, self.image_size)
+        return {"state": self.states.copy(), "goal": self.goals.copy(), "goal_frame": frame, "distance": distance}

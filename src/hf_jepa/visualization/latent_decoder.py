@@ -48,8 +48,8 @@ def train_decoder(
     """
     Fits a [`LatentDecoder`] to pairs of latents and the frames they were made from.
 
-    Pixels are weighed by how far they are from the mean picture, so that a small thing that moves counts beside a large
-    background that never changes.
+    Pixels are weighed by how far they are from the mean picture, so that a small thing that moves counts beside a
+    large background that never changes.
 
     Args:
         latents (`(n, tokens, width)` float32): Of a frozen encoder.
