@@ -22,10 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import default_data_collator
 
 from hf_jepa import LatentWorldModel, LatentWorldModelConfig
-from hf_jepa.data import ArrayTrajectories, TrajectoryWindows, action_statistics
+from hf_jepa.data import ArrayTrajectories, TrajectoryWindows, action_statistics, collate_windows
 from hf_jepa.evaluation.latent_space import rank_correlation, state_probe
 from hf_jepa.evaluation.planning import Episodes, PlanningTasks, clean_tasks, planning_report, run_episodes
 from hf_jepa.evaluation.planning_baselines import (
@@ -140,10 +139,9 @@ def train(
         max_steps=steps,
         per_device_train_batch_size=BATCH,
         learning_rate=1e-3,
-        start_learning_rate=1e-4,
-        final_learning_rate=1e-6,
+        learning_rate_start=1e-4,
         weight_decay=0.01,
-        final_weight_decay=0.01,
+        weight_decay_end=0.01,
         warmup_steps=0.05,
         max_grad_norm=1.0,
         seed=seed,
@@ -153,7 +151,7 @@ def train(
         use_cpu=not torch.cuda.is_available(),
     )
     windows = TrajectoryWindows(data, ROLLOUT + 1, mean=config.action_mean, std=config.action_std)
-    trainer = JepaTrainer(model=model, args=args, data_collator=default_data_collator, train_dataset=windows)
+    trainer = JepaTrainer(model=model, args=args, data_collator=collate_windows, train_dataset=windows)
     trainer.train()
     return model.eval(), trainer
 

@@ -13,7 +13,7 @@ from .text_loading import load_text_dataset
 from .text_pairs import PairFormat, TextPairDataset, encode_pair, paraphrase_rows
 from .trajectories import ActionStatistics, ArrayTrajectories, Trajectories, action_statistics
 from .trajectory_lerobot import LeRobotTrajectories
-from .trajectory_windows import TooManyBadEpisodesError, TrajectoryWindows
+from .trajectory_windows import TooManyBadEpisodesError, TrajectoryWindows, collate_windows
 from .transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform, train_transform
 from .video_collator import VideoMaskCollator
 from .video_dataset import MixedVideoDataset, SeededVideoDataset, TooManyBadVideosError
@@ -60,6 +60,7 @@ __all__ = [
     "VisionTextDataset",
     "action_statistics",
     "clip_indices",
+    "collate_windows",
     "decode_frames",
     "decode_image",
     "encode_pair",

@@ -136,3 +136,9 @@ class TrajectoryWindows(Dataset):
             if not sample["states"].isfinite().all():
                 raise ValueError("its states hold NaN or infinite values")
         return sample
+
+
+def collate_windows(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Stacks what windows hold, the data collator of world models; what a trainer adds to a sample is left out."""
+    names = ("pixel_values", "latents", "actions", "action_mask", "states")
+    return {name: torch.stack([sample[name] for sample in samples]) for name in names if name in samples[0]}
