@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from .modeling_jepa import JepaPreTrainedModel
 from .parts import build_part
+from .world_model import WorldModelConfig
 
 Pooling = Literal["auto", "cls", "mean", "pooler"]
 
@@ -82,8 +83,13 @@ def num_prefix_tokens(encoder: nn.Module, num_tokens: int, pixel_values: torch.T
 
 
 def is_video_encoder(model: PreTrainedModel) -> bool:
-    """Whether a model takes clips: V-JEPA in-tree or ours, VideoMAE, ViViT, TimeSformer."""
-    return model.main_input_name == "pixel_values_videos" or hasattr(model.config, "num_frames")
+    """
+    Whether a model takes clips: V-JEPA in-tree or ours, VideoMAE, ViViT, TimeSformer. A world model does not, however
+    many frames it predicts from: its encoder sees them one by one.
+    """
+    if model.main_input_name == "pixel_values_videos":
+        return True
+    return hasattr(model.config, "num_frames") and not isinstance(model.config, WorldModelConfig)
 
 
 def clip_tokens(model: PreTrainedModel, clips: torch.Tensor) -> torch.Tensor:

@@ -33,26 +33,26 @@ from hf_jepa.evaluation.planning_baselines import (
     train_goal_conditioned_cloning,
     train_goal_head,
 )
+from hf_jepa.hub.processors import default_image_processor
 from hf_jepa.models.latent_world_model import ConvEncoderConfig, ConvEncoderModel
 from hf_jepa.planning import CEMPlanner, MPCPolicy
 from hf_jepa.planning.policy import channels_first
 from hf_jepa.training import JepaTrainer, JepaTrainingArguments
-from hf_jepa.training.publishing import write_release
 from hf_jepa.visualization import plot_training_curves
 from trainers.demos.planning_pictures import CAPTIONS, draw_pictures
 from trainers.worlds import two_rooms
 
-EPISODES, LENGTH, STEPS, BATCH, ROLLOUT = 4_000, 16, 1_200, 64, 8
+EPISODES, LENGTH, STEPS, BATCH, ROLLOUT = 4_000, 16, 800, 64, 8
 TASKS, MAX_STEPS, FAR = 100, 72, 0.5
 OURS, COLLAPSED, UNTRAINED = "world model + CEM", "prediction loss only + CEM", "untrained encoder + CEM"
 GCBC, GC_IDM, STRAIGHT, RANDOM = "GCBC", "GC-IDM", "straight line, true position", "random actions"
 # Held-out walks: goals and starts of the splits, and what probes are scored on.
 HELD_OUT = {"validation": 900_001, "test": 900_002}
 PLANNER = {
-    "horizon": 24,
-    "num_samples": 128,
-    "num_iterations": 5,
-    "num_elites": 16,
+    "horizon": 20,
+    "num_samples": 64,
+    "num_iterations": 4,
+    "num_elites": 8,
     "correlation": 0.9,
     "keep_elites": 4,
     "std_floor": 0.05,
@@ -150,8 +150,15 @@ def train(
         report_to=[],
         use_cpu=not torch.cuda.is_available(),
     )
+    processor = default_image_processor(model.encoder.config, config.image_mean, config.image_std)
     windows = TrajectoryWindows(data, ROLLOUT + 1, mean=config.action_mean, std=config.action_std)
-    trainer = JepaTrainer(model=model, args=args, data_collator=collate_windows, train_dataset=windows)
+    trainer = JepaTrainer(
+        model=model,
+        args=args,
+        data_collator=collate_windows,
+        train_dataset=windows,
+        processing_class=processor,
+    )
     trainer.train()
     return model.eval(), trainer
 
@@ -179,7 +186,7 @@ def goal_conditioned(
             model, np.concatenate([data.frames(episode, rows) for episode in episodes[start : start + 50]])
         ).split(LENGTH + 1)
     ]
-    head = train_goal_head(features, data, episodes, *actions, num_steps=int(3000 * share), seed=seed)
+    head = train_goal_head(features, data, episodes, *actions, num_steps=int(2000 * share), seed=seed)
     policies = {GC_IDM: GoalConditionedPolicy(lambda frames: latents_of(model, frames), head, *actions, *bounds)}
 
     torch.manual_seed(seed)
@@ -192,7 +199,7 @@ def goal_conditioned(
         return (channels_first(frames).to(model.device) / 255 - mean) / std
 
     head = train_goal_conditioned_cloning(
-        encoder, pixels, data, episodes, *actions, num_steps=int(1500 * share), batch_size=128, seed=seed
+        encoder, pixels, data, episodes, *actions, num_steps=int(800 * share), batch_size=96, seed=seed
     )
     policies[GCBC] = GoalConditionedPolicy(lambda frames: encoder(pixels(frames)), head, *actions, *bounds)
     return policies
@@ -349,7 +356,7 @@ def main() -> None:
             rows if name == OURS else [{**each, "name": name} for each in rows]
         )
     recipe = {"model": config.to_diff_dict(), "planner": PLANNER | {"execute": EXECUTE}, "steps": int(STEPS * share)}
-    release = write_release(trainer, results, recipe=json.loads(json.dumps(recipe, default=str)), pictures=pictures)
+    release = trainer.write_release(results, recipe=json.loads(json.dumps(recipe, default=str)), pictures=pictures)
 
     print(f"\nGoals in the other room, {len(tasks)} of them, {MAX_STEPS} steps each, {tasks.protocol} protocol")
     print(table(reports))

@@ -10,6 +10,7 @@ from transformers import AutoModelForPreTraining, PreTrainedModel
 
 from ..encoders import is_video_encoder
 from ..regularized import deviations
+from ..world_model import WorldModelConfig
 from .checks import PRETRAINING_FOLDER, check_release, check_weights
 from .processors import default_image_processor, default_video_processor, fit_processor
 from .push import PushError, push_release
@@ -59,6 +60,11 @@ def _trained_at(model: PreTrainedModel) -> dict[str, Any]:
     return {"crop_size": size, **({"frames_per_clip": frames} if frames else {})}
 
 
+def _describe_actions(model: PreTrainedModel) -> dict[str, Any]:
+    """What a card must know of world models, which can be planned with; nothing of others."""
+    return {"action_dim": model.config.action_dim} if isinstance(model.config, WorldModelConfig) else {}
+
+
 def describe_model(model: PreTrainedModel, encoder: PreTrainedModel, which: str) -> dict[str, Any]:
     """The facts of `results["model"]` that the model itself knows."""
     model_type = model.config.model_type
@@ -76,7 +82,9 @@ def describe_model(model: PreTrainedModel, encoder: PreTrainedModel, which: str)
         "num_channels": channels_of(model),
         "pooling": getattr(model.config, "pooling", None),
         **deviations(model.config),
+        **({"needs_hf_jepa": True} if type(encoder).__module__.startswith("hf_jepa.") else {}),
         **_describe_video(model, encoder),
+        **_describe_actions(model),
     }
 
 

@@ -123,6 +123,8 @@ def plot_energy_landscape(
         best = np.unravel_index(np.argmin(energies[row]), energies[row].shape)
         axis.plot(grid[best[1]], grid[best[0]], "x", color="white", markersize=7, label="lowest")
         axis.plot(*chosen[row], "o", color=PALETTE[1], markersize=6, markeredgecolor="white", label="planner's")
+        ticks = np.round([grid[0], 0, grid[-1]], 3)
+        axis.set(xticks=ticks, yticks=ticks)
         axis.tick_params(labelsize=7)
         axis.set_xlabel(axis_labels[0], fontsize=8)
         axis.set_ylabel(axis_labels[1], fontsize=8)
