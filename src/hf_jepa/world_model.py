@@ -5,9 +5,9 @@ from typing import Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
 from .objectives.inputs import check_finite
+from .parts import CompositeConfig
 
 Norm = Literal["l1", "l2"]
 Over = Literal["last", "path"]
@@ -20,7 +20,7 @@ _ROUNDING = 1e-4
 
 
 @strict
-class WorldModelConfig(PreTrainedConfig):
+class WorldModelConfig(CompositeConfig):
     r"""
     What every world model's config says of its actions: without it a checkpoint cannot be planned with.
 

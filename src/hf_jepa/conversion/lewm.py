@@ -225,7 +225,7 @@ def _infer_config(
         predictor_head_dim=inner // predictor_heads,
         predictor_intermediate_size=shape("predictor.transformer.layers.0.mlp.net.1.weight", 2)[0],
         predictor_dropout=predictor.get("dropout", 0.1),
-        num_frames=shape(_POSITIONS, 3)[1],
+        context_frames=shape(_POSITIONS, 3)[1],
         **({"inverse_hidden_size": shape("inverse_model.net.0.weight", 2)[0]} if inverse else {}),
         **_read_statistics(statistics, shape(_POINTWISE, 3)[1]),
     )

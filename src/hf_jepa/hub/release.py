@@ -104,7 +104,8 @@ def note_trained_size(
     Raises:
         `ValueError`: naming the size, or the processor's statistics, and the way out.
     """
-    if not hasattr(model, "export_encoder"):
+    # A world model makes frames of any size its encoder's, or takes them as its encoder does.
+    if not hasattr(model, "export_encoder") or isinstance(model.config, WorldModelConfig):
         return
     size = view_size(pixels)
     check_releasable(model, size)

@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from .processors import default_image_processor, default_processor
-from .release import staged_release
+from .processors import default_processor, fit_processor
+from .staging import staged_release
 
 _STATISTICS = ("frameskip", "action_mean", "action_std", "action_low", "action_high", "proprio_names")
 
@@ -56,7 +56,8 @@ def save_world_model(
         model (`PreTrainedModel`): whose class is a [`~hf_jepa.world_model.WorldModelMixin`].
         folder (`str` or `PathLike`): where to write; files of an earlier release are replaced.
         results (`dict`): as for [`~hf_jepa.hub.save_release`]; the model's own facts are added.
-        processor (*optional*): the image processor; by default the encoder's size with the config's pixel statistics.
+        processor (*optional*): the image processor; by default, and if it makes another size, the encoder's size with
+            the config's pixel statistics.
         recipe (`dict`, *optional*): the resolved recipe.
         pictures (`Sequence` of paths): copied to the root.
 
@@ -64,16 +65,13 @@ def save_world_model(
         The folder.
 
     Raises:
-        `ValueError`: for a model without action statistics, a picture that does not exist, or a release that fails
-            [`~hf_jepa.hub.check_release`].
+        `ValueError`: for a processor of another number of channels, a picture that does not exist, or a release that
+            fails [`~hf_jepa.hub.check_release`].
     """
-    model.require_statistics()
     if processor is None:
-        config = model.config
-        if getattr(config, "image_mean", None) is None:
-            processor = default_processor(model)
-        else:
-            processor = default_image_processor(config.encoder_config, config.image_mean, config.image_std)
+        statistics = {name: getattr(model.config, name, None) for name in ("image_mean", "image_std")}
+        processor = default_processor(model, **statistics)
+    processor = fit_processor(processor, model)
     results = results | {"model": {**results.get("model", {}), **describe_world_model(model)}}
     with staged_release(folder, results, recipe, pictures) as staged:
         model.save_pretrained(staged)

@@ -8,6 +8,7 @@ from .clip_masks import plot_clip_masks
 from .collapse import plot_collapse
 from .curves import plot_training_curves
 from .features import pca_colors, plot_feature_pca, plot_prediction_similarity
+from .fork import plot_fork
 from .masks import plot_masks, plot_retrieval
 from .pairs import plot_displacement_spectra
 from .stream import plot_ranked_texts, plot_stream
@@ -20,6 +21,7 @@ __all__ = [
     "plot_collapse",
     "plot_displacement_spectra",
     "plot_feature_pca",
+    "plot_fork",
     "plot_masks",
     "plot_neighbours",
     "plot_prediction_similarity",

@@ -61,7 +61,7 @@ def lewm_config(facts: dict[str, Any], **changes: Any) -> LatentWorldModelConfig
         "predictor_head_dim": facts["p_dim_head"],
         "predictor_intermediate_size": facts["p_mlp"],
         "predictor_dropout": 0.0,
-        "num_frames": facts["num_frames"],
+        "context_frames": facts["num_frames"],
         "frameskip": facts["frameskip"],
         "action_dim": facts["frameskip"] * facts["a_dim"],
     }

@@ -92,7 +92,7 @@ def test_rollout_and_cost(case, model, context, use_cache):
 def test_rollout_with_a_window_of_one_frame(case):
     weights = case.group("weights/")
     weights["predictor.pos_embedding"] = weights["predictor.pos_embedding"][:, :1]
-    model = lewm_model(weights, lewm_config(case.config, num_frames=1))
+    model = lewm_model(weights, lewm_config(case.config, context_frames=1))
     latents = model.encode(case["plan/pixels_uint8"][:, -1:])
     imagined = model.rollout(latents, case["plan/candidates"].flatten(0, 1))
     assert_close(imagined.squeeze(2).unflatten(0, (2, 4)), case["rollout1/predicted_emb_window1"][:, :, 1:])

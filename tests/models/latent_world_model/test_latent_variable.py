@@ -156,7 +156,7 @@ def test_rollout_takes_the_variable(kind):
 
 def test_transformers_tell_a_continuous_variable_of_every_frame():
     changes = {"predictor_num_hidden_layers": 1, "predictor_num_attention_heads": 2, "predictor_head_dim": 4}
-    model = build("noisy", predictor_type="transformer", num_frames=3, predictor_intermediate_size=8, **changes)
+    model = build("noisy", predictor_type="transformer", context_frames=3, predictor_intermediate_size=8, **changes)
     frames, actions = batch()
     model(frames, actions).loss.backward()
     latents = model.eval().encode(frames).detach()

@@ -62,8 +62,8 @@ MODELS = {
     "residual_mlp": lambda: build(),
     "mlp": lambda: build(predictor_type="mlp", latent_space="tanh"),
     "gru": lambda: build(predictor_type="gru", latent_space="layer_norm"),
-    "transformer": lambda: build(num_frames=10, projector_hidden_size=16, **TRANSFORMER),
-    "dino_wm": lambda: dino_wm(num_frames=10),
+    "transformer": lambda: build(context_frames=10, projector_hidden_size=16, **TRANSFORMER),
+    "dino_wm": lambda: dino_wm(context_frames=10),
 }
 
 
@@ -101,7 +101,7 @@ def test_rollout_is_causal_and_agrees_with_teacher_forcing(name):
 @pytest.mark.parametrize("kind", ["adaln", "patches"])
 @torch.no_grad()
 def test_cache_changes_nothing(kind, context, window, horizon):
-    model = build(num_frames=window, **TRANSFORMER) if kind == "adaln" else dino_wm(num_frames=window)
+    model = build(context_frames=window, **TRANSFORMER) if kind == "adaln" else dino_wm(context_frames=window)
     shake(model)
     frames, past, proprio = batch_for(model, batch=2, time=context)
     candidates = torch.randn(6, horizon, model.config.action_dim)
@@ -320,8 +320,8 @@ def test_refuses_what_does_not_fit():
         model.rollout(latents[:, :1], actions.clamp(-1, 1), torch.zeros(3, 1, 2))
     with pytest.raises(ValueError, match="at least 5 frames, got 4"):
         build(rollout_steps=4)(frames, actions)
-    with pytest.raises(ValueError, match="3 frames to predict from is longer than the 2"):
-        build(num_frames=2, **TRANSFORMER)(frames, actions)
+    with pytest.raises(ValueError, match="3 frames to predict from is longer than the predictor sees, 2"):
+        build(context_frames=2, **TRANSFORMER)(frames, actions)
     patches = dino_wm()
     with pytest.raises(ValueError, match="has 3 numbers|3 numbers of proprioception"):
         patches.encode(torch.randn(1, 1, 3, 24, 24))
@@ -334,13 +334,16 @@ def test_refuses_what_does_not_fit():
     [
         ({"sigreg_weight": -1.0}, "not negative"),
         ({"variance_weight": float("nan")}, "not negative"),
-        ({"num_frames": 2}, "the transformer's"),
+        ({"context_frames": 2}, "the transformer's"),
         ({"pooling": "patches"}, "needs `predictor_type"),
         ({"image_mean": [0.5]}, "go together"),
         ({"proprio_dim": 2, "proprio_mean": [0.0], "proprio_std": [1.0]}, "must hold 2"),
         ({"proprio_dim": 2, "proprio_names": ["x"]}, "must name 2"),
         ({"latent_variable": "noisy", "rollout_steps": 2}, "must be 1"),
-        ({"latent_variable": "discrete", "num_frames": 2, "predictor_type": "transformer"}, "set `num_frames` to 1"),
+        (
+            {"latent_variable": "discrete", "context_frames": 2, "predictor_type": "transformer"},
+            "set `context_frames` to 1",
+        ),
         ({"num_codes": 0}, "at least 1"),
         ({"predictor_dropout": 1.0}, "must lie in"),
     ],
@@ -369,7 +372,7 @@ def test_prediction_alone_is_warned_of(monkeypatch):
 
 
 def test_one_training_step_under_bfloat16_autocast():
-    model = build(inverse_dynamics_weight=1.0, variance_weight=1.0, num_frames=3, **TRANSFORMER)
+    model = build(inverse_dynamics_weight=1.0, variance_weight=1.0, context_frames=3, **TRANSFORMER)
     frames, actions, _ = batch_for(model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(frames, actions)

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModel
 
 from hf_jepa import ConvEncoderConfig, JepaTrainer, JepaTrainingArguments, LatentWorldModel, LatentWorldModelConfig
+from hf_jepa.hub.world_release import save_world_model
 
 
 class Walks(torch.utils.data.Dataset):
@@ -91,3 +93,19 @@ def test_latent_variables_train_and_resume(tmp_path, kind):
     for name, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value), name
         assert name in saved
+
+
+def test_release_is_the_whole_model(tmp_path):
+    trainer = trainer_for(build(), tmp_path / "run", max_steps=2, save_strategy="no")
+    trainer.train()
+    folder = trainer.write_release()
+    loaded = AutoModel.from_pretrained(folder)
+    assert isinstance(loaded, LatentWorldModel)
+    batch = collate([Walks()[0], Walks()[1]])
+    assert torch.equal(loaded.encode(batch["pixel_values"]), trainer.model.eval().encode(batch["pixel_values"]))
+    card = (folder / "README.md").read_text()
+    assert "inverse dynamics of weight 1.0" in card
+    assert "was not recorded" in card
+    model = build(action_mean=[0.0, 0.0], action_std=[1.0, 1.0])
+    save_world_model(model, tmp_path / "planned", results={"model": {"name": "planned"}, "licence": "mit"})
+    assert "action std | 1.0, 1.0" in (tmp_path / "planned" / "README.md").read_text()

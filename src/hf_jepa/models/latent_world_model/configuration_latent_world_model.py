@@ -45,7 +45,7 @@ class LatentWorldModelConfig(WorldModelConfig):
             (`int`), predictor_dropout (`float`): of the transformer.
         action_embedding_size (`int`, *optional*): channels that the action takes beside every token of the
             transformer (DINO-WM); `None` conditions it through AdaLN-zero (LeWM).
-        num_frames (`int`, defaults to 1): frames that the transformer sees. Longer rollouts slide this window.
+        context_frames (`int`, defaults to 1): frames that the transformer sees. Longer rollouts slide this window.
         rollout_steps (`int`, defaults to 1): 1: every frame of a window is predicted from the true frames before it.
             More: that many frames are predicted from the first one, each from the predictions before it, with
             gradient through all.
@@ -93,7 +93,7 @@ class LatentWorldModelConfig(WorldModelConfig):
     predictor_intermediate_size: int = 2048
     predictor_dropout: float | int = 0.0
     action_embedding_size: int | None = None
-    num_frames: int = 1
+    context_frames: int = 1
     rollout_steps: int = 1
     sigreg_weight: float | int = 0.0
     inverse_dynamics_weight: float | int = 0.0
@@ -157,7 +157,7 @@ class LatentWorldModelConfig(WorldModelConfig):
                 continue
             if name.endswith("_weight") and not 0 <= value < float("inf"):
                 raise ValueError(f"`{name}` must be a finite number that is not negative, got {value}.")
-            sized = name.endswith(("_size", "_head_dim", "num_frames", "rollout_steps", "num_slices", "num_codes"))
+            sized = name.endswith(("_size", "_head_dim", "context_frames", "rollout_steps", "num_slices", "num_codes"))
             if sized and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
         if not 0 <= self.predictor_dropout < 1:
@@ -179,19 +179,19 @@ class LatentWorldModelConfig(WorldModelConfig):
 
     def validate_choices(self) -> None:
         """Refuses choices that exclude each other, and warns of latents that nothing keeps from collapsing."""
-        if self.predictor_type != "transformer" and (self.num_frames > 1 or self.action_embedding_size):
+        if self.predictor_type != "transformer" and (self.context_frames > 1 or self.action_embedding_size):
             raise ValueError(
-                f"`num_frames` and `action_embedding_size` are the transformer's; predictor_type=\""
+                f"`context_frames` and `action_embedding_size` are the transformer's; predictor_type=\""
                 f'{self.predictor_type}" sees one frame and its action.'
             )
         if self.predictor_type != "transformer" and self.pooling == "patches":
             raise ValueError(
                 '`pooling="patches"` needs `predictor_type="transformer"`: tokens have to see each other.'
             )
-        if self.latent_variable == "discrete" and self.num_frames > 1:
+        if self.latent_variable == "discrete" and self.context_frames > 1:
             raise ValueError(
                 "The best code of a frame depends on those of the frames that the transformer sees before it: with "
-                '`latent_variable="discrete"` set `num_frames` to 1.'
+                '`latent_variable="discrete"` set `context_frames` to 1.'
             )
         if self.latent_variable != "none" and self.rollout_steps > 1:
             raise ValueError(

@@ -11,6 +11,7 @@ from ...encoders import patch_tokens, pooled_output, resolve_pooling, run_encode
 from ...modeling_jepa import JepaOutput, JepaPreTrainedModel
 from ...objectives import SIGReg
 from ...objectives.inputs import at_least_float32
+from ...parts import build_part
 from ...world_model import WorldModelMixin
 from .configuration_latent_world_model import LatentWorldModelConfig
 from .latent_variable import LatentCodes, build_latent_variable
@@ -55,7 +56,7 @@ class LatentWorldModel(WorldModelMixin, JepaPreTrainedModel):
 
     def __init__(self, config: LatentWorldModelConfig):
         super().__init__(config)
-        self.encoder = AutoModel.from_config(config.encoder_config)
+        self.encoder = build_part(config.encoder_config)
         if not isinstance(self.encoder, PreTrainedModel):
             raise ValueError(f"`encoder_config` builds a {type(self.encoder).__name__}, which is no vision encoder.")
         self.supports_gradient_checkpointing = self.encoder.supports_gradient_checkpointing
@@ -104,7 +105,7 @@ class LatentWorldModel(WorldModelMixin, JepaPreTrainedModel):
             width,
             config.condition_size,
             config.num_tokens,
-            config.num_frames,
+            config.context_frames,
             config.predictor_num_hidden_layers,
             config.predictor_num_attention_heads,
             config.predictor_head_dim,
@@ -298,10 +299,10 @@ class LatentWorldModel(WorldModelMixin, JepaPreTrainedModel):
         """Every frame's next one, from it and those before it: `(batch, frames, tokens, width)`."""
         if self.predictor.is_markov:
             return self._finish(self.predictor(latents, conditions))
-        if latents.shape[1] > self.config.num_frames:
+        if latents.shape[1] > self.config.context_frames:
             raise ValueError(
-                f"A window of {latents.shape[1]} frames to predict from is longer than the {self.config.num_frames} "
-                "that the predictor sees: cut it, or build the model with a larger `num_frames`."
+                f"A window of {latents.shape[1]} frames to predict from is longer than the predictor sees, "
+                f"{self.config.context_frames}: cut it, or build the model with a larger `context_frames`."
             )
         return self._finish(self.predictor(latents, conditions)[0])
 
@@ -319,7 +320,7 @@ class LatentWorldModel(WorldModelMixin, JepaPreTrainedModel):
                 state = self._predict(state, conditions[:, step : step + 1])
                 predictions.append(state)
             return torch.cat(predictions, dim=1)
-        window = self.config.num_frames
+        window = self.config.context_frames
         latents = latents[:, -window:]
         context = latents.shape[1]
         past = past[:, past.shape[1] - (context - 1) :]
@@ -359,8 +360,8 @@ class LatentWorldModel(WorldModelMixin, JepaPreTrainedModel):
             actions (`torch.FloatTensor` of shape `(batch * candidates, horizon, action_dim)`): in the model's units,
                 from the last context frame on; the candidates of one example follow one another.
             states, extrinsics (`None`): other world models'.
-            use_cache (`bool`): whether the transformer keeps keys and values while its window of `num_frames` fills;
-                once the window slides, positions change and it is read anew.
+            use_cache (`bool`): whether the transformer keeps keys and values while its window of `context_frames`
+                fills; once the window slides, positions change and it is read anew.
             past_actions (`torch.FloatTensor` of shape `(batch, context - 1, action_dim)`, *optional*): that led from
                 each context frame to the next; needed with more than one.
             z (`torch.Tensor` of shape `(batch * candidates, horizon)`, int64 codes, or `(batch * candidates, horizon,

@@ -36,8 +36,8 @@ _IMPALA = {
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "lewm": {**_LEWM, "num_frames": 3, "sigreg_weight": 0.09},
-    "smwm": {**_LEWM, "num_frames": 1, "inverse_dynamics_weight": 10.0},
+    "lewm": {**_LEWM, "context_frames": 3, "sigreg_weight": 0.09},
+    "smwm": {**_LEWM, "context_frames": 1, "inverse_dynamics_weight": 10.0},
     "pldm": {
         "encoder_config": _IMPALA,
         "predictor_type": "gru",
@@ -76,7 +76,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pooling": "patches",
         "predictor_type": "transformer",
         "predictor_dropout": 0.1,
-        "num_frames": 3,
+        "context_frames": 3,
         "action_embedding_size": 10,
         "frameskip": 5,
         "action_dim": 10,
