@@ -109,9 +109,7 @@ def train_arm(arm: str, encoder: LatentWorldModel, seed: int, steps: int = FORK_
 
 @torch.no_grad()
 def both_ways(model: LatentWorldModel, frames: Tensor, actions: Tensor, places: Tensor) -> dict[str, Tensor]:
-    """
-    First frames' latents `now` `(n, d)`, and latents of both frames that may follow, `ways` `(2, n, d)`, left first.
-    """
+    """First frames' latents `now` `(n, d)`, and those of both frames that may follow, `ways` `(2, n, d)`, left first."""
     far = NEAREST + (actions[:, 0] + 1) / 2 * (FARTHEST - NEAREST)
     after = torch.stack([places[:, 0] + far * direction for direction in _directions()])
     ways = model.encode(render(after.flatten(0, 1))[:, None])[:, 0, 0].unflatten(0, (2, -1))
@@ -229,12 +227,9 @@ def _shape_of(energy: Tensor) -> dict[str, Any]:
     """Where a median curve over [`LINE`] has its minima, and its energy at both ends and in the middle."""
     inner = energy[1:-1]
     minima = ((inner < energy[:-2]) & (inner < energy[2:])).nonzero().flatten() + 1
-    at = {name: float(energy[(LINE - share).abs().argmin()]) for name, share in (("first", 0), ("middle", 0.5))}
-    return {
-        "minima": [round(float(LINE[i]), 3) for i in minima],
-        **at,
-        "second": float(energy[(LINE - 1).abs().argmin()]),
-    }
+    shares = {"left": 0.0, "middle": 0.5, "right": 1.0}
+    at = {name: float(energy[(LINE - share).abs().argmin()]) for name, share in shares.items()}
+    return {"minima": [round(float(LINE[i]), 3) for i in minima], **at}
 
 
 def table(runs: list[dict[str, Any]]) -> str:
