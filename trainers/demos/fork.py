@@ -29,7 +29,7 @@ SIDE, DOT, FRAMES = 24, 1.5, 4
 WALK_STEPS, FORK_STEPS, BATCH, TEST = 500, 400, 64, 512
 # Shares of the way between the two predictions at which the energy is read.
 LINE = torch.linspace(-0.5, 1.5, 81)
-NEAREST, FARTHEST = 0.1, 0.2
+NEAREST, FARTHEST = 0.1, 0.16
 ARMS: dict[str, dict[str, Any]] = {
     "no variable": {},
     "two codes": {"latent_variable": "discrete", "num_codes": 2, "code_annealing_steps": FORK_STEPS // 4},
@@ -58,7 +58,8 @@ def forks(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tenso
     """Frames, how far each step goes `(n, t - 1, 1)` (in [-1, 1]), places, the hidden side `(n, t - 1)`, 0 left."""
     far = NEAREST + (FARTHEST - NEAREST) * torch.rand(count, FRAMES - 1, 1, generator=generator)
     side = torch.randint(0, 2, (count, FRAMES - 1), generator=generator)
-    start = torch.tensor([0.35, 0.1]) + 0.3 * torch.rand(count, 1, 2, generator=generator)
+    # However it turns, the dot stays where the encoder has seen it.
+    start = torch.tensor([0.42, 0.1]) + torch.tensor([0.16, 0.4]) * torch.rand(count, 1, 2, generator=generator)
     path = torch.cat([start, start + (far * _directions()[side]).cumsum(dim=1)], dim=1)
     frames = render(path.flatten(0, 1)).unflatten(0, (count, FRAMES))
     return frames, (far - NEAREST) / (FARTHEST - NEAREST) * 2 - 1, path, side
@@ -109,7 +110,7 @@ def train_arm(arm: str, encoder: LatentWorldModel, seed: int, steps: int = FORK_
 
 @torch.no_grad()
 def both_ways(model: LatentWorldModel, frames: Tensor, actions: Tensor, places: Tensor) -> dict[str, Tensor]:
-    """First frames' latents `now` `(n, d)`, and those of both frames that may follow, `ways` `(2, n, d)`, left first."""
+    """Latents of first frames, `now` `(n, d)`, and of both frames that may follow, `ways` `(2, n, d)`, left first."""
     far = NEAREST + (actions[:, 0] + 1) / 2 * (FARTHEST - NEAREST)
     after = torch.stack([places[:, 0] + far * direction for direction in _directions()])
     ways = model.encode(render(after.flatten(0, 1))[:, None])[:, 0, 0].unflatten(0, (2, -1))
