@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
 from hf_jepa.cli import main
 from hf_jepa.conversion.lewm import convert_lewm_checkpoint, export_original_checkpoint
@@ -42,7 +42,8 @@ def test_converts_by_command_and_gives_the_recorded_numbers(source, tmp_path, go
     assert main(["convert", "lewm", str(source), str(output), "--statistics", statistics, "--license", "mit"]) == 0
     assert "wrote" in capsys.readouterr().out
     check_release(output)
-    model = AutoModel.from_pretrained(output).eval()
+    model = AutoModelForPreTraining.from_pretrained(output, subfolder="pretraining").eval()
+    encoder = AutoModel.from_pretrained(output).eval()
     tensors = load_file(golden_dir / "lewm_forward.safetensors")
     with torch.no_grad():
         latents = model.encode(tensors["input/pixels"])
@@ -59,8 +60,12 @@ def test_converts_by_command_and_gives_the_recorded_numbers(source, tmp_path, go
     processor = AutoImageProcessor.from_pretrained(output)
     assert list(processor.image_mean) == model.config.image_mean
     card = (output / "README.md").read_text()
-    assert "frameskip | 2" in card
+    assert "4) actions in the environment's units" in card
     assert "weights.pt" in card
+    with torch.no_grad():
+        tokens = encoder(tensors["input/pixels"].flatten(0, 1)).last_hidden_state
+    expected = tensors["eval/cls"].flatten(0, 1)
+    assert (tokens[:, 0] - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_comes_back_as_it_was(source, tmp_path):
@@ -148,7 +153,7 @@ def test_sensorimotor_models_keep_their_inverse_model(golden_dir, source, tmp_pa
     published["predictor"]["heads"] = 2
     (source / "config.json").write_text(json.dumps(published))
     output = convert_lewm_checkpoint(source, tmp_path / "released", statistics=tmp_path / "statistics.json")
-    model = AutoModel.from_pretrained(output)
+    model = AutoModelForPreTraining.from_pretrained(output, subfolder="pretraining")
     assert torch.equal(model.inverse_model.layers[4].bias, weights["inverse_model.net.4.bias"])
     assert export_original_checkpoint(output, tmp_path / "weights.pt").is_file()
 

@@ -19,7 +19,7 @@ import torch
 from transformers import ViTConfig
 from transformers.utils import logging
 
-from ..hub.world_release import save_world_model
+from ..hub.release import save_release
 from ..models.latent_world_model import LatentWorldModel, LatentWorldModelConfig
 from .key_maps import convert_groups, count_blocks, load_converted, read_groups, shape_of
 from .original_files import load_original_checkpoint, sha256_of
@@ -241,8 +241,8 @@ def convert_lewm_checkpoint(
     licence: str = "unknown",
 ) -> Path:
     """
-    Converts a published LeWM (or SMWM) folder into a release that `AutoModel.from_pretrained` loads after
-    `import hf_jepa`.
+    Converts a published LeWM (or SMWM) folder into a release: the encoder at the root in its in-tree format, the whole
+    world model under `pretraining/`, with what its actions mean in its config.
 
     Args:
         path (`str` or `PathLike`): the folder with `weights.pt` and `config.json`.
@@ -272,11 +272,11 @@ def convert_lewm_checkpoint(
     if unexpected or not set(missing) <= {"sigreg.global_step"}:
         raise ValueError(f"The converted tensors leave out {missing} and add {unexpected}; nothing was written.")
     results = {
-        "model": {"name": Path(output_dir).resolve().name},
+        "model": {"name": Path(output_dir).resolve().name, "family": config.model_type},
         "licence": licence,
         "conversion": {"file": file.name, "sha256": sha256_of(file)},
     }
-    return save_world_model(model.eval(), output_dir, results=results)
+    return save_release(model.eval(), output_dir, results=results)
 
 
 def export_original_checkpoint(folder: str | os.PathLike, path: str | os.PathLike) -> Path:

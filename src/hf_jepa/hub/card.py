@@ -14,8 +14,7 @@ from ..methods import METHODS, Method
 _TEMPLATE = Path(__file__).with_name("card_template.md")
 _TEXT_TEMPLATE = Path(__file__).with_name("card_text_template.md")
 _VL_TEMPLATE = Path(__file__).with_name("card_vl_template.md")
-_WORLD_TEMPLATE = Path(__file__).with_name("card_world_template.md")
-_TEMPLATES = {"text": _TEXT_TEMPLATE, "vision-language": _VL_TEMPLATE, "world-model": _WORLD_TEMPLATE}
+_TEMPLATES = {"text": _TEXT_TEMPLATE, "vision-language": _VL_TEMPLATE}
 NOT_EVALUATED = "not evaluated"
 NOT_MEASURED = "not measured"
 _ROW = ("task", "dataset", "split", "features", "metric")
@@ -74,7 +73,6 @@ def _pipeline(results: dict[str, Any]) -> str:
         return "video-classification"
     # The Hub has no task for the features of videos alone, nor for those of images and texts together.
     pipelines = {"text": "text-generation", "video": "feature-extraction", "vision-language": "feature-extraction"}
-    pipelines["world-model"] = "robotics"
     return pipelines.get(results["model"].get("modality"), "image-feature-extraction")
 
 

@@ -124,8 +124,11 @@ def default_processor(model: PreTrainedModel, **statistics: Sequence[float] | No
 
     Args:
         model: An image model with an `image_size`, or a video model with a `crop_size`, of its own or its encoder's.
-        statistics: `image_mean` and `image_std`.
+        statistics: `image_mean` and `image_std`; by default the config's own, where it has them.
     """
+    for name in ("image_mean", "image_std"):
+        if statistics.get(name) is None:
+            statistics[name] = getattr(model.config, name, None)
     size, channels = released_size(model), channels_of(model)
     if is_video_encoder(model):
         return default_video_processor(size, channels=channels, **statistics)

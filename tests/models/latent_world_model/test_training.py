@@ -3,10 +3,9 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel
+from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
 from hf_jepa import ConvEncoderConfig, JepaTrainer, JepaTrainingArguments, LatentWorldModel, LatentWorldModelConfig
-from hf_jepa.hub.world_release import save_world_model
 
 
 class Walks(torch.utils.data.Dataset):
@@ -95,17 +94,18 @@ def test_latent_variables_train_and_resume(tmp_path, kind):
         assert name in saved
 
 
-def test_release_is_the_whole_model(tmp_path):
+def test_release_holds_the_whole_model_and_its_pixel_statistics(tmp_path):
     trainer = trainer_for(build(), tmp_path / "run", max_steps=2, save_strategy="no")
     trainer.train()
     folder = trainer.write_release()
-    loaded = AutoModel.from_pretrained(folder)
+    loaded = AutoModelForPreTraining.from_pretrained(folder, subfolder="pretraining")
     assert isinstance(loaded, LatentWorldModel)
     batch = collate([Walks()[0], Walks()[1]])
-    assert torch.equal(loaded.encode(batch["pixel_values"]), trainer.model.eval().encode(batch["pixel_values"]))
-    card = (folder / "README.md").read_text()
-    assert "inverse dynamics of weight 1.0" in card
-    assert "was not recorded" in card
-    model = build(action_mean=[0.0, 0.0], action_std=[1.0, 1.0])
-    save_world_model(model, tmp_path / "planned", results={"model": {"name": "planned"}, "licence": "mit"})
-    assert "action std | 1.0, 1.0" in (tmp_path / "planned" / "README.md").read_text()
+    latents = trainer.model.eval().encode(batch["pixel_values"])
+    assert torch.equal(loaded.encode(batch["pixel_values"]), latents)
+    processor = AutoImageProcessor.from_pretrained(folder)
+    assert (list(processor.image_mean), list(processor.image_std)) == ([0.1], [0.5])
+    encoder = AutoModel.from_pretrained(folder).eval()
+    frames = batch["pixel_values"].flatten(0, 1)
+    pixels = processor(list(frames), return_tensors="pt", input_data_format="channels_first")["pixel_values"]
+    torch.testing.assert_close(encoder(pixels).pooler_output.view_as(latents), latents)

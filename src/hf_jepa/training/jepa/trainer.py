@@ -13,8 +13,6 @@ from transformers.utils import logging
 from ...data import MixedVideoDataset, SeededImageStream
 from ...data.dataset import SeededDataset
 from ...hub.release import note_trained_size, save_release
-from ...hub.world_release import save_world_model
-from ...world_model import WorldModelMixin
 from .. import checkpoints
 from ..base_trainer import BaseTrainer, refuse_half_precision
 from ..callbacks import (
@@ -373,8 +371,8 @@ class JepaTrainer(BaseTrainer):
     # ---- Publishing ----
 
     def _save_release(self, model: PreTrainedModel, folder: Path, results: Any, recipe: Any, pictures: Any) -> None:
-        save = save_world_model if isinstance(model, WorldModelMixin) else save_release
-        save(model, folder, results=results, processor=self.processing_class, recipe=recipe, pictures=pictures)
+        processor = self.processing_class
+        save_release(model, folder, results=results, processor=processor, recipe=recipe, pictures=pictures)
 
     def _reported(self, rows: Any) -> list[dict[str, Any]]:
         features = f"mean-pooled {'target ' * self.has_target}encoder tokens"
