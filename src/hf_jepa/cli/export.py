@@ -22,6 +22,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--results", type=Path, help="results.json of the run, for the card")
     parser.add_argument("--license", dest="licence", help="of the weights; known where the source has a results.json")
     parser.add_argument("--keep-predictor-tokens", action="store_true", help="LLM-JEPA: of the vocabulary, if any")
+    parser.add_argument("--merge-adapter", action="store_true", help="LLM-JEPA: a whole model, not the adapter alone")
     statistics = "for a checkpoint without an image processor (default: ImageNet's)"
     parser.add_argument(
         "--image-mean", type=float, nargs="+", default=[0.485, 0.456, 0.406], metavar="M", help=statistics
@@ -55,8 +56,8 @@ def run(args: argparse.Namespace) -> None:
     results["model"] = {"name": args.output.resolve().name} | results.get("model", {})
     if model.config.model_type == "llm_jepa":
         tokenizer = AutoTokenizer.from_pretrained(args.checkpoint, subfolder=args.subfolder)
-        keep = args.keep_predictor_tokens
-        folder = save_text_release(model, args.output, tokenizer, results, keep_predictor_tokens=keep)
+        options = {"merge_adapter": args.merge_adapter, "keep_predictor_tokens": args.keep_predictor_tokens}
+        folder = save_text_release(model, args.output, tokenizer, results, **options)
         print(f"wrote {folder} (a causal language model for plain transformers)")
         return
     processor = saved_processor(model, folders)

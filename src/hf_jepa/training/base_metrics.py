@@ -42,7 +42,15 @@ class RunningTerms:
         """Seconds of training since the last reset."""
         return max(time.perf_counter() - self._since - self._paused, 1e-9)
 
-    def _add(self, terms: dict[str, torch.Tensor], loss: torch.Tensor, step: int) -> None:
+    def add(self, terms: dict[str, torch.Tensor], loss: torch.Tensor, step: int) -> None:
+        """
+        Adds the loss of a micro-batch.
+
+        Args:
+            terms (`dict[str, torch.Tensor]`): what it is made of, scalars by name.
+            loss (`torch.FloatTensor` of shape `()`).
+            step (`int`): 0-based index of the optimizer update.
+        """
         for name, value in terms.items():
             value = value.detach().float()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
@@ -68,6 +76,13 @@ class RunningTerms:
         if self._first_bad is None:
             return None
         return _as_step(accelerator.gather(self._first_bad[None]).min().item())
+
+
+@torch.no_grad()
+def has_finite_weights(model: torch.nn.Module) -> bool:
+    """Whether all trained weights are finite: a last update may spoil them after a loss that was. Synchronises."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return all(torch.stack([torch.isfinite(parameter).all() for parameter in trained]).tolist()) if trained else True
 
 
 def non_finite_entry(first_bad: torch.Tensor) -> dict[str, int]:

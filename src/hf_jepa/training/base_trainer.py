@@ -15,7 +15,7 @@ from transformers.utils import PushInProgress, logging
 from ..data import CountedSampler
 from ..hub.release import push_release
 from . import checkpoints
-from .base_metrics import RunningTerms
+from .base_metrics import RunningTerms, has_finite_weights
 from .callbacks import GuardCallback, SamplerEpochCallback, StepSeedCallback, TargetEMACallback
 from .checkpoint_trainer import SafeCheckpointTrainer
 from .draws import DrawSeededDataset
@@ -230,6 +230,8 @@ class BaseTrainer(SafeCheckpointTrainer):
 
     def _raise_if_non_finite(self) -> None:
         step = self.metrics.first_non_finite_step(self.accelerator)
+        if step is None and not self._is_sharded and not has_finite_weights(self.model):
+            step = max(self.state.global_step - 1, 0)
         if step is not None:
             raise self.guard.report_non_finite(self.args, self.state, step, float("nan"), None)
 

@@ -34,10 +34,11 @@ class NonFiniteLossError(ArithmeticError):
 
     def __init__(self, step: int, loss: float, grad_norm: float | None = None, report: Path | None = None) -> None:
         self.step, self.loss, self.grad_norm, self.report = step, loss, grad_norm, report
+        where = "" if report is None else f" Details: {report}; look at the samples listed there."
         super().__init__(
             f"The loss became {loss} at update {step} (gradient norm {grad_norm}); training was stopped and no "
-            f"checkpoint of these weights was written. Details: {report}. Lower `learning_rate`, lengthen the warmup, "
-            "or look at the images listed there, then resume from the last checkpoint."
+            f"checkpoint of these weights was written.{where} Lower `learning_rate` or lengthen the warmup, then "
+            "resume from the last checkpoint, if there is one."
         )
 
 

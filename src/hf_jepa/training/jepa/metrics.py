@@ -44,7 +44,7 @@ class StepMetrics(RunningTerms):
                 values[name] = torch.stack([_token_std(tensor) for tensor in tensors]).mean()
         if getattr(outputs, "projections", None) is not None:
             values["projector_std"] = feature_std(outputs.projections.detach().transpose(0, 1))
-        self._add(values, outputs.loss, step)
+        self.add(values, outputs.loss, step)
         if pixel_values is None:
             self._images += len(outputs.targets[0])
             return

@@ -32,7 +32,7 @@ class PairMetrics(RunningTerms):
             document (`torch.LongTensor` of shape `(rows, length)`): of the batch; negative where nothing stands.
             step (`int`): 0-based index of the optimizer update.
         """
-        self._add(outputs.loss_components, outputs.loss, step)
+        self.add(outputs.loss_components, outputs.loss, step)
         self._tokens = self._tokens + (document >= 0).sum()
         if outputs.text_embeddings is not None and self.max_rows:
             triple = (outputs.text_embeddings, outputs.predicted_embeddings, outputs.code_embeddings)

@@ -9,6 +9,8 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from ...models.vl_jepa import VLJepaModel, VLJepaProcessor
+from ..base_metrics import RunningTerms, has_finite_weights
+from ..callbacks import NonFiniteLossError
 
 
 def train_y_decoder(
@@ -37,6 +39,7 @@ def train_y_decoder(
 
     Raises:
         ValueError: without a Y-decoder, its tokenizer or texts, for embeddings of another shape, or checkpoints.
+        NonFiniteLossError: if the loss becomes NaN or infinite; the Y-decoder is then as it was.
     """
     if model.y_decoder is None or processor.decoder_tokenizer is None:
         raise ValueError("Training the Y-decoder needs a model with `y_decoder` and a processor with its tokenizer.")
@@ -59,8 +62,12 @@ def train_y_decoder(
     decoder.requires_grad_(True)
     decoder.freeze_language_model()
     args.remove_unused_columns, args.label_names = False, []
+    before = {name: value.detach().clone() for name, value in decoder.state_dict().items()}
     try:
-        return Trainer(decoder, args, _Collator(processor.decoder_tokenizer.pad_token_id, noise), rows).train()
+        return _DecoderTrainer(decoder, args, _Collator(processor.decoder_tokenizer.pad_token_id, noise), rows).train()
+    except NonFiniteLossError:
+        decoder.load_state_dict(before)
+        raise
     finally:
         model.freeze_target()
         model.eval()
@@ -88,6 +95,27 @@ def decoder_tokens(processor: VLJepaProcessor, texts: Sequence[str]) -> list[lis
     # Without its own ends, of which some tokenizers have a beginning and some none.
     ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     return [[*row[: limit - 1], tokenizer.eos_token_id] for row in ids]
+
+
+class _DecoderTrainer(Trainer):
+    """Stops at the first log, or at the end, if a loss was not finite: the stock trainer logs NaN as 0 and goes on."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.metrics = RunningTerms()
+
+    def compute_loss(self, *args: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        loss, outputs = super().compute_loss(*args, return_outputs=True, **kwargs)
+        self.metrics.add({}, loss, self.state.global_step)
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        step = self.metrics.first_non_finite_step(self.accelerator)
+        if step is None and not has_finite_weights(self.model):
+            step = max(self.state.global_step - 1, 0)
+        if step is not None:
+            raise NonFiniteLossError(step, float("nan"))
+        super().log(logs, start_time)
 
 
 class _Collator:

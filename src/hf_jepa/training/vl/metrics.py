@@ -35,7 +35,7 @@ class RetrievalMetrics(RunningTerms):
         values = {**outputs.loss_components, **outputs.counts}
         if outputs.logit_scale is not None:
             values["temperature"] = outputs.logit_scale.reciprocal()
-        self._add(values, outputs.loss, step)
+        self.add(values, outputs.loss, step)
         self._pairs += len(outputs.pred_embeds)
         if not self.max_rows:
             return
