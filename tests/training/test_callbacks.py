@@ -142,6 +142,16 @@ def test_nan_loss_in_a_run_that_never_logs_is_an_error_too(make_trainer: Callabl
         make_trainer(model, logging_strategy="no", max_steps=1).train()
 
 
+def test_a_last_update_that_spoils_the_weights_is_an_error(make_trainer: Callable[..., Any]) -> None:
+    class Poison(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **_) -> None:
+            with torch.no_grad():
+                model.predictor.proj.bias.fill_(float("nan"))
+
+    with pytest.raises(NonFiniteLossError, match="update 0"):
+        make_trainer(trainer={"callbacks": [Poison()]}, max_steps=1).train()
+
+
 def collapsed(model: Any) -> Any:
     """An encoder whose tokens depend on their position alone: the loss it can reach is excellent."""
     with torch.no_grad():

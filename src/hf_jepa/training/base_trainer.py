@@ -184,6 +184,9 @@ class BaseTrainer(SafeCheckpointTrainer):
         if self.interruption.received is not None:
             raise TrainingInterrupted(self.interruption.received)
         self._raise_if_non_finite()
+        if not self._is_sharded and not has_finite_weights(self.model):
+            step = max(self.state.global_step - 1, 0)
+            raise self.guard.report_non_finite(self.args, self.state, step, float("nan"), None)
         return output
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
@@ -230,8 +233,6 @@ class BaseTrainer(SafeCheckpointTrainer):
 
     def _raise_if_non_finite(self) -> None:
         step = self.metrics.first_non_finite_step(self.accelerator)
-        if step is None and not self._is_sharded and not has_finite_weights(self.model):
-            step = max(self.state.global_step - 1, 0)
         if step is not None:
             raise self.guard.report_non_finite(self.args, self.state, step, float("nan"), None)
 
