@@ -33,7 +33,7 @@ def test_folder_has_classes_and_splits(folder):
 def test_list_of_paths_and_numbers(folder, separator):
     lines = [f"train/jump/0.mp4{separator}7", f"{folder}/train/run/1.mp4{separator}3", "", f"a b.mp4{separator}7"]
     (folder / "list.csv").write_text("\n".join(lines))
-    dataset = load_video_dataset(folder / "list.csv", "validation", label_column="label")
+    dataset = load_video_dataset(folder / "list.csv", label_column="label")
     assert dataset["label"][:] == [7, 3, 7]
     paths = [folder / "train/jump/0.mp4", folder / "train/run/1.mp4", folder / "a b.mp4"]
     assert dataset["video"][:] == list(map(str, paths))
@@ -67,8 +67,8 @@ def test_list_of_json_rows(folder):
         ("a.csv", "x.mp4 3\ny.mp4\n", "Some lines of .* have a label and some have none"),
         ("a.csv", "\n\n", "is empty"),
         ("a.jsonl", '{"video": "x.mp4"\n', "Line 1 of .* is not JSON"),
-        ("a.jsonl", '{"clip": "x.mp4"}\n', "has no path in 'video'"),
-        ("a.json", "[]", "not a .parquet file"),
+        ("a.jsonl", '{"clip": "x.mp4"}\n', "video_column='video' is not a column"),
+        ("a.json", "[]", "Cannot read"),
     ],
 )
 def test_malformed_lists_are_named_with_their_line(tmp_path, name, text, message):

@@ -55,5 +55,5 @@ def test_folders_with_metadata_and_saved_datasets(pictures, tmp_path):
 def test_places_that_are_not_there(tmp_path):
     with pytest.raises(ValueError, match="no file or folder"):
         load_vision_text_dataset(tmp_path / "nowhere.jsonl")
-    with pytest.raises(ValueError, match="Cannot load the split 'train' of 'nobody/nothing'"):
+    with pytest.raises(ValueError, match="'nobody/nothing' is neither a local path nor a Hub dataset"):
         load_vision_text_dataset("nobody/nothing")

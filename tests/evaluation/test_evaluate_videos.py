@@ -156,7 +156,7 @@ def test_a_video_model_needs_to_know_its_clips(video_model, image_model, picture
         evaluate_model(video_model, pictures, progress=False)
     still = evaluate_model(video_model, pictures, k=3, clips=ClipProtocol(4), video_column="image", progress=False)
     assert still["evaluations"][0]["value"] > 0.5
-    with pytest.raises(ValueError, match="video_column='video' is not a column"):
+    with pytest.raises(ValueError, match='With video_column="image" its images are stills'):
         evaluate_model(video_model, pictures, clips=ClipProtocol(4), progress=False)
     with pytest.raises(ValueError, match="num_probe_blocks must be at least 1"):
         evaluate_model(image_model, pictures, "attentive", num_probe_blocks=0)

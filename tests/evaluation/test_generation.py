@@ -184,7 +184,7 @@ def test_the_command_scores_a_saved_model(saved, tmp_path, capsys, adapted):
     assert main([*command, "--code-column", "regex"]) == 1
     assert "needs 'messages', or 'text' and 'regex'" in capsys.readouterr().err
     assert main([*command, "--test-split", "validation"]) == 1
-    assert "no validation.jsonl" in capsys.readouterr().err
+    assert "has no split 'validation', only 'test' (7 rows)" in capsys.readouterr().err
 
 
 def test_the_command_runs_queries(saved, tmp_path, capsys, monkeypatch):

@@ -4,12 +4,12 @@ from .collators import MaskCollator, MultiViewCollator
 from .dataset import SeededImageDataset, SeededImageStream, TooManyBadImagesError
 from .decoding import decode_image
 from .latent_cache import CachedLatents
-from .loading import load_image_dataset
+from .loading import load_image_dataset, load_text_dataset, load_video_dataset, load_vision_text_dataset
 from .pair_collator import OfficialPairCollator, TextPairCollator
+from .processing import processor_transform
 from .recording import make_environment, record_episodes
 from .sampler import CountedSampler
 from .seeding import forked_rng, mix_seed
-from .text_loading import load_text_dataset
 from .text_pairs import PairFormat, TextPairDataset, encode_pair, paraphrase_rows
 from .trajectories import ActionStatistics, ArrayTrajectories, Trajectories, action_statistics
 from .trajectory_lerobot import LeRobotTrajectories
@@ -18,11 +18,9 @@ from .transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform, train_trans
 from .video_collator import VideoMaskCollator
 from .video_dataset import MixedVideoDataset, SeededVideoDataset, TooManyBadVideosError
 from .video_decoding import decode_frames, open_video, probe_video, video_backend
-from .video_loading import load_video_dataset
 from .video_readers import VideoDecodeError, VideoInfo, VideoReader
 from .video_transforms import resize_as_cv2, video_eval_transform, video_train_transform
 from .views import MultiViewTransform, ViewAugmentation
-from .vl_loading import load_vision_text_dataset
 from .vl_pairs import TooManyBadPairsError, VisionTextCollator, VisionTextDataset
 
 __all__ = [
@@ -78,6 +76,7 @@ __all__ = [
     "paraphrase_rows",
     "plain_chat_template",
     "probe_video",
+    "processor_transform",
     "record_episodes",
     "resize_as_cv2",
     "train_transform",

@@ -103,8 +103,8 @@ class SeededDataset(Dataset):
         # In shared memory: workers see each other's finds, so each is named once and the threshold is exact.
         self._is_bad = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
 
-    def _load(self, value: Any, draw: int) -> Any:
-        """Decodes a cell, or raises."""
+    def _load(self, index: int, value: Any, draw: int) -> Any:
+        """Decodes the cell of a row, or raises."""
         raise NotImplementedError
 
     def _sample(self, loaded: Any, label: Any, draw: int) -> dict[str, Any]:
@@ -145,7 +145,7 @@ class SeededDataset(Dataset):
         # Tried every time, known or not: another clip of the same video may be whole, and a sample that depended on
         # which draws came before would not be the same after a resume.
         try:
-            return self._load(value, draw)
+            return self._load(index, value, draw)
         except ImportError:
             raise
         except Exception as error:  # PIL, zlib, struct, FFmpeg, ...: each has errors of its own for hostile bytes
@@ -202,7 +202,7 @@ class SeededImageDataset(SeededDataset):
         self.transform = transform
         self.image_column = image_column
 
-    def _load(self, value: Any, draw: int) -> Image.Image:
+    def _load(self, index: int, value: Any, draw: int) -> Image.Image:
         return decode_image(value)
 
     def _sample(self, loaded: Image.Image, label: Any, draw: int) -> dict[str, Any]:

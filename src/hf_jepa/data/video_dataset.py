@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+from transformers.utils import logging
 
 from ..masking.image import hashed_uniform
 from .clip_sampling import ClipSampler
@@ -15,6 +16,8 @@ from .transforms import draws_from_torch_only
 from .video_decoding import open_video, video_backend
 from .video_readers import StillReader, VideoDecodeError, VideoReader
 from .video_transforms import VideoTransform
+
+logger = logging.get_logger(__name__)
 
 
 class TooManyBadVideosError(RuntimeError):
@@ -27,7 +30,8 @@ class SeededVideoDataset(SeededDataset):
     `(seed, index, draw)` alone, as in [`SeededImageDataset`]. Only the frames of the clip are decoded and kept.
 
     A video that cannot be used (corrupt, truncated, audio only, zero bytes, too short, ...) is counted, named once in
-    the log and replaced by the next usable row, label included. Images stand for videos that do not move.
+    the log and replaced by the next usable row, label included. Images stand for videos that do not move. A video that
+    is shorter than its clip repeats frames; how many did is counted (`num_padded`) and said.
 
     Args:
         dataset (`datasets.Dataset`): the videos (or images), see [`load_video_dataset`]. Any other column is ignored.
@@ -89,11 +93,17 @@ class SeededVideoDataset(SeededDataset):
         self.video_column = video_column
         self.min_frames = min_frames
         self.backend = backend
+        self._is_padded = torch.zeros(len(self), dtype=torch.bool).share_memory_()
+
+    @property
+    def num_padded(self) -> int:
+        """`int`: How many videos have shown repeated frames so far, over all workers of this process."""
+        return int(self._is_padded.sum())
 
     def _open(self, value: Any) -> VideoReader:
         return StillReader(value) if self._holds_images else open_video(value, self.backend)
 
-    def _load(self, value: Any, draw: int) -> torch.Tensor:
+    def _load(self, index: int, value: Any, draw: int) -> torch.Tensor:
         # A stream of its own: how often the transform draws must not move the clip.
         generator = np.random.Generator(np.random.PCG64(mix_seed(self.seed, draw, 1)))
         with self._open(value) as video:
@@ -104,7 +114,22 @@ class SeededVideoDataset(SeededDataset):
                 frames = video.frames(indices)
             else:
                 frames = video.frames_at((indices.reshape(-1) + 0.5) / video.num_frames)
+            if not video.is_image and (np.diff(indices) == 0).any():
+                self._count_padded(index, video.num_frames)
         return frames.unflatten(0, indices.shape)
+
+    def _count_padded(self, index: int, num_frames: int) -> None:
+        if self._is_padded.numpy()[index]:
+            return
+        self._is_padded[index] = True
+        count = self.num_padded
+        if count == 10 ** (len(str(count)) - 1):  # the first, the tenth, the hundredth, ...
+            sampler = self.clip_sampler
+            rate = f"a step of {sampler.frame_step}" if sampler.fps is None else f"{sampler.fps} per second"
+            logger.warning(
+                f"{count} of {len(self)} videos are too short for {sampler.num_clips} clip(s) of {sampler.num_frames} "
+                f"frames, {rate}, and repeat frames; the last is row {index}, of {num_frames} frames."
+            )
 
     def _sample(self, loaded: torch.Tensor, label: Any, draw: int) -> dict[str, Any]:
         with forked_rng(mix_seed(self.seed, draw), torch_only=draws_from_torch_only(self.transform)):

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .frame_folders import FrameFolderReader
+from .manifests import IMAGE_SUFFIXES
 from .video_readers import (
     PyAVReader,
     StillReader,
@@ -18,7 +20,6 @@ from .video_readers import (
     decode_errors,
 )
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # Text that makes FFmpeg open other files or addresses, whatever the file is called.
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD")
 _MATROSKA, _ISO_MEDIA = b"\x1aE\xdf\xa3", (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
@@ -99,11 +100,12 @@ def _file_or_bytes(source: Any) -> tuple[str | bytes, bytes, bool]:
 
 def open_video(source: Any, backend: str | None = None) -> VideoReader:
     """
-    Opens a video, or an image as a video of one frame.
+    Opens a video, an image as a video of one frame, or a folder of images as a video.
 
     Args:
-        source (`str`, `Path`, `bytes`, `dict` or a value of a `datasets` video column): a local file, encoded bytes,
-            `{"path", "bytes"}`, or a decoder that `datasets` made. Files named as images are read as such.
+        source (`str`, `Path`, `bytes`, `dict` or a value of a `datasets` video column): a local file, a folder of
+            frames, encoded bytes, `{"path", "bytes"}`, or a decoder that `datasets` made. Files named as images are
+            read as such.
         backend (`str`, *optional*): `"torchcodec"` or `"pyav"`; by default what [`video_backend`] finds.
 
     Returns:
@@ -114,6 +116,9 @@ def open_video(source: Any, backend: str | None = None) -> VideoReader:
         ImportError: if no decoder is installed.
     """
     readers = {"pyav": PyAVReader, "torchcodec": TorchCodecReader}
+    path = source.get("path") if isinstance(source, dict) and source.get("bytes") is None else source
+    if isinstance(path, (str, Path)) and Path(path).is_dir():
+        return FrameFolderReader(path)
     source, head, is_image = _file_or_bytes(source)
     if is_image:
         return StillReader(source)

@@ -163,11 +163,11 @@ class TorchCodecReader(VideoReader):
         self.fps = _average_fps(metadata.average_fps_from_header, self.num_frames, self.duration)
 
     def _frames(self, indices: np.ndarray) -> torch.Tensor:
-        _check_size(len(indices), self._metadata.height, self._metadata.width)
+        check_clip_size(len(indices), self._metadata.height, self._metadata.width)
         return self._decoder.get_frames_at(indices.tolist()).data
 
     def _frames_at(self, seconds: np.ndarray) -> torch.Tensor:
-        _check_size(len(seconds), self._metadata.height, self._metadata.width)
+        check_clip_size(len(seconds), self._metadata.height, self._metadata.width)
         return self._decoder.get_frames_played_at(seconds.tolist()).data
 
     def _rotation(self) -> int:
@@ -237,7 +237,7 @@ class PyAVReader(VideoReader):
         pixels = None
         for place, frame in enumerate(self._in_order(unique)):
             if pixels is None:
-                _check_size(len(unique), frame.height, frame.width)
+                check_clip_size(len(unique), frame.height, frame.width)
                 pixels = np.empty((len(unique), frame.height, frame.width, 3), dtype=np.uint8)
                 self._turns = _quarter_turns(_display_angle(frame))
             elif (frame.height, frame.width) != pixels.shape[1:3]:
@@ -291,7 +291,8 @@ def _average_fps(stated: Any, num_frames: int, duration: float) -> float:
     return stated if abs(stated - measured) <= 0.05 * measured else round(measured, 3)
 
 
-def _check_size(num_frames: int, height: int, width: int) -> None:
+def check_clip_size(num_frames: int, height: int, width: int) -> None:
+    """Raises VideoDecodeError if a clip of such frames, RGB, would take more memory than a worker should."""
     if num_frames * height * width * 3 > MAX_CLIP_BYTES:
         raise VideoDecodeError(
             f"{num_frames} frames of {width}x{height} pixels take {num_frames * height * width * 3 / 2**30:.1f} GiB, "

@@ -90,7 +90,7 @@ class VisionTextDataset(SeededDataset):
     def _read(self, indices: list[int]) -> list[tuple[dict[str, Any], None]]:
         return [(self.rows[index], None) for index in indices]
 
-    def _load(self, value: dict[str, Any], draw: int) -> dict[str, Any]:
+    def _load(self, index: int, value: dict[str, Any], draw: int) -> dict[str, Any]:
         # Numbers of their own: how many texts a row has must not move its query.
         sample = {
             "target": _one_of(value.get(self.target_column), mix_seed(self.seed, draw, 1)),

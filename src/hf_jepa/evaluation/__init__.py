@@ -1,6 +1,8 @@
 from .anticipation import class_mean_recall
 from .attentive_heads import VJEPA1_PROBE, train_attentive_heads
 from .attentive_probe import attentive_probe
+from .checkpoints import load_classifier, load_encoder, load_image_transform
+from .classification import classification_accuracy
 from .clips import ClipProtocol
 from .closed_form import ProbeResult, logistic_probe, ridge_probe
 from .diagnostics import collapse_report, content_share, effective_rank, feature_std, lidar, rankme
@@ -13,7 +15,7 @@ from .linear_probe import linear_probe
 from .low_shot import LowShotResult, low_shot_accuracy
 from .pairs import displacement_spectrum, linear_map_error, pair_report
 from .retrieval import hidden_part_retrieval, pixel_retrieval, rank_of_truth
-from .run import TASKS, evaluate_model, load_encoder, processor_transform
+from .run import TASKS, evaluate_model
 from .vision_language import VISION_LANGUAGE_TASKS, evaluate_vision_language
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "ProbeResult",
     "attentive_probe",
     "class_mean_recall",
+    "classification_accuracy",
     "collapse_report",
     "content_share",
     "displacement_spectrum",
@@ -42,14 +45,15 @@ __all__ = [
     "lidar",
     "linear_map_error",
     "linear_probe",
+    "load_classifier",
     "load_encoder",
+    "load_image_transform",
     "load_language_model",
     "logistic_probe",
     "low_shot_accuracy",
     "pair_report",
     "pixel_retrieval",
     "pooled_features",
-    "processor_transform",
     "rank_of_truth",
     "rankme",
     "retrieval_ranks",

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..encoders import clip_tokens, is_video_encoder, patch_tokens, pooled_output
+from ..encoders import Pooling, clip_tokens, is_video_encoder, patch_tokens, pooled_output
 from ..modeling_jepa import JepaPreTrainedModel
 from .video import join_clips, split_clips
 
@@ -26,6 +26,7 @@ def extract_features(
     dtype: torch.dtype | None = None,
     num_workers: int = 0,
     progress: bool = False,
+    pooling: Pooling = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
     Frozen features of a dataset, in its order. The model's mode and the global random state are left as they were.
@@ -47,6 +48,7 @@ def extract_features(
         dtype (`torch.dtype`, *optional*): `torch.bfloat16` or `torch.float16` computes under autocast.
         num_workers (`int`): Processes that load images.
         progress (`bool`): Show a progress bar.
+        pooling (`str`): What `pool="pooled"` means of a plain encoder, see [`~hf_jepa.encoders.pooled_output`].
 
     Returns:
         `tuple`: features on the CPU in float32, `(n, D)`, `(n, tokens, D)` (of several views `(n, views, tokens, D)`)
@@ -63,17 +65,12 @@ def extract_features(
     device = model.device if device is None else torch.device(device)
     if model.device != device:
         model.to(device)
-    # A generator of its own: DataLoader otherwise draws its base seed from the global one, which would change
-    # training.
-    loader = DataLoader(
-        dataset, batch_size, num_workers=num_workers, collate_fn=_collate, generator=torch.Generator().manual_seed(0)
-    )
     features = labels = None
     autocast = nullcontext() if dtype in (None, torch.float32) else torch.autocast(device.type, dtype)
     start = 0
     with _eval_mode(model), torch.no_grad(), autocast:
-        for pixel_values, batch_labels in tqdm(loader, desc="features", disable=not progress):
-            batch = pooled_features(model, pixel_values.to(device, non_blocking=True), pool)
+        for pixel_values, batch_labels in batches(dataset, batch_size, num_workers, progress):
+            batch = pooled_features(model, pixel_values.to(device, non_blocking=True), pool, pooling)
             if features is None:
                 features = _allocate((len(dataset), *batch.shape[1:]))
                 labels = None if batch_labels is None else torch.empty(len(dataset), dtype=torch.int64)
@@ -85,7 +82,21 @@ def extract_features(
     return features, labels
 
 
-def pooled_features(model: PreTrainedModel, pixel_values: torch.Tensor, pool: Pool = "mean") -> torch.Tensor:
+def batches(
+    dataset: Any, batch_size: int, num_workers: int = 0, progress: bool = False
+) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Pixels and labels `(batch,)` of a map-style dataset in its order; the global random state stays as it is."""
+    # A generator of its own: DataLoader otherwise draws its base seed from the global one, which would change
+    # training.
+    loader = DataLoader(
+        dataset, batch_size, num_workers=num_workers, collate_fn=_collate, generator=torch.Generator().manual_seed(0)
+    )
+    yield from tqdm(loader, desc="features", disable=not progress)
+
+
+def pooled_features(
+    model: PreTrainedModel, pixel_values: torch.Tensor, pool: Pool = "mean", pooling: Pooling = "auto"
+) -> torch.Tensor:
     """
     Features of one batch, see [`extract_features`].
 
@@ -97,6 +108,7 @@ def pooled_features(model: PreTrainedModel, pixel_values: torch.Tensor, pool: Po
             frames one by one.
         pool (`str`): `"mean"`, `"none"`, `"last4"` or `"pooled"`; of clips `"mean"`, over all segments and views, or
             `"none"`.
+        pooling (`str`): what `"pooled"` means of a plain encoder, see [`~hf_jepa.encoders.pooled_output`].
 
     Returns:
         `torch.FloatTensor` of shape `(batch, D)`, `(batch, tokens, D)` (of several views
@@ -122,7 +134,7 @@ def pooled_features(model: PreTrainedModel, pixel_values: torch.Tensor, pool: Po
     kwargs = _whole_image_kwargs(backbone, pixel_values)
     outputs = backbone(pixel_values, output_hidden_states=pool == "last4", **kwargs)
     if pool == "pooled":
-        return pooled_output(backbone, outputs, pixel_values)
+        return pooled_output(backbone, outputs, pixel_values, pooling)
     if getattr(outputs, "last_hidden_state", None) is None:
         raise ValueError(f"{type(model).__name__} gives no last_hidden_state: load the vision encoder with AutoModel.")
     tokens = patch_tokens(backbone, outputs.last_hidden_state, pixel_values)

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..data.chat_views import as_messages
-from ..data.text_loading import load_text_dataset
+from ..data.loading import open_texts
+from ..data.train_and_test import SplitChoice
 from .generation import SCORERS, generate_responses, sqlite_match
 
 logger = logging.get_logger(__name__)
@@ -23,7 +23,7 @@ def evaluate_language_model(
     repo_or_path: str | Path,
     dataset: str | Path,
     task: str = "exact-match",
-    split: str = "test",
+    split: str | None = None,
     text_column: str = "text",
     code_column: str = "code",
     messages_column: str = "messages",
@@ -49,7 +49,7 @@ def evaluate_language_model(
         dataset (`str` or `Path`): what [`~hf_jepa.data.load_text_dataset`] takes.
         task (`str`): a name in `SCORERS`: `"exact-match"`, `"startswith"`, `"contains"`, `"final-answer"`; or
             `"sqlite-match"`: queries by what they return ([`~hf_jepa.evaluation.sqlite_match`]).
-        split (`str`): of the dataset.
+        split (`str`, *optional*): of the dataset, slices included; by default `"test"`, or the only one there is.
         text_column, code_column, messages_column (`str`): of questions, of answers, or of chats that hold both.
         system_prompt (`str`, *optional*): put before two-column rows.
         max_new_tokens (`int`): the longest answer.
@@ -78,9 +78,9 @@ def evaluate_language_model(
         raise ValueError(f"task must be one of {', '.join(ANSWER_TASKS)}, got {task!r}.")
     if (task == "sqlite-match") != (database is not None):
         raise ValueError("`database` and the task sqlite-match need each other.")
-    rows = load_text_dataset(dataset, split)
-    if limit is not None and limit < len(rows):
-        rows = rows.select(np.sort(np.random.default_rng(seed).permutation(len(rows))[:limit]))
+    choice = SplitChoice(dataset, test_split=split, max_test=limit, seed=seed)
+    chosen = choice.rows(open_texts, text_column, None, fits=False)
+    rows, split = chosen.test, chosen.split
     chats = [as_messages(row, messages_column, text_column, code_column, system_prompt) for row in rows]
     questions = [chat[-2]["content"] for chat in chats]
     scorers = [_scorer(task, row, question, database) for row, question in zip(rows, questions, strict=True)]

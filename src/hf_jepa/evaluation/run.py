@@ -1,40 +1,35 @@
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
-from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
-from transformers.utils import logging
+from transformers import PreTrainedModel
 
 from ..data.dataset import SeededImageDataset
-from ..data.loading import load_image_dataset
-from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, ImageTransform
-from ..data.video_loading import load_video_dataset
+from ..data.loading import open_images, open_videos
+from ..data.train_and_test import SplitChoice
 from ..encoders import is_video_encoder
-from ..models.vjepa import VJepaModel
 from .attentive_heads import train_attentive_heads
+from .checkpoints import load_classifier, load_encoder, load_image_transform, released_pooling
+from .classification import classification_accuracy
 from .clips import ClipProtocol, clip_dataset, clip_transform
 from .closed_form import ridge_probe
 from .diagnostics import collapse_report
-from .features import extract_features
+from .features import Pool, extract_features
 from .knn import knn_accuracy
 from .linear_probe import linear_probe
 from .low_shot import low_shot_accuracy
 
-logger = logging.get_logger(__name__)
-
-Task = Literal["knn", "linear", "attentive", "lowshot", "collapse"]
-TASKS: tuple[str, ...] = ("knn", "linear", "attentive", "lowshot", "collapse")
+Task = Literal["knn", "linear", "ridge", "attentive", "lowshot", "collapse", "classification"]
+TASKS: tuple[str, ...] = get_args(Task)
+FITTED = ("knn", "linear", "ridge", "attentive", "lowshot")
 
 
 def evaluate_model(
     repo_or_path: str | Path,
-    dataset: str | Path,
+    dataset: str | Path | None = None,
     task: Task = "knn",
-    train_split: str = "train",
-    test_split: str = "test",
+    train_split: str | None = None,
+    test_split: str | None = None,
     image_column: str = "image",
     label_column: str = "label",
     batch_size: int = 64,
@@ -51,24 +46,32 @@ def evaluate_model(
     num_probe_blocks: int = 1,
     clips: ClipProtocol | None = None,
     video_column: str = "video",
+    train_dataset: str | Path | None = None,
+    test_dataset: str | Path | None = None,
+    holdout: float | None = None,
     progress: bool = True,
     command: str | None = None,
 ) -> dict[str, Any]:
     """
     Evaluates the frozen features of any vision checkpoint that `AutoModel` loads, on images or, with `clips`, on
-    videos: of video encoders, and of image encoders, which see frames one by one.
+    videos: of video encoders, and of image encoders, which see frames one by one. Or a fine-tuned classifier.
+
+    Images are read by the checkpoint's own processor, as the probes of training read them.
 
     Args:
         repo_or_path (`str` or `Path`): Hub repository or local folder of the model.
-        dataset (`str` or `Path`): What [`~hf_jepa.data.load_image_dataset`] takes, or, with `clips`,
+        dataset (`str` or `Path`, *optional*): What [`~hf_jepa.data.load_image_dataset`] takes, or, with `clips`,
             [`~hf_jepa.data.load_video_dataset`].
-        task (`str`): `"knn"`: weighted k-NN. `"linear"`: the paper's protocol and a ridge probe. `"attentive"`:
-            V-JEPA 2's 20 attentive heads, the best on rows held out of train. `"lowshot"`: ridge probes on 1 % and
-            10 % of the labels, five draws. `"collapse"`: RankMe, stds, ...; needs no labels and no train split.
-        train_split (`str`): Split that the probes are fitted on.
-        test_split (`str`): Split that is scored.
+        task (`str`): `"knn"`: weighted k-NN. `"linear"`: the linear protocol of I-JEPA's paper. `"ridge"`: a linear
+            probe in closed form, which is what training measures. `"attentive"`: V-JEPA 2's 20 attentive heads, the
+            best on rows held out of train. `"lowshot"`: ridge probes on 1 % and 10 % of the labels, five draws.
+            `"collapse"`: RankMe, stds, ...; needs no labels and no train split. `"classification"`: the predictions of
+            a fine-tuned classifier; needs no train split.
+        train_split (`str`, *optional*): Split that the probes are fitted on, slices included; by default `"train"`.
+        test_split (`str`, *optional*): Split that is scored; by default `"test"`, or the only one where nothing is
+            fitted or `test_dataset` is given.
         image_column (`str`): Column of images.
-        label_column (`str`): Column of integer labels.
+        label_column (`str`): Column of labels: integers, `ClassLabel`s or names.
         batch_size (`int`): Images at a time.
         max_train (`int`, *optional*): Use this many train images, drawn with `seed`.
         max_test (`int`, *optional*): Use this many test images, drawn with `seed`.
@@ -86,6 +89,9 @@ def evaluate_model(
         clips ([`ClipProtocol`], *optional*): Evaluates on these clips of videos. `"attentive"` pools the tokens of all
             segments together and averages predictions over views; the other tasks average features over both.
         video_column (`str`): Column of videos; a column of images becomes still clips.
+        train_dataset (`str` or `Path`, *optional*), test_dataset (`str` or `Path`, *optional*): Instead of `dataset`.
+        holdout (`float`, *optional*): Share of the train split, of every class alike, that is drawn with `seed` and
+            scored, for datasets without a test split.
         progress (`bool`): Show progress bars.
         command (`str`, *optional*): The command line, to be recorded.
 
@@ -93,31 +99,34 @@ def evaluate_model(
         `dict`: `model`, `data` and `evaluations` as in `results.json`; one entry of `evaluations` per number.
 
     Raises:
-        ValueError: If the task is unknown, the dataset lacks a column, model or processor cannot be loaded, or a model
-            of videos gets no `clips`.
+        ValueError: If the task is unknown, the dataset lacks a column or a split, its splits share rows, test has
+            classes that train lacks, model or processor cannot be loaded, or a model of videos gets no `clips`.
     """
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}.")
     if num_probe_blocks < 1:
         raise ValueError(f"num_probe_blocks must be at least 1, got {num_probe_blocks}.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    splits = {"test": (test_split, max_test)}
-    if task != "collapse":
-        splits = {"train": (train_split, max_train)} | splits
+    choice = SplitChoice(
+        dataset, train_split, test_split, train_dataset, test_dataset, holdout, max_train, max_test, seed
+    )
     label = None if task == "collapse" else label_column
     # The dataset first: a wrong column must not cost the download of a model.
-    load, column = (load_image_dataset, image_column) if clips is None else (load_video_dataset, video_column)
-    data = {name: _subset(load(dataset, split, column, label), limit, seed) for name, (split, limit) in splits.items()}
-    model = load_encoder(repo_or_path, revision, subfolder).to(device)
+    opener, column = (open_images, image_column) if clips is None else (open_videos, video_column)
+    rows = choice.rows(lambda name, split: opener(name, split, column, label), column, label, fits=task in FITTED)
+    data = {name: part for name, part in (("train", rows.train), ("test", rows.test)) if part is not None}
+    if task == "classification":
+        model = load_classifier(repo_or_path, clips is not None, revision, subfolder).to(device)
+    else:
+        model = load_encoder(repo_or_path, revision, subfolder).to(device)
     if clips is None and is_video_encoder(model):
         raise ValueError(
             f"{type(model).__name__} takes clips: say which (num_frames, ...). Images become still clips with "
             f'video_column="{image_column}"; in V-JEPA\'s evaluations they have 16 frames.'
         )
-
     if clips is None:
-        transform = processor_transform(repo_or_path, model, revision, imagenet_statistics)
-        samples = {name: SeededImageDataset(rows, transform, image_column, label) for name, rows in data.items()}
+        transform = load_image_transform(repo_or_path, model, revision, imagenet_statistics)
+        samples = {name: SeededImageDataset(part, transform, image_column, label) for name, part in data.items()}
     else:
         # Several views are for testing.
         crops = {name: clips.views if name == "test" else 1 for name in data}
@@ -125,33 +134,36 @@ def evaluate_model(
             name: clip_transform(repo_or_path, model, crops[name], revision, imagenet_statistics) for name in data
         }
         samples = {
-            name: clip_dataset(rows, clips, transforms[name], video_column, label) for name, rows in data.items()
+            name: clip_dataset(part, clips, transforms[name], video_column, label) for name, part in data.items()
         }
-    pool = _pool_for(task, model, clips is not None)
-    features = {
-        name: extract_features(
-            model,
-            dataset_of_split,
-            batch_size,
-            pool,
-            dtype=torch.bfloat16 if bf16 else None,
-            num_workers=num_workers,
-            progress=progress,
-        )
-        for name, dataset_of_split in samples.items()
-    }
+    reading = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress}
+    dtype = torch.bfloat16 if bf16 else None
+    if task == "classification":
+        names = getattr(rows.test.features[label], "names", None)
+        found = classification_accuracy(model, samples["test"], names, dtype=dtype, **reading)
+        entries = [
+            {"metric": metric, "value": value, "features": "own predictions"} for metric, value in found.items()
+        ]
+    else:
+        pooling = None if clips is not None else released_pooling(repo_or_path, revision, subfolder)
+        pool = _pool_for(task, model, clips is not None, pooling)
+        features = {
+            name: extract_features(model, part, pool=pool, dtype=dtype, pooling=pooling or "auto", **reading)
+            for name, part in samples.items()
+        }
+        entries = _score(task, features, pool, k, seed, progress, num_probe_blocks, device)
     evaluations = [
         {
             "task": task,
-            "dataset": str(dataset),
-            "split": test_split,
-            "num_examples": len(data["test"]),
+            "dataset": str(choice.test_name),
+            "split": rows.split,
+            "num_examples": len(rows.test),
             "seed": seed,
             "command": command,
             **({} if clips is None else {"clips": clips.description()}),
             **entry,
         }
-        for entry in _score(task, features, pool, k, seed, progress, num_probe_blocks, device)
+        for entry in entries
     ]
     return {
         "model": {
@@ -159,105 +171,24 @@ def evaluate_model(
             "model_type": model.config.model_type,
             "num_parameters": model.num_parameters(),
         },
-        "data": {"name": str(dataset), "split": test_split, "num_examples": len(data["test"])},
+        "data": {"name": str(choice.test_name), "split": rows.split, "num_examples": len(rows.test)},
         "evaluations": evaluations,
     }
 
 
-def load_encoder(repo_or_path: str | Path, revision: str | None = None, subfolder: str = "") -> PreTrainedModel:
-    """
-    Loads a vision model by its config, in float32 and eval mode. V-JEPA 2 is loaded as [`VJepaModel`], which is the
-    same and takes clips of every size.
-
-    Args:
-        repo_or_path (`str` or `Path`): Hub repository or local folder.
-        revision (`str`, *optional*): Revision of the repository.
-        subfolder (`str`): Folder inside it.
-
-    Returns:
-        `PreTrainedModel`: In eval mode.
-
-    Raises:
-        ValueError: If there is no such model, or weights that it needs are missing from the checkpoint.
-    """
-    source = {"revision": revision, "subfolder": subfolder}
-    try:
-        config = AutoConfig.from_pretrained(str(repo_or_path), **source)
-        auto_class = VJepaModel if config.model_type == "vjepa2" else AutoModel
-        model, info = auto_class.from_pretrained(
-            str(repo_or_path), **source, dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"Cannot load a model from {str(repo_or_path)!r}: {error}") from error
-    # Poolers do not touch the patch tokens, and many checkpoints come without one.
-    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
-    if missing:
-        raise ValueError(f"{repo_or_path} lacks weights of {type(model).__name__}: {', '.join(missing[:5])} ...")
-    if getattr(model.config, "model_type", "") == "vit_mae" and model.config.mask_ratio > 0:
-        # It would drop three quarters of the patches at random.
-        model.config.mask_ratio = 0.0
-    return model.eval()
-
-
-def processor_transform(
-    repo_or_path: str | Path, model: PreTrainedModel, revision: str | None = None, imagenet_statistics: bool = False
-) -> ImageTransform:
-    """
-    The checkpoint's own image processor as a transform.
-
-    Args:
-        repo_or_path (`str` or `Path`): Hub repository or local folder.
-        model (`PreTrainedModel`): Its model: tells grey from colour.
-        revision (`str`, *optional*): Revision of the repository.
-        imagenet_statistics (`bool`): Use ImageNet's mean and std instead of the processor's.
-
-    Returns:
-        `Callable`: PIL image -> float32 tensor `(C, H, W)`.
-
-    Raises:
-        ValueError: If the checkpoint has no image processor.
-    """
-    try:
-        processor = AutoImageProcessor.from_pretrained(str(repo_or_path), revision=revision)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{str(repo_or_path)!r} has no usable image processor: {error}") from error
-    mean = getattr(processor, "image_mean", None) or IMAGENET_MEAN
-    if imagenet_statistics:
-        processor.image_mean, processor.image_std = list(IMAGENET_MEAN), list(IMAGENET_STD)
-    elif model.config.model_type == "ijepa" and list(mean) == [0.5, 0.5, 0.5]:
-        logger.warning(
-            "This I-JEPA checkpoint's processor normalises with mean and std 0.5. Meta's were pretrained with "
-            "ImageNet's statistics: if this is one of theirs, set imagenet_statistics."
-        )
-    num_channels = getattr(model.config, "num_channels", len(mean))
-    return partial(_process, processor=processor, mode="L" if num_channels == 1 else "RGB")
-
-
-def _process(image: Image.Image, processor: Any, mode: str) -> torch.Tensor:
-    pixels = np.array(image.convert(mode))
-    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    # Processors guess the layout from the shape, and guess wrong for grey and for tiny images.
-    batch = processor(images=pixels, input_data_format="channels_first", return_tensors="pt")
-    return batch["pixel_values"][0].float()
-
-
-def _pool_for(task: str, model: PreTrainedModel, is_video: bool) -> Literal["mean", "none", "last4"]:
+def _pool_for(task: str, model: PreTrainedModel, is_video: bool, pooling: str | None) -> Pool:
     if task in ("attentive", "collapse"):
         return "none"
     if is_video:
         return "mean"
+    if task != "linear":
+        # What the probes of training read.
+        return "mean" if pooling is None and not hasattr(model, "get_pooled_features") else "pooled"
     depth = getattr(model.config.get_text_config(), "num_hidden_layers", 0) or 0
     encoder_config = getattr(model.config, "encoder_config", None)
     if encoder_config is not None:
         depth = getattr(encoder_config, "num_hidden_layers", 0)
-    return "last4" if task == "linear" and depth >= 4 else "mean"
-
-
-def _subset(rows: Any, limit: int | None, seed: int) -> Any:
-    if limit is None or limit >= len(rows):
-        return rows
-    order = np.random.default_rng(seed).permutation(len(rows))
-    return rows.select(np.sort(order[:limit]))
+    return "last4" if depth >= 4 else "mean"
 
 
 def _score(
@@ -284,6 +215,9 @@ def _score(
     (train, train_labels), (test, test_labels) = features["train"], features["test"]
     if task == "knn":
         value = knn_accuracy(train, train_labels, test, test_labels, k=min(k, len(train_labels)))
+        return [{"metric": "accuracy", "value": value, "features": pool}]
+    if task == "ridge":
+        value = ridge_probe(train, train_labels, test, test_labels, seed=seed).accuracy
         return [{"metric": "accuracy", "value": value, "features": pool}]
     if task == "attentive":
         result = train_attentive_heads(
@@ -317,8 +251,4 @@ def _score(
         seed=seed,
         progress=progress,
     )
-    entries = [{"metric": "accuracy", "value": result.accuracy, "features": result.chosen["features"]}]
-    for name, pair in inputs.items():
-        value = ridge_probe(pair[0], train_labels, pair[1], test_labels, seed=seed).accuracy
-        entries.append({"metric": "accuracy_ridge", "value": value, "features": name})
-    return entries
+    return [{"metric": "accuracy", "value": result.accuracy, "features": result.chosen["features"]}]

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from ..data.loading import load_split
-from ..data.text_loading import load_text_dataset
+from ..data.loading import open_vision_texts
+from ..data.manifests import resolve_paths
+from ..data.train_and_test import SplitChoice
 from ..pipelines.vl_jepa import VLJepaPipeline, rank
 from .embedding_retrieval import retrieval_report
 
@@ -18,7 +18,7 @@ def evaluate_vision_language(
     repo_or_path: str | Path,
     dataset: str | Path,
     task: str = "zero-shot",
-    split: str = "test",
+    split: str | None = None,
     image_column: str = "image",
     video_column: str = "video",
     label_column: str = "label",
@@ -40,11 +40,11 @@ def evaluate_vision_language(
 
     Args:
         repo_or_path (`str` or `Path`): Hub repository or local folder of both.
-        dataset (`str` or `Path`): a `.jsonl` file whose images and videos are paths relative to it, or what
-            [`~hf_jepa.data.load_image_dataset`] takes.
+        dataset (`str` or `Path`): what [`~hf_jepa.data.load_vision_text_dataset`] takes; paths in a manifest start
+            from its folder.
         task (`str`): `"zero-shot"`: class names as candidates, accuracy. `"retrieval"`: the text of each image or clip
             among all, and the other way. `"vqa"`: the answer to each row's question among candidates, accuracy.
-        split (`str`): of the dataset.
+        split (`str`, *optional*): of the dataset, slices included; by default `"test"`, or the only one there is.
         image_column, video_column (`str`): the dataset has one of them, and the video column is taken where both are.
         label_column (`str`): zero-shot: class labels with names, or names.
         text_column (`str`): of texts to retrieve, or of questions.
@@ -67,12 +67,11 @@ def evaluate_vision_language(
     """
     if task not in VISION_LANGUAGE_TASKS:
         raise ValueError(f"task must be one of {', '.join(VISION_LANGUAGE_TASKS)}, got {task!r}.")
-    rows, visual = _load_rows(dataset, split, (video_column, image_column))
+    choice = SplitChoice(dataset, test_split=split, max_test=limit, seed=seed)
+    rows, visual, split = _load_rows(choice, (video_column, image_column), label_column, task)
     needed = {"zero-shot": [label_column], "retrieval": [text_column], "vqa": [text_column, answer_column]}[task]
     if missing := [name for name in needed if name not in rows.column_names]:
         raise ValueError(f"{dataset} has no column {missing[0]!r}, but {sorted(rows.column_names)}.")
-    if limit is not None and limit < len(rows):
-        rows = rows.select(np.sort(np.random.default_rng(seed).permutation(len(rows))[:limit]))
     if not len(rows):
         raise ValueError(f"Split {split!r} of {dataset} has no rows.")
     options = {"revision": revision} if revision else {}
@@ -109,22 +108,25 @@ def evaluate_vision_language(
     }
 
 
-def _load_rows(dataset: str | Path, split: str, columns: tuple[str, ...]) -> tuple[Any, str]:
-    """Rows with undecoded media, and the name of the visual column."""
+def _load_rows(choice: SplitChoice, columns: tuple[str, ...], label_column: str, task: str) -> tuple[Any, str, str]:
+    """Rows with undecoded media, the name of the visual column, and what was taken."""
     import datasets
 
-    path = Path(dataset).expanduser()
-    listed = path.suffix in (".jsonl", ".json")
-    rows = load_text_dataset(path, split) if listed else load_split(dataset, split, False, None, None)
+    def opener(name: str | Path, split: str | None) -> Any:
+        labelled = {"other_column": label_column, "is_text": False} if task == "zero-shot" else {}
+        return open_vision_texts(name, split, **labelled)
+
+    chosen = choice.rows(opener, columns[0], None, fits=False)
+    rows, root = chosen.test, opener(choice.test_name, choice.test_split).root
     visual = next((name for name in columns if name in rows.column_names), None)
     if visual is None:
-        raise ValueError(f"{dataset} has none of the columns {list(columns)}, but {sorted(rows.column_names)}.")
+        raise ValueError(f"{choice.dataset} has none of the columns {list(columns)}, but {sorted(rows.column_names)}.")
     if isinstance(rows.features[visual], (datasets.Image, datasets.Video)):
         # As bytes and paths, so that a broken file is named by us.
         rows = rows.cast_column(visual, type(rows.features[visual])(decode=False))
-    elif listed:
-        rows = rows.map(lambda row: {visual: str(path.parent / row[visual])})
-    return rows, visual
+    elif root is not None:
+        rows = resolve_paths(rows, visual, root)
+    return rows, visual, chosen.split
 
 
 def _encode_rows(

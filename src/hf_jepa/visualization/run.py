@@ -81,9 +81,9 @@ def _read_images(
 ) -> torch.Tensor:
     from PIL import Image
 
-    from ..evaluation import processor_transform
+    from ..evaluation import load_image_transform
 
-    transform = processor_transform(repo, model, revision, imagenet_statistics)
+    transform = load_image_transform(repo, model, revision, imagenet_statistics)
     return torch.stack([transform(Image.open(path)) for path in files])
 
 

@@ -14,16 +14,19 @@ def add(commands: argparse._SubParsersAction) -> None:
         commands,
         "evaluate",
         run,
-        "evaluate the frozen features of a vision checkpoint, the answers of a causal language model, or a VL-JEPA",
+        "evaluate frozen features or a classifier of images and videos, the answers of a language model, a VL-JEPA",
         "hf-jepa evaluate facebook/ijepa_vith14_1k --dataset my_images/ --task knn --imagenet-statistics\n"
         "  hf-jepa evaluate facebook/vjepa2-vitl-fpc64-256 --dataset my_videos/ --task attentive --num-frames 16\n"
+        "  hf-jepa evaluate my-classifier --dataset my_images/ --task classification\n"
+        "  hf-jepa evaluate my-encoder --dataset photos.csv --task ridge --holdout 0.2\n"
         "  hf-jepa evaluate my-llm --dataset pairs.jsonl --task exact-match --max-new-tokens 64\n"
         "  hf-jepa evaluate my-vl-jepa --dataset captions.jsonl --task retrieval",
     )
     parser.add_argument("repo", help="repository or folder of the model")
-    parser.add_argument("--dataset", required=True, help="a data set's name on the Hub, a folder, or a parquet file")
+    parser.add_argument("--dataset", help="a data set's name on the Hub, a folder, a parquet file, a list of files")
+    parser.add_argument("--test-dataset", help="instead of --dataset")
     parser.add_argument("--task", choices=[task for domain in DOMAINS for task in domain.TASKS], default="knn")
-    parser.add_argument("--test-split", default="test", help="slices such as test[:1000] included")
+    parser.add_argument("--test-split", help="slices such as test[:1000] included (default: test)")
     parser.add_argument("--image-column", default="image")
     parser.add_argument("--video-column", default="video", help="videos; images become still clips")
     parser.add_argument("--label-column", default="label")
@@ -42,4 +45,9 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.output is not None:  # before the work whose result it would lose
         args.output.parent.mkdir(parents=True, exist_ok=True)
-    next(domain for domain in DOMAINS if args.task in domain.TASKS).run(args)
+    domain = next(domain for domain in DOMAINS if args.task in domain.TASKS)
+    if domain is not features:
+        if given := [flag for flag in features.FITTING if getattr(args, flag) is not None]:
+            raise ValueError(f"--task {args.task} fits nothing: leave out --{given[0].replace('_', '-')}.")
+        args.dataset = args.test_dataset or args.dataset
+    domain.run(args)

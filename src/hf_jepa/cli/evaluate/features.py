@@ -5,18 +5,24 @@ import argparse
 from .._command import given, write_results
 
 # As in hf_jepa.evaluation.TASKS, which takes torch to import.
-TASKS = ("knn", "linear", "attentive", "lowshot", "collapse")
+TASKS = ("knn", "linear", "ridge", "attentive", "lowshot", "collapse", "classification")
+# Flags that only make sense where something is fitted.
+FITTING = ("train_split", "train_dataset", "max_train", "holdout")
 # Fields of hf_jepa.evaluation.ClipProtocol.
 CLIP_OPTIONS = ("num_frames", "frame_step", "frames_per_second", "segments", "views")
 OPTIONS = (
     "dataset", "task", "train_split", "test_split", "image_column", "label_column", "batch_size", "max_train",
     "max_test", "device", "bf16", "num_workers", "seed", "k", "revision", "subfolder", "imagenet_statistics",
-    "num_probe_blocks", "video_column",
+    "num_probe_blocks", "video_column", "train_dataset", "test_dataset", "holdout",
 )  # fmt: skip
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--train-split", default="train", help="slices such as train[:1000] included")
+    parser.add_argument("--train-split", help="slices such as train[:80%%] included (default: train)")
+    parser.add_argument("--train-dataset", help="instead of --dataset")
+    parser.add_argument(
+        "--holdout", type=float, help="score this share of the train split, drawn from every class with the seed"
+    )
     parser.add_argument("--max-train", type=int, help="use this many images, drawn with the seed")
     parser.add_argument("--num-workers", type=int, default=0)
     parser.add_argument("--k", type=int, default=20, help="neighbours of --task knn")
