@@ -61,7 +61,7 @@ def test_what_is_not_there_is_an_error_and_never_a_download(tmp_path, monkeypatc
         raise AssertionError("asked the Hub")
 
     monkeypatch.setattr("datasets.load_dataset", refuse)
-    for path in (tmp_path / "nowhere", "./nowhere", "~/nowhere/at/all", "some/mistyped/folder"):
+    for path in (tmp_path / "nowhere", "./nowhere", "~/nowhere/at/all", "some/mistyped/folder", "mistyped.csv"):
         with pytest.raises(ValueError, match="no file or folder"):
             load_image_dataset(path)
     (tmp_path / "empty").mkdir()

@@ -132,7 +132,7 @@ def test_only_the_clean_regime_teaches_to_stop(program, recipe, tmp_path, name, 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--dataset=nowhere.jsonl"], "Cannot load the split"),
+        (["--dataset=nowhere.jsonl"], "no file or folder 'nowhere.jsonl'"),
         (["--model=x", "--licence=mit"], "Give either `model`"),
         (["--model=x"], "Give --licence"),
         (["--layout=official"], "predictor_mode='vocab'"),

@@ -93,7 +93,8 @@ class Source:
 def is_local(name_or_path: str) -> bool:
     """Whether the text can only mean a path: a mistyped one must never become a download."""
     path = Path(name_or_path).expanduser()
-    return path.exists() or path.is_absolute() or name_or_path.startswith((".", "~")) or len(path.parts) > 2
+    is_file = path.suffix in (*_TABLES, *LIST_SUFFIXES)
+    return path.exists() or path.is_absolute() or name_or_path.startswith((".", "~")) or len(path.parts) > 2 or is_file
 
 
 def open_source(
