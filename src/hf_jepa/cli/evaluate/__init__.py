@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 
 from .._command import add_command, add_model_options
-from . import answers, features, vision_language
+from . import answers, features, planning, vision_language
 
-DOMAINS = (features, answers, vision_language)
+DOMAINS = (features, answers, vision_language, planning)
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -14,13 +14,14 @@ def add(commands: argparse._SubParsersAction) -> None:
         commands,
         "evaluate",
         run,
-        "evaluate frozen features or a classifier of images and videos, the answers of a language model, a VL-JEPA",
+        "evaluate features or a classifier of images and videos, a language model\'s answers, a VL-JEPA, a planner",
         "hf-jepa evaluate facebook/ijepa_vith14_1k --dataset my_images/ --task knn --imagenet-statistics\n"
         "  hf-jepa evaluate facebook/vjepa2-vitl-fpc64-256 --dataset my_videos/ --task attentive --num-frames 16\n"
         "  hf-jepa evaluate my-classifier --dataset my_images/ --task classification\n"
         "  hf-jepa evaluate my-encoder --dataset photos.csv --task ridge --holdout 0.2\n"
         "  hf-jepa evaluate my-llm --dataset pairs.jsonl --task exact-match --max-new-tokens 64\n"
-        "  hf-jepa evaluate my-vl-jepa --dataset captions.jsonl --task retrieval",
+        "  hf-jepa evaluate my-vl-jepa --dataset captions.jsonl --task retrieval\n"
+        "  hf-jepa evaluate my-world-model --dataset maze/ --task planning --env my_package.worlds:Maze-v0",
     )
     parser.add_argument("repo", help="repository or folder of the model")
     parser.add_argument("--dataset", help="a data set's name on the Hub, a folder, a parquet file, a list of files")
