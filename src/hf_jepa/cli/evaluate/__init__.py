@@ -14,7 +14,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         commands,
         "evaluate",
         run,
-        "evaluate features or a classifier of images and videos, a language model\'s answers, a VL-JEPA, a planner",
+        "evaluate features or a classifier of images and videos, a language model's answers, a VL-JEPA, a planner",
         "hf-jepa evaluate facebook/ijepa_vith14_1k --dataset my_images/ --task knn --imagenet-statistics\n"
         "  hf-jepa evaluate facebook/vjepa2-vitl-fpc64-256 --dataset my_videos/ --task attentive --num-frames 16\n"
         "  hf-jepa evaluate my-classifier --dataset my_images/ --task classification\n"
