@@ -84,6 +84,7 @@ bench: $(STAMP)
 	$(PY) -m scripts.benchmarks.llm
 	$(PY) -m scripts.benchmarks.video
 	$(PY) -m scripts.benchmarks.vl
+	$(PY) -m scripts.benchmarks.world_models
 
 clean:
 	rm -rf .venv build dist outputs demo_data .ruff_cache .pytest_cache src/*.egg-info

@@ -47,12 +47,14 @@ def finished(function: Callable[[], object], device: str) -> Callable[[], object
     return whole
 
 
-def take_turns(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
+def take_turns(
+    functions: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, dict[str, float]]:
     """Median seconds of each function, and the median over rounds of its time over the first one's."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(rounds + 1):
         for name, function in functions.items():
-            taken = timed(function, time.perf_counter)
+            taken = timed(function, clock)
             if number:
                 seconds[name].append(taken)
     first = next(iter(seconds.values()))
