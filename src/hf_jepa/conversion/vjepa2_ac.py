@@ -3,12 +3,12 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
+from transformers import ViTImageProcessor
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
-from ..hub.processors import default_image_processor
 from ..hub.world_release import save_world_model
 from ..models.vjepa.configuration_vjepa import VJepaConfig
 from ..models.vjepa2_ac.configuration_vjepa2_ac import VJepa2ACConfig
@@ -70,8 +70,8 @@ def convert_vjepa2_ac_checkpoint(
 ) -> Path:
     """
     Converts an original V-JEPA 2-AC checkpoint into a folder that `AutoModel.from_pretrained` loads as a
-    [`VJepa2ACModel`] after `import hf_jepa`. The image processor takes frames one by one; training squeezed the middle
-    of 16:9 frames, 1.35 times as wide as high, into a square.
+    [`VJepa2ACModel`] after `import hf_jepa`. Its image processor squeezes frames into the square and normalises them;
+    training first cut the middle out of 16:9 frames, 1.35 times as wide as high, which is the caller's to do.
 
     A file does not tell whether it was trained with extrinsics: the released one was not. Load another with
     `AutoModel.from_pretrained(folder, use_extrinsics=True)`.
@@ -129,7 +129,9 @@ def convert_vjepa2_ac_checkpoint(
     }
     layout = describe_layout(checkpoint.content, checkpoint.prefixes, path)
     layout |= {"prefixes": checkpoint.prefixes, "encoder_group": group}
-    processor = default_image_processor(SimpleNamespace(image_size=config.encoder_config.crop_size))
+    # Frames are squeezed into the square, not cropped to it.
+    side = {"height": config.encoder_config.crop_size, "width": config.encoder_config.crop_size}
+    processor = ViTImageProcessor(size=side, image_mean=IMAGENET_DEFAULT_MEAN, image_std=IMAGENET_DEFAULT_STD)
     folder = save_world_model(model, output_dir, results=results, processor=processor)
     write_layout(folder, layout, unused)
     return folder
