@@ -14,6 +14,8 @@ from .world_model import WorldModelConfig
 
 Pooling = Literal["auto", "cls", "mean", "pooler"]
 
+# Float pixels beyond this are no normalised ones: somebody forgot to divide by 255.
+_LARGEST_PIXEL = 60.0
 # CLS, distillation and register tokens stand before the patches; no in-tree ViT has more than this.
 _MAX_PREFIX_TOKENS = 16
 # CLS tokens stand before the patches; no in-tree video model has more than this.
@@ -281,6 +283,55 @@ def _shortest_clip(config: PreTrainedConfig) -> int:
 def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
     """A vision encoder of any kind, new, with the parts that give tokens only: see [`without_unused_parts`]."""
     return without_unused_parts(build_part(config))
+
+
+def configured_size(config: PreTrainedConfig) -> tuple[int, int] | None:
+    """Height and width that an encoder is configured for; `None` where its config does not say."""
+    options = getattr(config, "model_args", None) or {}
+    size = getattr(config, "image_size", None) or getattr(config, "crop_size", None) or options.get("img_size")
+    return (size, size) if isinstance(size, int) else tuple(size) if size else None
+
+
+def normalized_frames(
+    frames: torch.Tensor,
+    image_mean: list[float] | None,
+    image_std: list[float] | None,
+    size: tuple[int, int] | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """
+    Frames as an encoder takes them: uint8 ones divided by 255, resized and normalised, float ones as they are.
+
+    Args:
+        frames (`torch.Tensor` of shape `(..., channels, height, width)`).
+        image_mean, image_std (`list[float]`, *optional*): per channel, of pixels in [0, 1]; needed for uint8.
+        size (`tuple[int, int]`, *optional*): height and width that uint8 frames are resized to.
+        dtype (`torch.dtype`): of normalised frames.
+
+    Raises:
+        `ValueError`: for float frames that are not normalised (values are looked at on CPU only), and integer ones
+            that cannot be.
+    """
+    if frames.is_floating_point():
+        looks = frames.device.type == "cpu" and not torch.compiler.is_compiling()
+        if looks and not (largest := frames.detach().abs().amax().item()) < _LARGEST_PIXEL:
+            raise ValueError(
+                f"Frames reach {largest:.3g}: float frames must be normalised and finite. Pass them as uint8 to have "
+                "the model normalise them."
+            )
+        return frames
+    if frames.dtype != torch.uint8 or image_mean is None:
+        raise ValueError(
+            f"{frames.dtype} frames need `image_mean` and `image_std` in the config to be normalised, and only uint8 "
+            "ones can be."
+        )
+    frames = frames.to(dtype) / 255
+    if size is not None and tuple(frames.shape[-2:]) != size:
+        batch, images = frames.shape[:-3], frames.flatten(0, -4)
+        images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+        frames = images.unflatten(0, batch)
+    mean, std = (frames.new_tensor(values).view(-1, 1, 1) for values in (image_mean, image_std))
+    return (frames - mean) / std
 
 
 def encode_each_frame(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -33,6 +33,8 @@ class WorldModelConfig(CompositeConfig):
         action_mean, action_std (`list[float]`, *optional*): of the training data, in the environment's units. The
             model takes `(action - action_mean) / action_std`.
         action_low, action_high (`list[float]`, *optional*): bounds in the environment's units.
+        image_mean, image_std (`list[float]`, *optional*): per channel, of pixels in [0, 1]. uint8 frames are
+            normalised by the model; float frames are taken as they are.
 
     Raises:
         `ValueError`: for statistics of another width or that are not finite, a `action_std` that is not positive,
@@ -45,6 +47,8 @@ class WorldModelConfig(CompositeConfig):
     action_std: list[float | int] | None = None
     action_low: list[float | int] | None = None
     action_high: list[float | int] | None = None
+    image_mean: list[float | int] | None = None
+    image_std: list[float | int] | None = None
 
     @property
     def raw_action_dim(self) -> int:
@@ -53,6 +57,7 @@ class WorldModelConfig(CompositeConfig):
 
     def validate_actions(self) -> None:
         """Refuses statistics that make no sense; runs whenever a config is made."""
+        check_statistics("image", self.image_mean, self.image_std, len(self.image_mean or ()))
         if self.frameskip < 1 or self.action_dim < 1 or self.action_dim % self.frameskip:
             raise ValueError(
                 f"`action_dim` ({self.action_dim}) must be a positive multiple of `frameskip` ({self.frameskip})."
@@ -71,6 +76,18 @@ class WorldModelConfig(CompositeConfig):
             low >= high for low, high in zip(self.action_low, self.action_high, strict=True)
         ):
             raise ValueError(f"`action_low` {self.action_low} must lie below `action_high` {self.action_high}.")
+
+
+def check_statistics(name: str, mean: list[float] | None, std: list[float] | None, size: int) -> None:
+    """
+    Raises:
+        `ValueError`: for a mean without a deviation, another number of them than `size`, a deviation that is not
+            positive.
+    """
+    if (mean is None) != (std is None):
+        raise ValueError(f"`{name}_mean` and `{name}_std` go together.")
+    if mean is not None and (len(mean) != size or len(std) != size or min(std) <= 0):
+        raise ValueError(f"`{name}_mean` {mean} and `{name}_std` {std} must hold {size} numbers, std > 0.")
 
 
 class WorldModelMixin:

@@ -148,6 +148,30 @@ def test_frames_do_not_see_each_other():
     torch.testing.assert_close(latents.mean(-1), torch.zeros(2, 3, 16), rtol=0, atol=1e-5)
 
 
+@torch.no_grad()
+def test_raw_frames_are_squeezed_and_normalised():
+    model = new_model()
+    pixels = torch.randint(0, 256, (2, 3, 3, 16, 16), dtype=torch.uint8)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (model.config.image_mean, model.config.image_std))
+    torch.testing.assert_close(model.encode(pixels), model.encode((pixels / 255 - mean) / std))
+    stripes = pixels[..., :1]
+    narrow, wide = (model.encode(stripes.expand(-1, -1, -1, -1, width)) for width in (16, 40))
+    torch.testing.assert_close(wide, narrow, rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="float frames must be normalised"):
+        model.encode(pixels.float())
+    with pytest.raises(ValueError, match="Frames must have shape"):
+        model.encode(torch.randn(2, 3, 16, 16))
+
+
+@torch.no_grad()
+def test_numbers_of_double_precision_are_taken():
+    model, given = new_model(), window(2)
+    actions, states = given["actions"].double(), given["states"][:, :1].double()
+    path = model.rollout(given["latents"][:, :1], torch.cat([actions] * 3, dim=1), states)
+    expected = model.rollout(given["latents"][:, :1], torch.cat([given["actions"]] * 3, dim=1), states.float())
+    torch.testing.assert_close(path, expected, rtol=0, atol=1e-5)
+
+
 ENCODERS = {
     "vjepa 2.1": VJepaConfig(
         **{"crop_size": 16, "patch_size": 4, "frames_per_clip": 2, "hidden_size": 32, "num_hidden_layers": 1},

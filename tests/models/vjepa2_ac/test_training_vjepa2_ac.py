@@ -11,15 +11,21 @@ from .conftest import tiny_config
 
 
 class Drives(torch.utils.data.Dataset):
-    """A bright bar that one entry of the action moves; with `model`, as latents."""
+    """A bright bar that one entry of the action moves; with a model, as its latents."""
 
     def __init__(self, model: VJepa2ACModel | None = None):
-        self.model = model
+        self.examples = [self.draw(index) for index in range(len(self))]
+        if model is not None:
+            for example in self.examples:
+                example["latents"] = model.encode(example.pop("pixel_values_videos")[None])[0]
 
     def __len__(self) -> int:
         return 16
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return dict(self.examples[index])
+
+    def draw(self, index: int) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(index)
         steps = torch.randint(-3, 4, (3,), generator=generator)
         places = (8 + torch.cat([torch.zeros(1), steps.cumsum(0)]).long()) % 16
@@ -27,10 +33,7 @@ class Drives(torch.utils.data.Dataset):
         frames[torch.arange(4), :, :, places] = 2.0
         actions, states = torch.zeros(3, 7), torch.zeros(4, 7)
         actions[:, 0], states[:, 0] = steps / 3, places / 16
-        example = {"actions": actions, "states": states}
-        if self.model is None:
-            return example | {"pixel_values_videos": frames}
-        return example | {"latents": self.model.encode(frames[None])[0]}
+        return {"actions": actions, "states": states, "pixel_values_videos": frames}
 
 
 def collate(examples):

@@ -8,7 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import logging
 
-from ...world_model import WorldModelConfig
+from ...world_model import WorldModelConfig, check_statistics
 from .presets_latent_world_model import PRESETS
 
 logger = logging.get_logger(__name__)
@@ -37,8 +37,6 @@ class LatentWorldModelConfig(WorldModelConfig):
         proprio_embedding_size (`int`, defaults to 10).
         proprio_names (`list[str]`, *optional*), proprio_mean, proprio_std (`list[float]`, *optional*): what these
             numbers are, and their statistics; `encode` takes `(proprio - proprio_mean) / proprio_std`.
-        image_mean, image_std (`list[float]`, *optional*): per channel, of pixels in [0, 1]. uint8 frames are
-            normalised by the model; float frames are taken as they are.
         predictor_type (`"residual_mlp"`, `"mlp"`, `"gru"` or `"transformer"`).
         predictor_hidden_size (`int`, defaults to 256): of the MLPs.
         predictor_num_hidden_layers, predictor_num_attention_heads, predictor_head_dim, predictor_intermediate_size
@@ -83,8 +81,6 @@ class LatentWorldModelConfig(WorldModelConfig):
     proprio_names: list[str] | None = None
     proprio_mean: list[float | int] | None = None
     proprio_std: list[float | int] | None = None
-    image_mean: list[float | int] | None = None
-    image_std: list[float | int] | None = None
     predictor_type: Literal["residual_mlp", "mlp", "gru", "transformer"] = "residual_mlp"
     predictor_hidden_size: int = 256
     predictor_num_hidden_layers: int = 6
@@ -164,16 +160,8 @@ class LatentWorldModelConfig(WorldModelConfig):
             raise ValueError(f"`predictor_dropout` must lie in [0, 1), got {self.predictor_dropout}.")
 
     def validate_statistics(self) -> None:
-        """Refuses statistics of proprioception and pixels that make no sense."""
-        for name, size in (("proprio", self.proprio_dim), ("image", None)):
-            mean, std = getattr(self, f"{name}_mean"), getattr(self, f"{name}_std")
-            if (mean is None) != (std is None):
-                raise ValueError(f"`{name}_mean` and `{name}_std` go together.")
-            if mean is None:
-                continue
-            size = len(mean) if size is None else size
-            if len(mean) != size or len(std) != size or min(std) <= 0:
-                raise ValueError(f"`{name}_mean` {mean} and `{name}_std` {std} must hold {size} numbers, std > 0.")
+        """Refuses statistics of proprioception that make no sense."""
+        check_statistics("proprio", self.proprio_mean, self.proprio_std, self.proprio_dim)
         if self.proprio_names is not None and len(self.proprio_names) != self.proprio_dim:
             raise ValueError(f"`proprio_names` must name {self.proprio_dim} numbers, got {self.proprio_names}.")
 

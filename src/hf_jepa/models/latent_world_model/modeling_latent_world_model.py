@@ -1,13 +1,12 @@
 """A world model from pixels: an encoder, a predictor of the next latent frame, and terms that forbid collapse."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
-from ...encoders import patch_tokens, pooled_output, resolve_pooling, run_encoder
+from ...encoders import configured_size, normalized_frames, patch_tokens, pooled_output, resolve_pooling, run_encoder
 from ...modeling_jepa import JepaOutput, JepaPreTrainedModel
 from ...objectives import SIGReg
 from ...objectives.inputs import at_least_float32
@@ -17,10 +16,6 @@ from .configuration_latent_world_model import LatentWorldModelConfig
 from .latent_variable import LatentCodes, build_latent_variable
 from .objective_latent_world_model import InverseModel, inverse_dynamics, regularizers
 from .predictors_latent_world_model import GRUPredictor, MLPPredictor, TransformerPredictor
-
-# Float pixels beyond this are no normalised ones: somebody forgot to divide by 255.
-_LARGEST_PIXEL = 60.0
-
 
 # Of the search for a continuous latent variable.
 _SEARCH_STEPS, _SEARCH_RATE = 20, 0.05
@@ -128,9 +123,7 @@ class LatentWorldModel(WorldModelMixin, JepaPreTrainedModel):
         return pooling, *features.shape[1:]
 
     def _image_size(self) -> tuple[int, int] | None:
-        options = getattr(self.config.encoder_config, "model_args", None) or {}
-        size = getattr(self.config.encoder_config, "image_size", None) or options.get("img_size")
-        return (size, size) if isinstance(size, int) else tuple(size) if size else None
+        return configured_size(self.config.encoder_config)
 
     def _num_channels(self) -> int:
         options = getattr(self.config.encoder_config, "model_args", None) or {}
@@ -192,26 +185,8 @@ class LatentWorldModel(WorldModelMixin, JepaPreTrainedModel):
 
     def _preprocess(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """`(n, channels, height, width)`: uint8 made the encoder's size and normalised, floats as they are."""
-        if pixel_values.is_floating_point():
-            looks = pixel_values.device.type == "cpu" and not torch.compiler.is_compiling()
-            if looks and not (largest := pixel_values.detach().abs().amax().item()) < _LARGEST_PIXEL:
-                raise ValueError(
-                    f"Frames reach {largest:.3g}: float frames must be normalised and finite. Pass them as uint8 to "
-                    "have the model normalise them."
-                )
-            return pixel_values
         config = self.config
-        if pixel_values.dtype != torch.uint8 or config.image_mean is None:
-            raise ValueError(
-                f"{pixel_values.dtype} frames need `image_mean` and `image_std` in the config to be normalised, and "
-                "only uint8 ones can be."
-            )
-        frames = pixel_values.to(self.dtype) / 255
-        size = self._image_size()
-        if size is not None and tuple(frames.shape[-2:]) != size:
-            frames = F.interpolate(frames, size, mode="bilinear", antialias=True, align_corners=False)
-        mean, std = (frames.new_tensor(values).view(-1, 1, 1) for values in (config.image_mean, config.image_std))
-        return (frames - mean) / std
+        return normalized_frames(pixel_values, config.image_mean, config.image_std, self._image_size(), self.dtype)
 
     def _pool(self, frames: torch.Tensor, pooling: str) -> torch.Tensor:
         outputs = run_encoder(self.encoder, frames)

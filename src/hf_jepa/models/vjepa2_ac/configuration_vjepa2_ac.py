@@ -5,6 +5,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ...world_model import WorldModelConfig
 from ..vjepa.configuration_vjepa import VJEPA_SIZES
@@ -90,6 +91,8 @@ class VJepa2ACConfig(WorldModelConfig):
             self.latent_size = getattr(self.encoder_config, "hidden_size", None)
         if self.action_mean is None and self.action_std is None:
             self.action_mean, self.action_std = [0.0] * self.raw_action_dim, [1.0] * self.raw_action_dim
+        if self.image_mean is None and self.image_std is None:
+            self.image_mean, self.image_std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
 
     @property
     def tokens_per_step(self) -> int:

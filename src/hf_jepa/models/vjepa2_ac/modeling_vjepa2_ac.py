@@ -8,7 +8,7 @@ from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
 from ...attention import MEASURED_ATTENTION
-from ...encoders import build_encoder, encode_each_frame
+from ...encoders import build_encoder, configured_size, encode_each_frame, normalized_frames
 from ...modeling_jepa import JepaOutput, JepaPreTrainedModel
 from ...objectives.distances import normalize_targets
 from ...poses import integrate_pose
@@ -88,11 +88,24 @@ class VJepa2ACModel(WorldModelMixin, JepaPreTrainedModel):
     @torch.no_grad()
     def encode(self, pixel_values: torch.FloatTensor, proprio: torch.FloatTensor | None = None) -> torch.FloatTensor:
         """
-        As [`~hf_jepa.world_model.WorldModelMixin.encode`]: `(batch, time, channels, height, width)` to `(batch, time,
-        tokens, width)`, float32, layer-normed per token with `normalize_latents`. `proprio` is not read: the robot's
-        state enters [`rollout`](VJepa2ACModel.rollout) as `states`.
+        As [`~hf_jepa.world_model.WorldModelMixin.encode`].
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, time, channels, height, width)`): float frames normalised
+                with the config's `image_mean` and `image_std`, of any size that patches divide; or uint8 ones, which
+                are normalised here, and squeezed to the encoder's size unless `frame_grid` says another shape.
+            proprio: not read; the robot's state enters [`rollout`](VJepa2ACModel.rollout) as `states`.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, time, tokens, width)`, layer-normed per token (`normalize_latents`).
+
+        Raises:
+            `ValueError`: for another number of dimensions, or frames that are not normalised.
         """
-        return self._normalized(encode_each_frame(self.encoder, pixel_values))
+        config = self.config
+        size = None if config.frame_grid else configured_size(config.encoder_config)
+        frames = normalized_frames(pixel_values, config.image_mean, config.image_std, size, self.dtype)
+        return self._normalized(encode_each_frame(self.encoder, frames))
 
     @torch.no_grad()
     def get_features(self, pixel_values_videos: torch.FloatTensor, which: str = "target") -> torch.FloatTensor:
@@ -304,7 +317,7 @@ class VJepa2ACModel(WorldModelMixin, JepaPreTrainedModel):
 
     def _all_states(self, states: torch.Tensor, actions: torch.Tensor, context: int) -> torch.Tensor:
         """States of as many frames as there are actions."""
-        frames = list(states.unbind(1))
+        frames = list(states.float().unbind(1))
         for step in range(len(frames), actions.shape[1]):
             frames.append(self.integrate(frames[-1], actions[:, step - 1]))
         return torch.stack(frames[: actions.shape[1]], dim=1)
