@@ -41,7 +41,7 @@ def check_logs_and_probes(one_folder: Path, two_folder: Path) -> None:
         values = [[entry[name] for entry in history if name in entry] for history in (one, two)]
         assert len(values[0]) == 5
         assert values[0] == pytest.approx(values[1], rel=2e-4), name
-    for name in ("eval_knn_accuracy", "eval_linear_accuracy"):
+    for name in ("eval_knn_accuracy", "eval_ridge_accuracy"):
         values = [[entry[name] for entry in history if name in entry] for history in (one, two, other_rank)]
         assert len(values[0]) == 1
         assert values[0] == values[1] == values[2], name

@@ -74,7 +74,7 @@ def test_a_run_ends_in_a_release(program, content, tmp_path):
     assert config.encoder_config.layer_scale_init_value == 0.5
     assert config.encoder_config.layer_norm_eps == 1e-6
     results = json.loads((release / "results.json").read_text())
-    assert [entry["task"] for entry in results["evaluations"]] == ["knn", "linear"]
+    assert [entry["task"] for entry in results["evaluations"]] == ["knn", "ridge"]
     for picture in ("curves", "masks", "feature_pca", "prediction_similarity"):
         with PILImage.open(release / f"{picture}.png") as image:
             assert np.asarray(image.convert("RGB")).std() > 1

@@ -79,7 +79,7 @@ def test_a_recipe_becomes_a_release(program, recipe, tmp_path, family, capsys):
     assert composite.config.model_type == f"{family}_pretraining"
     results = json.loads((release / "results.json").read_text())
     assert results["training"]["steps"] == 4
-    assert {entry["task"] for entry in results["evaluations"]} == {"knn", "linear"}
+    assert {entry["task"] for entry in results["evaluations"]} == {"knn", "ridge"}
     assert yaml.safe_load((release / "recipe.yaml").read_text())["hidden_size"] == 16
     for picture in ("curves", "masks", "feature_pca", "prediction_similarity"):
         assert (release / f"{picture}.png").read_bytes().startswith(b"\x89PNG")

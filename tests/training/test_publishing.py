@@ -30,7 +30,7 @@ def test_a_push_sends_a_release_without_pickles(
         assert torch.equal(encoder(pixels).last_hidden_state, trainer.model.get_features(pixels))
     results = json.loads((release / "results.json").read_text())
     assert results["training"]["steps"] == 4
-    assert {entry["task"]: entry["value"] for entry in results["evaluations"]} == {"knn": 1.0, "linear": 1.0}
+    assert {entry["task"]: entry["value"] for entry in results["evaluations"]} == {"knn": 1.0, "ridge": 1.0}
     assert results["data"]["num_examples"] == 24
     assert results["licence"] == "mit"
     # The trainer cannot know the licence of weights that it was given.

@@ -28,7 +28,7 @@ def test_only_what_was_logged_is_drawn(figures, tmp_path):
     history = [
         {"step": 1, "epoch": 0.1, "loss": 0.4, "loss_prediction": 0.3, "learning_rate": 1e-3, "target_std": 0.5},
         {"step": 2, "epoch": 0.2, "loss": 0.3, "loss_prediction": 0.2, "learning_rate": 5e-4, "rankme": 12.0},
-        {"step": 2, "epoch": 0.2, "eval_knn_accuracy": 0.6, "eval_linear_accuracy": 0.7, "eval_runtime": 3.0},
+        {"step": 2, "epoch": 0.2, "eval_knn_accuracy": 0.6, "eval_ridge_accuracy": 0.7, "eval_runtime": 3.0},
         {"step": 2, "epoch": 0.2, "train_loss": 0.35, "train_runtime": 9.0},
     ]
     path = plot_training_curves(history, tmp_path / "new" / "curves.png")
@@ -40,7 +40,7 @@ def test_only_what_was_logged_is_drawn(figures, tmp_path):
         "Learning rate": {"learning rate": [[1, 1e-3], [2, 5e-4]]},
         "Feature std": {"target": [[1, 0.5]]},
         "Rank of the features": {"RankMe": [[2, 12.0]]},
-        "Probe accuracy": {"k-NN": [[2, 0.6]], "linear": [[2, 0.7]]},
+        "Probe accuracy": {"k-NN": [[2, 0.6]], "ridge": [[2, 0.7]]},
     }
 
 

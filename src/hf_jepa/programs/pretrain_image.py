@@ -177,7 +177,7 @@ def measure_baselines(trainer: JepaTrainer, untrained: PreTrainedModel) -> list[
         splits.append(torch.tensor([sample["label"] for sample in samples]))
     pixels = {
         "knn": knn_accuracy(*splits, k=trainer.args.probe_num_neighbors),
-        "linear": ridge_probe(*splits).accuracy,
+        "ridge": ridge_probe(*splits).accuracy,
     }
     sets = (trainer.probe_train_dataset, trainer.eval_dataset)
     found = probe_metrics(untrained.to(trainer.args.device), *sets, trainer.args, trainer.accelerator)

@@ -94,14 +94,14 @@ def test_probes_score_the_target_encoder(make_trainer: Callable[..., Any], tiny_
         save_strategy="steps",
         save_steps=2,
         load_best_model_at_end=True,
-        metric_for_best_model="eval_linear_accuracy",
+        metric_for_best_model="eval_ridge_accuracy",
         save_total_limit=1,
     )
     trainer.train()
     evaluations = [entry for entry in trainer.state.log_history if "eval_knn_accuracy" in entry]
     assert [entry["step"] for entry in evaluations] == [2, 4]
     assert evaluations[0]["eval_knn_accuracy"] == 1.0
-    assert evaluations[0]["eval_linear_accuracy"] == 1.0
+    assert evaluations[0]["eval_ridge_accuracy"] == 1.0
     # Not improved at step 4, so the first is the best and was loaded again.
     assert trainer.state.best_model_checkpoint == str(tmp_path / "run" / "checkpoint-2")
     best = type(model).from_pretrained(tmp_path / "run" / "checkpoint-2").state_dict()
@@ -123,7 +123,7 @@ def test_probing_does_not_change_training(make_trainer: Callable[..., Any]) -> N
 def test_several_evaluation_sets_are_named(make_trainer: Callable[..., Any]) -> None:
     trainer = make_trainer()
     metrics = trainer.evaluate({"clean": trainer.eval_dataset, "noisy": trainer.eval_dataset})
-    assert {"eval_clean_knn_accuracy", "eval_noisy_linear_accuracy"} <= metrics.keys()
+    assert {"eval_clean_knn_accuracy", "eval_noisy_ridge_accuracy"} <= metrics.keys()
 
 
 def test_ordinary_arguments_train(make_trainer: Callable[..., Any], tmp_path: Path) -> None:

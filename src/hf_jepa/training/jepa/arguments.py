@@ -50,7 +50,7 @@ class JepaTrainingArguments(CommonTrainingArguments):
             The schedules reach their ends after `schedule_horizon * max_steps` updates (`ipe_scale` in the originals);
             at least 1. Warmup is not stretched, as in the original.
         probe_every_steps (`int`, *optional*):
-            Run the k-NN and linear probes on target features every so many updates; short for
+            Run the k-NN and ridge probes on target features every so many updates; short for
             `eval_strategy="steps", eval_steps=...`.
         probe_num_neighbors (`int`, *optional*, defaults to 20):
             Neighbours of the k-NN probe.

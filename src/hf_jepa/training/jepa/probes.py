@@ -72,7 +72,7 @@ def probe_metrics(
         accelerator (`Accelerator`): the processes that share the work.
 
     Returns:
-        `dict[str, float]`: `knn_accuracy`, `linear_accuracy` and `runtime` in seconds, the same in every process.
+        `dict[str, float]`: `knn_accuracy`, `ridge_accuracy` and `runtime` in seconds, the same in every process.
     """
     from ...evaluation import knn_accuracy, ridge_probe
 
@@ -89,6 +89,6 @@ def probe_metrics(
     values = broadcast_object_list(values)
     return {
         "knn_accuracy": values[0],
-        "linear_accuracy": values[1],
+        "ridge_accuracy": values[1],
         "runtime": round(time.perf_counter() - start, 4),
     }

@@ -57,7 +57,7 @@ class JepaTrainer(BaseTrainer):
     (of a joint-embedding model's projections over the batch), `images_per_second` (clips, of a video model; over all
     processes, probes and saving left out). Means are over the updates since the last log, and over processes.
     Evaluation fits probes on the target encoder's pooled features of `probe_train_dataset` and scores them on
-    `eval_dataset`: `eval_knn_accuracy`, `eval_linear_accuracy` (shares in [0, 1]), and the time it took.
+    `eval_dataset`: `eval_knn_accuracy`, `eval_ridge_accuracy` (shares in [0, 1]), and the time it took.
 
     Args:
         model ([`~hf_jepa.modeling_jepa.JepaPreTrainedModel`]): in float32.
@@ -380,5 +380,5 @@ class JepaTrainer(BaseTrainer):
             features = "pooled encoder output"
         return [
             {"name": f"{task}_accuracy", "task": task, "metric": "accuracy", "features": features}
-            for task in ("knn", "linear")
+            for task in ("knn", "ridge")
         ]
