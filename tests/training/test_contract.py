@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +10,12 @@ import pytest
 
 def test_a_run_is_released_pushed_and_measured(make_any_trainer: Callable[..., Any], uploads: Any) -> None:
     trainer = make_any_trainer(hub_model_id="someone/tiny", hub_private_repo=True)
-    trainer.train()
     trainer.evaluate()
+    trainer.train()
+    metrics = trainer.evaluate()
     results = trainer.measured_results()
+    # The newest scores, not those of before.
+    assert all(entry["value"] in metrics.values() for entry in results["evaluations"])
     assert results["training"]["steps"] == trainer.state.max_steps
     assert results["training"][trainer.throughput] > 0
     assert results["evaluations"]
@@ -94,6 +98,9 @@ def test_pushing_at_each_save_survives_a_failed_upload(
     assert [message for _, message, _ in uploads] == ["Training in progress, step 2"]
     assert not logged
 
+    make_any_trainer(max_steps=2, hub_strategy="end", **settings).train()
+    assert len(uploads) == 1
+
     uploads.error = PermissionError("401 Unauthorized")
     trainer = make_any_trainer(max_steps=2, **settings)
     trainer.train()
@@ -132,3 +139,13 @@ def test_what_a_run_ends_with_is_said_on_its_card(make_any_trainer: Callable[...
     trainer.guard.finding = "Everything looks alike."
     assert trainer.measured_results()["limits"] == ["Everything looks alike."]
     assert "Everything looks alike." in (trainer.write_release() / "README.md").read_text()
+
+
+def test_one_process_alone_writes(
+    make_any_trainer: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_any_trainer()
+    monkeypatch.setattr(trainer, "is_world_process_zero", lambda: False)
+    assert trainer.push_to_hub() is None
+    assert trainer.write_release() == tmp_path / "run" / "release"
+    assert not (tmp_path / "run" / "release").exists()

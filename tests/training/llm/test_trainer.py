@@ -155,6 +155,12 @@ def test_logs_and_evaluation(make_trainer):
     assert metrics["eval_lm_loss"] == pytest.approx(losses / count, rel=1e-5)
 
 
+def test_evaluation_drops_no_pair(make_trainer):
+    whole, dropping = make_trainer().evaluate(), make_trainer(jepa_dropout=0.9).evaluate()
+    assert dropping["eval_jepa_loss"] == whole["eval_jepa_loss"]
+    assert dropping["eval_loss"] == whole["eval_loss"]
+
+
 def test_rows_whose_views_are_cut_off_are_evaluated_without_their_pair(make_trainer):
     trainer = make_trainer(per_device_eval_batch_size=1)
     sizes = [len(trainer.eval_dataset[index]["input_ids"]) for index in range(5)]
@@ -183,6 +189,12 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(make_trainer, tmp_pa
     resumed = make_trainer(**options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     assert difference(weights(whole), weights(resumed)) == 0
+    # Its logs go on, too.
+    logs = [[entry for entry in each.state.log_history if "lm_loss" in entry] for each in (whole, resumed)]
+    for entry, other in zip(*logs, strict=True):
+        assert [other[name] for name in ("loss", "lm_loss", "jepa_loss")] == pytest.approx(
+            [entry[name] for name in ("loss", "lm_loss", "jepa_loss")]
+        )
     changed = make_trainer(**{**options, "jepa_dropout": 0.0})
     with pytest.raises(ValueError, match="jepa_dropout: 0.3 in the checkpoint, 0.0 now"):
         changed.train(resume_from_checkpoint=True)
@@ -317,6 +329,30 @@ def test_collapsed_pairs_are_warned_about_once(make_trainer, caplog):
         trainer.train()
         logging.disable_propagation()
     assert sum("every Text predicts every Code alike" in record.message for record in caplog.records) == 1
+    # The warning came at the end of a short run, and the card says so.
+    assert "every Text predicts every Code alike" in trainer.measured_results()["limits"][0]
+
+
+@pytest.mark.parametrize("logging_steps", [1, 10, 50])
+def test_a_collapse_is_counted_in_updates_and_may_pass(make_trainer, monkeypatch, logging_steps):
+    trainer = make_trainer(collapse_margin=0.02, logging_steps=logging_steps)
+    warned = []
+    monkeypatch.setattr("hf_jepa.training.llm.trainer.logger.warning", warned.append)
+    guard, state, control = trainer.guard, trainer.state, trainer.control
+
+    def log(step, margin):
+        state.global_step = step
+        guard.on_log(trainer.args, state, control, {"loss": 1.0, "margin": margin, "cos_paired": 1, "cos_unpaired": 1})
+
+    guard.on_train_begin(trainer.args, state, control)
+    for step in range(logging_steps, 101, logging_steps):
+        assert not warned
+        log(step, 0.0)
+    assert len(warned) == 1
+    log(100 + logging_steps, 0.5)
+    guard.on_train_end(trainer.args, state, control)
+    assert len(warned) == 1
+    assert trainer.measured_results()["limits"] == []
 
 
 @pytest.mark.parametrize(
