@@ -1,4 +1,7 @@
-"""FSDP2 over two gloo processes: the sharded model's loss and gradients equal one process on the joint batch."""
+"""
+FSDP2 over two gloo processes: the sharded model's loss and gradients equal one process on the joint batch, and it is
+gathered for a release.
+"""
 
 from pathlib import Path
 
@@ -6,14 +9,17 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_jepa import LLMJepaForCausalLM
 from hf_jepa.masking import pack_examples
+from hf_jepa.training.checkpoints import gather_whole_model
 
 FAMILIES = {
     "llama": {"model_type": "llama"},
     "llama_tied": {"model_type": "llama", "tie_word_embeddings": True},
+    "adapted": {"model_type": "llama", "tie_word_embeddings": True},
     # Masks by kind of layer.
     "gemma3": {"model_type": "gemma3_text", "layer_types": ["sliding_attention", "full_attention"], "head_dim": 8},
 }
@@ -24,7 +30,11 @@ def build(family: str) -> LLMJepaForCausalLM:
     sizes = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 5, "pad_token_id": 0}
     decoder = AutoModelForCausalLM.from_config(AutoConfig.for_model(**sizes, **FAMILIES[family]))
-    return LLMJepaForCausalLM.from_decoder(decoder, num_predictor_tokens=2, predictor_head="linear")
+    model = LLMJepaForCausalLM.from_decoder(decoder, num_predictor_tokens=2, predictor_head="linear")
+    if family == "adapted":
+        lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+        model.add_decoder_adapter(lora)
+    return model
 
 
 def examples() -> list[dict]:
@@ -56,8 +66,16 @@ def worker(rank: int, folder: str) -> None:
         loss = model(**own, **counts).loss
         # FSDP averages gradients, as DDP does; the trainer scales by the processes' number for that.
         (2 * loss).backward()
-        gradients = {name: weight.grad.full_tensor() for name, weight in model.named_parameters()}
+        trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+        gradients = {name: weight.grad.full_tensor() for name, weight in trained}
         torch.save((loss.detach(), gradients), Path(folder) / f"{family}-{rank}.pt")
+        model.causal_lm.generation_config.eos_token_id = 7
+        gathered = gather_whole_model(model, rank == 0)
+        assert (gathered is None) == (rank == 1)
+        if gathered is not None:
+            gathered.save_pretrained(Path(folder) / family)
+            # Where the published model stops is in no state dict.
+            assert gathered.causal_lm.generation_config.eos_token_id == 7
     dist.destroy_process_group()
 
 
@@ -75,7 +93,15 @@ def test_sharded_gradients_are_those_of_one_process(folder, family):
     expected.backward()
     parts = [torch.load(folder / f"{family}-{rank}.pt", weights_only=True) for rank in range(2)]
     torch.testing.assert_close(parts[0][0] + parts[1][0], expected.detach(), rtol=1e-6, atol=0)
-    weights = dict(model.named_parameters())
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     assert set(weights) == set(parts[0][1])
     for name, found in parts[0][1].items():
         assert (found - weights[name].grad).abs().max() <= 1e-5 * weights[name].grad.abs().max(), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_sharded_model_is_gathered_whole(folder, family):
+    expected = build(family).state_dict()
+    whole = LLMJepaForCausalLM.from_pretrained(folder / family)
+    assert whole.state_dict().keys() == expected.keys()
+    assert all(torch.equal(expected[name], value) for name, value in whole.state_dict().items())

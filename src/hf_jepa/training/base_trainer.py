@@ -365,10 +365,7 @@ class BaseTrainer(SafeCheckpointTrainer):
 
     def _whole_model(self) -> PreTrainedModel | None:
         if self.is_fsdp_enabled:
-            raise ValueError(
-                "Under FSDP no process holds the whole model; write the release from the last checkpoint in one "
-                "process with `hf-jepa export`, and publish that with `hf-jepa push`."
-            )
+            return checkpoints.gather_whole_model(self.model, self.is_world_process_zero())
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     def push_to_hub(

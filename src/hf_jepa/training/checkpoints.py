@@ -1,5 +1,6 @@
 """Training checkpoints without pickles: what is written, when it is complete, how it is restored or refused."""
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 logger = logging.get_logger(__name__)
@@ -163,6 +167,34 @@ def load_model_strictly(model: nn.Module, folder: Path) -> None:
     for path in files:
         # Keys have been compared above, over all files.
         model.load_state_dict(load_file(path), strict=False)
+
+
+def gather_whole_model(model: nn.Module, wanted: bool) -> PreTrainedModel | None:
+    """
+    A whole copy, on the CPU, of a model whose parameters FSDP has cut up. Every process has to call it.
+
+    Args:
+        model (`nn.Module`): the (wrapped) model.
+        wanted (`bool`): whether this process is to have it; others get None.
+
+    Raises:
+        ValueError: if weights are missing.
+    """
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if not wanted:
+        return None
+    inner = model.module if isinstance(model, FullyShardedDataParallel) else model
+    # FSDP2 puts a class of its own before the model's.
+    original = next(each for each in type(inner).__mro__ if not issubclass(each, FSDPModule))
+    whole = original(copy.deepcopy(inner.config))
+    if missing := sorted(whole.saved_state_dict().keys() - weights.keys()):
+        raise ValueError(f"The gathered {original.__name__} lacks {', '.join(missing[:5])}.")
+    whole.load_state_dict(weights, strict=False)
+    for name, part in inner.named_modules():
+        if hasattr(part, "generation_config"):
+            plain = name.replace("_fsdp_wrapped_module.", "")
+            whole.get_submodule(plain).generation_config = copy.deepcopy(part.generation_config)
+    return whole.eval()
 
 
 def _weight_files(folder: Path) -> list[Path]:
