@@ -6,6 +6,7 @@ carry the next frame (A Path Towards Autonomous Machine Intelligence, section 4.
 import math
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -65,7 +66,8 @@ class LatentCodes(StepSeeded):
         """
         count = len(errors)
         # Temperatures are in units of the mean error, which falls during training.
-        scaled = -errors / errors.detach().mean().clamp(min=torch.finfo(errors.dtype).tiny)
+        mean = all_reduce_sum(errors.detach().mean()) / world_size()
+        scaled = -errors / mean.clamp(min=torch.finfo(errors.dtype).tiny)
         usage = scaled.softmax(dim=0).flatten(1).mean(dim=1)
         usage = all_reduce_sum(usage) / world_size()
         balance = math.log(count) + (usage * usage.clamp(min=1e-12).log()).sum()
@@ -107,15 +109,17 @@ class InferredVariable(StepSeeded):
         """The variable to train with, and its penalty, a scalar."""
         answer = self.inverse(latents.detach(), next_latents.detach()).float()
         if not self.noisy:
-            std, cov = (term[0] for term in variance_covariance(gather_batch(answer.flatten(0, 1))[None]))
-            return answer, self.limit(answer).mean() + std + cov + answer.mean(dim=(0, 1)).square().mean()
+            joint = gather_batch(answer.flatten(0, 1))
+            std, cov = (term[0] for term in variance_covariance(joint[None]))
+            return answer, self.limit(answer).mean() + std + cov + joint.mean(dim=0).square().mean()
         mean, log_variance = answer.chunk(2, dim=-1)
         step = self._next_step()
         penalty = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         if not self.training:
             return mean, penalty
-        generator = torch.Generator().manual_seed(step)
-        noise = torch.randn(mean.shape, generator=generator).to(mean, non_blocking=True)
+        generator, rank = torch.Generator().manual_seed(step), dist.get_rank() if world_size() > 1 else 0
+        # Every rank draws for all, and takes its rows: as many processes as one likes see the same noise.
+        noise = torch.randn(world_size(), *mean.shape, generator=generator)[rank].to(mean, non_blocking=True)
         return mean + noise * (0.5 * log_variance).exp(), penalty
 
 

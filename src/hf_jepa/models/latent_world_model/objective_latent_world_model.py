@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...objectives import SIGReg, sigreg
-from ...objectives.distributed import gather_batch
+from ...objectives.distributed import all_reduce_sum, gather_batch, world_size
 from ...objectives.vicreg import convention_factors, variance_covariance
 from .configuration_latent_world_model import LatentWorldModelConfig
 
@@ -71,7 +71,9 @@ def inverse_dynamics(
     errors = (predicted.float() - actions.float()).square().mean(dim=-1)
     if action_mask is None:
         return errors.mean()
-    return (errors * action_mask).sum() / action_mask.sum().clamp(min=1)
+    # Processes may hold different shares of padding: all divide by the mean count.
+    count = all_reduce_sum(action_mask.sum().float()) / world_size()
+    return (errors * action_mask).sum() / count.clamp(min=1)
 
 
 def regularizers(

@@ -1,0 +1,96 @@
+"""Two gloo processes: a world model has the loss and gradient of one process on the joint batch."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from hf_jepa import ConvEncoderConfig, LatentWorldModel, LatentWorldModelConfig
+from hf_jepa.training.jepa.batch_norm import synchronize_batch_norm
+
+TRANSFORMER = {
+    "predictor_type": "transformer",
+    "predictor_num_hidden_layers": 1,
+    "predictor_num_attention_heads": 2,
+    "predictor_head_dim": 4,
+    "predictor_intermediate_size": 16,
+    "context_frames": 3,
+}
+VARIANTS = {
+    "lewm": {**TRANSFORMER, "projector_hidden_size": 16, "sigreg_weight": 0.1, "inverse_dynamics_weight": 1.0},
+    "eb_jepa": {
+        "predictor_type": "gru",
+        "latent_space": "layer_norm",
+        "rollout_steps": 3,
+        "variance_weight": 16.0,
+        "covariance_weight": 8.0,
+        "temporal_similarity_weight": 12.0,
+        "temporal_variance_weight": 1.0,
+    },
+    "discrete": {"latent_variable": "discrete", "num_codes": 3, "code_annealing_steps": 2, "sigreg_weight": 0.1},
+    "sparse": {"latent_variable": "sparse", "latent_variable_size": 2, "sigreg_weight": 0.1},
+    "noisy": {"latent_variable": "noisy", "latent_variable_size": 2, "sigreg_weight": 0.1},
+}
+
+
+def build(name: str) -> LatentWorldModel:
+    torch.manual_seed(5)
+    encoder = ConvEncoderConfig(image_size=8, num_channels=1, hidden_sizes=[4, 8], hidden_size=6)
+    shared = {"encoder_config": encoder, "action_dim": 2, "num_slices": 8, "predictor_hidden_size": 16}
+    return LatentWorldModel(LatentWorldModelConfig(**shared, **VARIANTS[name])).train()
+
+
+def joint_batch() -> dict[str, torch.Tensor]:
+    torch.manual_seed(6)
+    # Ranks whose frames differ in brightness and padding: local statistics would give another result.
+    frames = torch.randn(8, 4, 1, 8, 8) + torch.arange(8).view(-1, 1, 1, 1, 1) / 4
+    mask = torch.ones(8, 3, dtype=torch.bool)
+    mask[0, 1:] = False
+    return {"pixel_values": frames, "actions": torch.randn(8, 3, 2), "action_mask": mask}
+
+
+def two_steps(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Gradients add up over two steps, so that the draws of the second are compared too."""
+    losses = []
+    for _ in range(2):
+        output = model(**batch)
+        output.loss.backward()
+        losses.append(output.loss.detach())
+    return torch.stack(losses)
+
+
+def worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    results = {}
+    for name in VARIANTS:
+        model = build(name)
+        synchronize_batch_norm(model)
+        parallel = nn.parallel.DistributedDataParallel(model)
+        losses = two_steps(parallel, {key: value[4 * rank : 4 * rank + 4] for key, value in joint_batch().items()})
+        dist.all_reduce(losses)
+        gradients = {key: parameter.grad for key, parameter in model.named_parameters()}
+        results[name] = losses / 2, gradients, dict(model.named_buffers())
+    torch.save(results, Path(folder) / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path):
+    mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
+        for name, (losses, gradients, buffers) in found.items():
+            model = build(name)
+            torch.testing.assert_close(losses, two_steps(model, joint_batch()), rtol=1e-5, atol=1e-6, msg=name)
+            for key, parameter in model.named_parameters():
+                torch.testing.assert_close(
+                    gradients[key],
+                    parameter.grad,
+                    rtol=1e-4,
+                    atol=1e-5 * max(1.0, float(losses.max())),
+                    msg=f"{name}: {key}",
+                )
+            for key, buffer in model.named_buffers():
+                torch.testing.assert_close(buffers[key], buffer, rtol=1e-5, atol=1e-6, msg=f"{name}: {key}")
