@@ -118,6 +118,17 @@ def test_cache_changes_nothing(kind, context, window, horizon):
     assert max(calls) <= window
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+@torch.no_grad()
+def test_of_a_long_past_the_last_frames_are_seen(use_cache):
+    model = shake(build(context_frames=3, **TRANSFORMER))
+    frames, past, _ = batch_for(model, batch=2, time=5)
+    latents, candidates = model.encode(frames), torch.randn(2, 2, 2)
+    whole = model.rollout(latents, candidates, past_actions=past, use_cache=use_cache)
+    recent = model.rollout(latents[:, 2:], candidates, past_actions=past[:, 2:], use_cache=use_cache)
+    torch.testing.assert_close(whole, recent)
+
+
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_candidates_are_independent_of_their_batch(name):
