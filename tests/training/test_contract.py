@@ -64,6 +64,19 @@ def test_what_would_be_ignored_is_refused(
         make_any_trainer(trainer=trainer, **args)
 
 
+def test_the_best_of_several_sets_needs_a_name(make_any_trainer: Callable[..., Any]) -> None:
+    rows = make_any_trainer().eval_dataset
+    given = {"trainer": {"eval_dataset": {"plain": rows, "other": rows}}, "max_steps": 2}
+    given |= {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    with pytest.raises(ValueError, match="choose one of 'eval_plain_"):
+        make_any_trainer(**given, load_best_model_at_end=True)
+    name = next(score["name"] for score in make_any_trainer()._reported(rows))
+    name = "lm_loss" if name == "exact_match" else name
+    trainer = make_any_trainer(**given, load_best_model_at_end=True, metric_for_best_model=f"other_{name}")
+    trainer.train()
+    assert trainer.state.best_model_checkpoint is not None
+
+
 def test_pushes_at_each_save_are_refused_under_fsdp(
     make_any_trainer: Callable[..., Any], uploads: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,8 +20,9 @@ from .callbacks import GuardCallback, SamplerEpochCallback, StepSeedCallback, Ta
 from .checkpoint_trainer import SafeCheckpointTrainer
 from .draws import DrawSeededDataset
 from .interruption import InterruptionCallback, TrainingInterrupted
+from .refusals import refuse_what_is_not_kept, refuse_without_metric
 from .results import reported_evaluations, run_results
-from .settings import changed_settings, describe
+from .settings import changed_settings, compares_examples, describe
 
 logger = logging.get_logger(__name__)
 
@@ -78,6 +79,7 @@ class BaseTrainer(SafeCheckpointTrainer):
         if getattr(model, "target_encoder", None) is not None:
             own.insert(0, TargetEMACallback())
         super().__init__(model=model, args=args, callbacks=[*own, *(callbacks or [])], **kwargs)
+        refuse_without_metric(args, self.eval_dataset)
         if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
             raise ValueError(
                 "DeepSpeed ZeRO-3 cuts parameters into pieces, which an EMA target, losses of gathered embeddings and "
@@ -457,73 +459,3 @@ class BaseTrainer(SafeCheckpointTrainer):
                 # Training goes on, or has ended well: a failed upload must not look like a failed run.
                 logger.error(str(job.exception()))
         self.push_in_progress = None
-
-
-def refuse_what_is_not_kept(args: TrainingArguments, options: dict[str, Any]) -> None:
-    """
-    Refuses what these trainers would otherwise ignore.
-
-    Args:
-        args (`TrainingArguments`): the arguments.
-        options (`dict`): what else `Trainer` was given.
-
-    Raises:
-        ValueError: naming the option and what to do instead.
-    """
-    for name in ("compute_metrics", "preprocess_logits_for_metrics"):
-        if options.get(name) is not None:
-            raise ValueError(
-                f"`{name}` would never be called: evaluation here has no logits of classes. Leave it out; scores of "
-                "your own belong in a callback's `on_evaluate`, or in a subclass's `_score`."
-            )
-    for name, why in (("compute_loss_func", "the model makes its own loss"), ("model_init", "give `model` instead")):
-        if options.get(name) is not None:
-            raise ValueError(f"`{name}` would be ignored: {why}.")
-    if args.label_smoothing_factor:
-        raise ValueError(
-            f"`label_smoothing_factor` is {args.label_smoothing_factor}, but the model makes its own loss, which does "
-            "not smooth labels; leave it 0."
-        )
-    if args.train_sampling_strategy not in ("random", "sequential"):
-        raise ValueError(
-            f"`train_sampling_strategy` is {args.train_sampling_strategy!r}, but samples are drawn in one order that "
-            "every split of the batch shares (group_by_length would not); choose 'random' or 'sequential'."
-        )
-    if args.ignore_data_skip:
-        raise ValueError("`ignore_data_skip` would show a resumed run samples that it has seen; leave it False.")
-    if args.push_to_hub and args.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
-        raise ValueError(
-            f"`hub_strategy` is {args.hub_strategy.value!r}, but checkpoints are not uploaded: only the release is; "
-            "choose 'every_save' or 'end'."
-        )
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"{args.n_gpu} GPUs are visible to one process, which would use DataParallel; start the program with "
-            "`accelerate launch`, or set CUDA_VISIBLE_DEVICES to one of them."
-        )
-
-
-def compares_examples(model: PreTrainedModel) -> bool:
-    """Whether a model's loss compares examples of a batch with each other, so that how it is split changes it."""
-    config = model.config
-    contrasts = "infonce" in (getattr(config, "loss", None), getattr(config, "distance", None))
-    regularizes = hasattr(model, "batch_warning") or getattr(config, "regularizer", "none") != "none"
-    batch_norm = torch.nn.modules.batchnorm._BatchNorm
-    return contrasts or regularizes or any(isinstance(module, batch_norm) for module in model.modules())
-
-
-def refuse_half_precision(model: PreTrainedModel, otherwise: str = "") -> None:
-    """
-    Args:
-        model (`PreTrainedModel`).
-        otherwise (`str`): what else can be done.
-
-    Raises:
-        ValueError: for a parameter that trains below float32.
-    """
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
-            raise ValueError(
-                f"`{name}` is trained in {parameter.dtype}, where most updates at the usual learning rates are "
-                f"rounded away. Load the model with `dtype=torch.float32` and pass `bf16=True`{otherwise}."
-            )

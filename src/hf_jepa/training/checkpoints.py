@@ -110,18 +110,6 @@ def used_by(output_dir: Path) -> list[str]:
     return [name for _, name in sorted(numbered)]
 
 
-def refuse_used_folder(output_dir: Path) -> None:
-    """
-    Raises:
-        ValueError: for a folder with checkpoints of an earlier run, which a new run would mix with its own.
-    """
-    if found := used_by(output_dir):
-        raise ValueError(
-            f"{output_dir} holds {found[-1]} of an earlier run. Go on with that run by "
-            "`resume_from_checkpoint=True`, choose another `output_dir`, or delete its checkpoints."
-        )
-
-
 def _numbered(path: Path) -> re.Match[str] | None:
     return re.fullmatch(r"checkpoint-(\d+)", path.name)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .checkpoints import COMPLETE_MARKER, TRAINING_ARGS
 
@@ -150,3 +150,12 @@ def _is_known(thing: Any) -> bool:
         return _is_known(thing.func)
     module = getattr(thing, "__module__", None) or type(thing).__module__
     return str(module).split(".")[0] in ("hf_jepa", "torchvision")
+
+
+def compares_examples(model: PreTrainedModel) -> bool:
+    """Whether a model's loss compares examples of a batch with each other, so that how it is split changes it."""
+    config = model.config
+    contrasts = "infonce" in (getattr(config, "loss", None), getattr(config, "distance", None))
+    regularizes = hasattr(model, "batch_warning") or getattr(config, "regularizer", "none") != "none"
+    batch_norm = torch.nn.modules.batchnorm._BatchNorm
+    return contrasts or regularizes or any(isinstance(module, batch_norm) for module in model.modules())

@@ -14,7 +14,7 @@ from ...data import MixedVideoDataset, SeededImageStream
 from ...data.dataset import SeededDataset
 from ...hub.release import note_trained_size, save_release
 from .. import checkpoints
-from ..base_trainer import BaseTrainer, refuse_half_precision
+from ..base_trainer import BaseTrainer
 from ..callbacks import (
     ContextLossCallback,
     GuardCallback,
@@ -24,6 +24,7 @@ from ..callbacks import (
     weight_decay_at,
 )
 from ..draws import DrawCountedStream
+from ..refusals import refuse_half_precision
 from .arguments import JepaTrainingArguments, lars
 from .batch_norm import synchronize_batch_norm
 from .metrics import StepMetrics

@@ -10,8 +10,9 @@ from transformers.utils import logging
 from ...data import PairFormat, TextPairCollator, TextPairDataset
 from ...data.pair_collator import OfficialPairCollator
 from ...hub.text_release import save_text_release
-from ..base_trainer import BaseTrainer, refuse_half_precision
+from ..base_trainer import BaseTrainer
 from ..callbacks import GuardCallback
+from ..refusals import refuse_half_precision
 from .arguments import LLMJepaTrainingArguments
 from .evaluation import evaluation_answers, evaluation_losses, pair_index
 from .metrics import PairMetrics

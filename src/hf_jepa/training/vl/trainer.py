@@ -13,8 +13,9 @@ from ...data import MixedVideoDataset, VisionTextCollator, VisionTextDataset
 from ...evaluation.embedding_retrieval import retrieval_report
 from ...hub.vl_release import save_vl_release
 from ...objectives.distributed import gather_batch
-from ..base_trainer import BaseTrainer, refuse_half_precision
+from ..base_trainer import BaseTrainer
 from ..callbacks import GuardCallback
+from ..refusals import refuse_half_precision
 from .arguments import VLJepaTrainingArguments
 from .gradient_cache import gradient_cached_step
 from .metrics import RetrievalMetrics
