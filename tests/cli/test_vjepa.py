@@ -63,15 +63,17 @@ def video(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("family", "case", "licence"),
-    [("vjepa", "vjepa_forward", "cc-by-nc-4.0"), ("vjepa2", "vjepa2_forward", "mit")],
+    ("family", "case", "licence"), [("vjepa", "vjepa_forward", "cc0-1.0"), ("vjepa2", "vjepa2_forward", "mit")]
 )
 def test_convert_there_and_back(family, case, licence, tmp_path, capsys):
     source, folder, back = tmp_path / "in.pt", tmp_path / "out", tmp_path / "back.pt"
     checkpoint = original_file(case, source)
     assert main(["convert", family, str(source), str(folder)]) == 1
     assert "--num-attention-heads" in capsys.readouterr().err
-    assert main(["convert", family, str(source), str(folder), *TINY[family], "--which", "context"]) == 0
+    assert main(["convert", family, str(source), str(folder), *TINY[family], "--which", "context"]) == 1
+    assert "--license" in capsys.readouterr().err
+    options = [*TINY[family], "--which", "context", "--license", licence]
+    assert main(["convert", family, str(source), str(folder), *options]) == 0
     check_release(folder)
     bias = AutoModel.from_pretrained(folder).encoder.layernorm.bias
     assert torch.equal(bias, checkpoint["encoder"]["module.backbone.norm.bias"])

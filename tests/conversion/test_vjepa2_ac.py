@@ -12,8 +12,17 @@ from tests.models.vjepa2_ac.conftest import close, tiny_config
 
 from .original_files import assert_same_tensors, golden, save, training_file
 
-OPTIONS = {"num_attention_heads": 2, "predictor_num_attention_heads": 3, "image_size": 16}
-FLAGS = ["--num-attention-heads", "2", "--predictor-num-attention-heads", "3", "--image-size", "16"]
+OPTIONS = {"num_attention_heads": 2, "predictor_num_attention_heads": 3, "image_size": 16, "licence": "mit"}
+FLAGS = [
+    "--num-attention-heads",
+    "2",
+    "--predictor-num-attention-heads",
+    "3",
+    "--image-size",
+    "16",
+    "--license",
+    "mit",
+]
 GROUPS = ("encoder", "predictor", "target_encoder")
 
 
@@ -60,7 +69,7 @@ def test_a_second_conversion_into_the_folder_replaces_the_first(original, tmp_pa
     first = training_file("vjepa2_ac")
     convert_vjepa2_ac_checkpoint(save(first, tmp_path / "1", "a.pt"), folder, **OPTIONS)
     path = save(original, tmp_path / "2", "b.pt")
-    convert_vjepa2_ac_checkpoint(path, folder, **OPTIONS)
+    convert_vjepa2_ac_checkpoint(path, folder, **OPTIONS, overwrite=True)
     assert path.read_bytes() == export_original_checkpoint(folder, tmp_path / "back.pt").read_bytes()
 
 

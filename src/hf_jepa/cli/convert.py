@@ -48,8 +48,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--license",
         dest="licence",
-        help="of the checkpoint, for the card (default: of the published files, cc-by-nc-4.0; V-JEPA 2 and 2-AC: mit)",
+        help="of the weights, for the card; known of published files only (cc-by-nc-4.0; V-JEPA 2 and 2-AC: mit)",
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is at OUTPUT")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -65,6 +66,8 @@ def run(args: argparse.Namespace) -> None:
     if args.which is not None and args.family == "lewm":
         raise ValueError("lewm checkpoints do not take --which: they hold one encoder.")
     if args.reverse:
+        if args.output.exists() and not args.overwrite:
+            raise ValueError(f"{str(args.output)!r} exists: choose another name, or pass --overwrite to replace it.")
         print(f"wrote {module.export_original_checkpoint(args.source, args.output)}")
         return
     if "image_size" in given:
@@ -74,4 +77,5 @@ def run(args: argparse.Namespace) -> None:
         given["image_size"] = size[0] if len(set(size)) == 1 else tuple(size)
     # Each family has a default of its own for these.
     given |= {name: value for name in ("which", "licence") if (value := getattr(args, name)) is not None}
-    print(f"wrote {getattr(module, f'convert_{args.family}_checkpoint')(args.source, args.output, **given)}")
+    convert = getattr(module, f"convert_{args.family}_checkpoint")
+    print(f"wrote {convert(args.source, args.output, **given, overwrite=args.overwrite)}")

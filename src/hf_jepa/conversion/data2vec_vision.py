@@ -7,12 +7,12 @@ arguments. The `facebook/data2vec-vision-*` repositories hold the student alone,
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import Data2VecVisionConfig
+from transformers import AutoModel, Data2VecVisionConfig
 from transformers.image_utils import PILImageResampling
 from transformers.models.data2vec.modeling_data2vec_vision import Data2VecVisionRelativePositionBias
 from transformers.utils import logging
@@ -25,18 +25,21 @@ from ..models.data2vec_vision.configuration_data2vec_vision import (
 )
 from ..models.data2vec_vision.modeling_data2vec_vision import Data2VecVisionForPreTraining
 from .key_maps import (
-    Groups,
     KeyMaps,
+    composite_folder,
     convert_groups,
     count_blocks,
+    drop_twins,
+    fill_twins,
     load_converted,
     original_groups,
-    read_groups,
     save_converted,
+    save_converted_encoder,
     shape_of,
     write_original,
 )
 from .original_files import load_original_checkpoint
+from .reading import Groups, check_output, licence_of, read_groups, widen
 
 logger = logging.get_logger(__name__)
 
@@ -47,6 +50,10 @@ _TABLE = "rel_pos_bias.relative_position_bias_table"
 _INDEX = "rel_pos_bias.relative_position_index"
 # Group of the file -> our encoder and head.
 _GROUPS = {"model": ("encoder", "head"), "model_ema": ("target_encoder", "target_head")}
+_TWINS = (("encoder", "target_encoder"), ("head", "target_head"))
+_PUBLISHED_SIZES = {(size["hidden_size"], size["num_hidden_layers"]) for size in DATA2VEC_VISION_SIZES.values()}
+# The released code numbers its checkpoints; the published ones are of the last epoch.
+PUBLISHED = {"checkpoint-799.pth", "checkpoint-1599.pth"}
 _BLOCK = {
     "gamma_1": ("lambda_1",),
     "gamma_2": ("lambda_2",),
@@ -83,14 +90,14 @@ def _key_map(encoder: str, head: str, config: Data2VecVisionConfig) -> Iterator[
             yield f"{source}.{kind}", (f"{name}.{kind}",)
 
 
-def _key_maps(config: Data2VecVisionPreTrainingConfig) -> KeyMaps:
-    return {group: dict(_key_map(*parts, config.encoder_config)) for group, parts in _GROUPS.items()}
+def _key_maps(config: Data2VecVisionPreTrainingConfig, groups: Iterable[str] = tuple(_GROUPS)) -> KeyMaps:
+    return {group: dict(_key_map(*_GROUPS[group], config.encoder_config)) for group in groups}
 
 
-def _infer_config(groups: Groups, target_layers: list[int] | None) -> Data2VecVisionPreTrainingConfig:
-    hidden, channels, *patch = shape_of(groups, "model", "patch_embed.proj.weight", 4)
-    rows, heads = shape_of(groups, "model", _TABLE, 2)
-    intermediate = shape_of(groups, "model", "blocks.0.mlp.fc1.weight", 2)[0]
+def _infer_encoder(groups: Groups, group: str) -> Data2VecVisionConfig:
+    hidden, channels, *patch = shape_of(groups, group, "patch_embed.proj.weight", 4)
+    rows, heads = shape_of(groups, group, _TABLE, 2)
+    intermediate = shape_of(groups, group, "blocks.0.mlp.fc1.weight", 2)[0]
     # A window of G x G patches has (2G - 1)^2 distances, and 3 for the class token.
     distances = math.isqrt(max(rows - 3, 0))
     if distances**2 != rows - 3 or distances % 2 == 0 or patch[0] != patch[1]:
@@ -98,7 +105,7 @@ def _infer_config(groups: Groups, target_layers: list[int] | None) -> Data2VecVi
             f"The position bias table has {rows} rows and patches are {patch[0]}x{patch[1]}: not a square grid of "
             "square patches, which in-tree data2vec vision cannot express."
         )
-    depth = count_blocks(groups["model"])
+    depth = count_blocks(groups[group])
     # Dropout and the initial layer scale leave no trace in the weights.
     published = next(
         (
@@ -108,10 +115,10 @@ def _infer_config(groups: Groups, target_layers: list[int] | None) -> Data2VecVi
         ),
         {"layer_scale_init_value": 1e-4, "drop_path_rate": 0.0, "attention_probs_dropout_prob": 0.0},
     )
-    if "blocks.0.gamma_1" not in groups["model"]:
+    if "blocks.0.gamma_1" not in groups[group]:
         published["layer_scale_init_value"] = 0.0
-    encoder_config = Data2VecVisionConfig(
-        **ENCODER_DEFAULTS,
+    return Data2VecVisionConfig(
+        **ENCODER_DEFAULTS | {"use_mask_token": "mask_token" in groups[group]},
         **published,
         hidden_size=hidden,
         num_hidden_layers=depth,
@@ -121,24 +128,28 @@ def _infer_config(groups: Groups, target_layers: list[int] | None) -> Data2VecVi
         patch_size=patch[0],
         num_channels=channels,
     )
-    return Data2VecVisionPreTrainingConfig(encoder_config=encoder_config, target_layers=target_layers)
 
 
-def _position_index(config: Data2VecVisionPreTrainingConfig) -> torch.Tensor:
-    return Data2VecVisionRelativePositionBias.generate_relative_position_index(config.grid_size)
+def _position_index(config: Data2VecVisionConfig) -> torch.Tensor:
+    side = config.image_size // config.patch_size
+    return Data2VecVisionRelativePositionBias.generate_relative_position_index((side, side))
 
 
-def _take_index(groups: Groups, config: Data2VecVisionPreTrainingConfig) -> tuple[dict[str, list[int]], list[str]]:
+def _take_index(
+    groups: Groups, config: Data2VecVisionConfig, is_needed: bool
+) -> tuple[dict[str, list[int]], list[str]]:
     """
     Removes the index buffer, which in-tree code computes, after checking it. The released EMA averages this integer
     buffer too and truncates, so that some teachers' entries are one too low: returns their places in the flat buffer,
-    and the faults found.
+    and the faults found, an absent index among them where one is needed.
     """
     expected = _position_index(config)
     low: dict[str, list[int]] = {}
     faults = []
     for group, tensors in groups.items():
         index = tensors.pop(_INDEX, None)
+        if index is None and not is_needed:
+            continue
         if index is None:
             faults.append(f"missing: {group}/{_INDEX}")
             continue
@@ -148,7 +159,7 @@ def _take_index(groups: Groups, config: Data2VecVisionPreTrainingConfig) -> tupl
             continue
         difference = expected - index
         if difference.min() < 0 or difference.max() > (group == "model_ema"):
-            faults.append(f"wrong: {group}/{_INDEX} is not the position index of a grid of {config.grid_size}")
+            faults.append(f"wrong: {group}/{_INDEX} is not the position index of {config.image_size} pixels")
         low[group] = difference.flatten().nonzero()[:, 0].tolist()
     return low, faults
 
@@ -157,50 +168,89 @@ def convert_data2vec_vision_checkpoint(
     path: str | os.PathLike,
     output_dir: str | os.PathLike,
     *,
-    which: Literal["target", "context"] = "target",
+    which: Literal["target", "context"] | None = None,
     target_layers: list[int] | None = None,
-    licence: str = SOURCE_LICENCE,
+    licence: str | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """
     Converts an original data2vec vision pretraining checkpoint into a release: one encoder at the root in its in-tree
     format, with final norm, mask token and the epsilon of 1e-6; student, teacher and both heads under `pretraining/`.
 
+    What people keep of such files is read too: student or teacher alone (both of the composite are then that one), and
+    without regression head the encoder, as a release of one floor; within `state_dict`, or as the whole file; keys
+    behind `module.`, `_orig_mod.` and `backbone.`; half precision, which becomes float32.
+
     Args:
         path (`str` or `PathLike`): the `checkpoint-*.pth` file.
         output_dir (`str` or `PathLike`): the folder to write.
-        which (`str`): the encoder at the root: `"target"` (the teacher) or `"context"` (the student, which the
-            `facebook/data2vec-vision-*` repositories hold).
+        which (`str`, *optional*): the encoder at the root: `"target"` (the teacher) or `"context"` (the student, which
+            the `facebook/data2vec-vision-*` repositories hold); by default the teacher, or the only one of the file.
         target_layers (`list[int]`, *optional*): the teacher's blocks, counted from 0, that targets were made of;
             defaults to the published top 6.
-        licence (`str`): of the checkpoint, for the card. The published files are CC BY-NC 4.0.
+        licence (`str`, *optional*): of the checkpoint, for the card. Needed for all but the published files, which are
+            CC BY-NC 4.0.
+        overwrite (`bool`): replace what is at `output_dir`.
 
     Returns:
         `output_dir`.
 
     Raises:
         `UnsafeCheckpointError`: if the file holds anything but tensors, plain values and parsed arguments.
-        `ValueError`: for a damaged file, a fine-tuned model, or missing, extra or mis-shaped keys (all are listed).
-        Nothing is written in either case.
+        `ValueError`: for a damaged file, a fine-tuned model, missing, extra or mis-shaped keys, an unknown licence, or
+            an `output_dir` that exists. Nothing is written in either case.
     """
+    check_output(output_dir, overwrite)
     path = Path(path)
     checkpoint = load_original_checkpoint(path)
-    what = "a data2vec vision pretraining checkpoint with 'model' and 'model_ema' (a fine-tuned one has no teacher)"
-    groups, prefixes = read_groups(checkpoint, _GROUPS, what)
-    config = _infer_config(groups, target_layers)
-    low, faults = _take_index(groups, config)
-    with torch.device("meta"):
-        model = Data2VecVisionForPreTraining(config)
-    weights = convert_groups(groups, _key_maps(config), model.state_dict(), "a data2vec vision model", faults)
-    if low["model_ema"]:
+    what = "a data2vec vision pretraining checkpoint with 'model' and 'model_ema', or one of these"
+    groups, prefixes, is_original = read_groups(checkpoint, _GROUPS, what, encoder="model")
+    dtype = widen(groups)
+    held = {"context": "model", "target": "model_ema"}
+    which = which or ("target" if "model_ema" in groups else "context")
+    if (group := held[which]) not in groups:
+        raise ValueError(f"{path.name!r} has no {group!r}; leave out `which` (--which).")
+    has_head = any("lm_head.weight" in tensors for tensors in groups.values())
+    encoder_config = _infer_encoder(groups, next(iter(groups)) if has_head else group)
+    is_published = (encoder_config.hidden_size, encoder_config.num_hidden_layers) in _PUBLISHED_SIZES
+    licence = licence_of(path, licence, SOURCE_LICENCE, PUBLISHED, is_published)
+    low, faults = _take_index(groups, encoder_config, is_needed=has_head)
+    if low.get("model_ema"):
         logger.warning(
             f"{len(low['model_ema'])} entries of the teacher's position index are one too low, a rounding fault of "
             "the released EMA. The converted teacher uses the right index, so its features differ from what the "
             "released code computes with this file; the way back restores the fault."
         )
+    processor = default_image_processor(encoder_config)
+    processor.resample = PILImageResampling.BICUBIC
+    if not has_head:
+        with torch.device("meta"):
+            encoder = AutoModel.from_config(encoder_config)
+        keys = {
+            source: tuple(name.removeprefix("encoder.") for name in names)
+            for source, names in _key_map("encoder", "head", encoder_config)
+            if not source.startswith("lm_head") and (source != "mask_token" or encoder_config.use_mask_token)
+        }
+        kept = {group: groups[group]}
+        weights = convert_groups(kept, {group: keys}, encoder.state_dict(), "a data2vec vision encoder", faults)
+        encoder.load_state_dict(weights, strict=True, assign=True)
+        return save_converted_encoder(
+            encoder,
+            output_dir,
+            family="data2vec_vision",
+            path=path,
+            group=group,
+            content=checkpoint,
+            licence=licence,
+            processor=processor,
+        )
+    config = Data2VecVisionPreTrainingConfig(encoder_config=encoder_config, target_layers=target_layers)
+    with torch.device("meta"):
+        model = Data2VecVisionForPreTraining(config)
+    weights = convert_groups(groups, _key_maps(config, groups), model.state_dict(), "a data2vec vision model", faults)
+    fill_twins(weights, _TWINS)
     model.load_state_dict(weights, strict=True, assign=True)
     model.freeze_target()
-    processor = default_image_processor(config.encoder_config)
-    processor.resample = PILImageResampling.BICUBIC
     return save_converted(
         model,
         output_dir,
@@ -208,7 +258,7 @@ def convert_data2vec_vision_checkpoint(
         path=path,
         which=which,
         licence=licence,
-        layout={"prefixes": prefixes, "low_position_indices": low},
+        layout={"prefixes": prefixes, "dtype": dtype, "low_position_indices": low} if is_original else None,
         processor=processor,
     )
 
@@ -234,10 +284,11 @@ def export_original_checkpoint(folder: str | os.PathLike, path: str | os.PathLik
     encoder = model.config.encoder_config
     if not encoder.use_shared_relative_position_bias or encoder.use_relative_position_bias:
         raise ValueError("The original layout has one position bias that all blocks share; this encoder differs.")
-    groups = original_groups(model.state_dict(), _key_maps(model.config))
+    key_maps = _key_maps(model.config, layout["prefixes"] if layout else _GROUPS)
+    groups = original_groups(drop_twins(model.state_dict(), _TWINS, key_maps, composite_folder(folder)), key_maps)
     low: dict[str, Any] = (layout or {}).get("low_position_indices", {})
     for group, tensors in groups.items():
-        index = _position_index(model.config).clone()
+        index = _position_index(encoder).clone()
         index.view(-1)[low.get(group, [])] -= 1
         # Buffers come after the parameters of their module: behind the table.
         groups[group] = {}

@@ -7,35 +7,56 @@ config: sizes are read off the shapes, head counts come from the published sizes
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import IJepaConfig
+from transformers import AutoModel, IJepaConfig
 
 from ..models.ijepa.configuration_ijepa import IJEPA_SIZES, IJepaPreTrainingConfig
 from ..models.ijepa.modeling_ijepa import IJepaForPreTraining
 from .key_maps import (
     KeyMaps,
+    composite_folder,
     convert_groups,
     count_blocks,
+    drop_twins,
+    fill_twins,
     load_converted,
     mlp_ratio,
     original_groups,
-    read_groups,
     save_converted,
+    save_converted_encoder,
     shape_of,
     write_original,
 )
 from .original_files import load_original_checkpoint
+from .reading import (
+    Groups,
+    check_output,
+    chosen_encoder,
+    licence_of,
+    read_groups,
+    refuse_class_token,
+    widen,
+)
 
 SOURCE_LICENCE = "cc-by-nc-4.0"
+# What the files of the released code's repository are called.
+PUBLISHED = {
+    "IN1K-vit.h.14-300e.pth.tar",
+    "IN1K-vit.h.16-448px-300e.pth.tar",
+    "IN22K-vit.h.14-900e.pth.tar",
+    "IN22K-vit.g.16-600e.pth.tar",
+}
 
 _KNOWN_HEADS = {(hidden, layers): heads for hidden, layers, heads, *_ in IJEPA_SIZES.values()}
 
-# The original's groups; our modules have the same names.
+# The original's groups, and one that others write; our modules have the same names.
 _GROUPS = ("encoder", "predictor", "target_encoder")
+_READ = (*_GROUPS, "ema_encoder")
+_TWINS = (("encoder", "target_encoder"),)
 _BLOCK = {
     "norm1": ("layernorm_before",),
     "attn.qkv": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
@@ -73,14 +94,15 @@ def _key_map(group: str, depth: int) -> Iterator[tuple[str, tuple[str, ...]]]:
             yield f"{source}.{kind}", (f"{name}.{kind}",)
 
 
-def _key_maps(config: IJepaPreTrainingConfig) -> KeyMaps:
+def _key_maps(config: IJepaPreTrainingConfig, groups: Iterable[str] = _GROUPS) -> KeyMaps:
     depths = {"predictor": config.predictor_num_hidden_layers}
+    modules = {"ema_encoder": "target_encoder"}
     return {
         group: {
-            source: tuple(f"{group}.{name}" for name in names)
+            source: tuple(f"{modules.get(group, group)}.{name}" for name in names)
             for source, names in _key_map(group, depths.get(group, config.encoder_config.num_hidden_layers))
         }
-        for group in _GROUPS
+        for group in groups
     }
 
 
@@ -117,38 +139,38 @@ def _image_size(
     return height if height == width else (height, width)
 
 
-def _infer_config(
-    groups: dict[str, dict[str, torch.Tensor]],
-    num_attention_heads: int | None,
-    predictor_num_attention_heads: int | None,
-    image_size: int | tuple[int, int] | None,
-) -> IJepaPreTrainingConfig:
-    hidden, channels, *patch = shape_of(groups, "encoder", "patch_embed.proj.weight", 4)
-    num_tokens = shape_of(groups, "encoder", "pos_embed", 3)[1]
-    intermediate = shape_of(groups, "encoder", "blocks.0.mlp.fc1.weight", 2)[0]
-    predictor_hidden = shape_of(groups, "predictor", "predictor_embed.weight", 2)[0]
-    predictor_intermediate = shape_of(groups, "predictor", "predictor_blocks.0.mlp.fc1.weight", 2)[0]
-    depth = count_blocks(groups["encoder"])
-    heads = _heads(hidden, depth, num_attention_heads)
-    predictor_depth = count_blocks(groups["predictor"], "predictor_blocks")
-    # The released code builds the predictor with as many heads as the encoder.
-    predictor_heads = _heads(predictor_hidden, predictor_depth, predictor_num_attention_heads or heads)
-    encoder_config = IJepaConfig(
+def _infer_encoder(
+    groups: Groups, group: str, num_attention_heads: int | None, image_size: int | tuple[int, int] | None
+) -> IJepaConfig:
+    hidden, channels, *patch = shape_of(groups, group, "patch_embed.proj.weight", 4)
+    num_tokens = shape_of(groups, group, "pos_embed", 3)[1]
+    depth = count_blocks(groups[group])
+    return IJepaConfig(
         hidden_size=hidden,
         num_hidden_layers=depth,
-        num_attention_heads=heads,
-        intermediate_size=intermediate,
+        num_attention_heads=_heads(hidden, depth, num_attention_heads),
+        intermediate_size=shape_of(groups, group, "blocks.0.mlp.fc1.weight", 2)[0],
         layer_norm_eps=1e-6,  # the released code's; the in-tree default is 1e-12
         image_size=_image_size(num_tokens, tuple(patch), image_size),
         patch_size=patch[0] if patch[0] == patch[1] else tuple(patch),
         num_channels=channels,
     )
+
+
+def _infer_config(
+    groups: Groups, encoder_config: IJepaConfig, predictor_num_attention_heads: int | None
+) -> IJepaPreTrainingConfig:
+    hidden = shape_of(groups, "predictor", "predictor_embed.weight", 2)[0]
+    intermediate = shape_of(groups, "predictor", "predictor_blocks.0.mlp.fc1.weight", 2)[0]
+    depth = count_blocks(groups["predictor"], "predictor_blocks")
+    # The released code builds the predictor with as many heads as the encoder.
+    heads = predictor_num_attention_heads or encoder_config.num_attention_heads
     return IJepaPreTrainingConfig(
         encoder_config=encoder_config,
-        predictor_hidden_size=predictor_hidden,
-        predictor_num_hidden_layers=predictor_depth,
-        predictor_num_attention_heads=predictor_heads,
-        predictor_mlp_ratio=mlp_ratio(predictor_hidden, predictor_intermediate),
+        predictor_hidden_size=hidden,
+        predictor_num_hidden_layers=depth,
+        predictor_num_attention_heads=_heads(hidden, depth, heads),
+        predictor_mlp_ratio=mlp_ratio(hidden, intermediate),
     )
 
 
@@ -156,43 +178,69 @@ def convert_ijepa_checkpoint(
     path: str | os.PathLike,
     output_dir: str | os.PathLike,
     *,
-    which: Literal["target", "context"] = "target",
+    which: Literal["target", "context"] | None = None,
     num_attention_heads: int | None = None,
     predictor_num_attention_heads: int | None = None,
     image_size: int | tuple[int, int] | None = None,
-    licence: str = SOURCE_LICENCE,
+    licence: str | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """
     Converts an original I-JEPA training checkpoint into a release: the encoder at the root in its in-tree format,
     the whole composite under `pretraining/`. Position tables are copied, not recomputed: the target encoder's drifts
     during training. Weights stay memory-mapped until they are written.
 
+    What people keep of such files is read too: one encoder, under its name, within `state_dict` or `model`, or as the
+    whole file; keys behind `module.`, `_orig_mod.` and `backbone.`; half precision, which becomes float32. Without a
+    predictor the release has one floor, with one encoder beside it both of the composite are that one.
+
     Args:
         path (`str` or `PathLike`): the `.pth.tar` file.
         output_dir (`str` or `PathLike`): the folder to write.
-        which (`str`): the encoder at the root; `"target"` is the one that the paper evaluates. (The `facebook/ijepa_*`
-            repositories hold the context encoder.)
+        which (`str`, *optional*): the encoder at the root; by default `"target"`, the one that the paper evaluates, or
+            the only one of the file. (The `facebook/ijepa_*` repositories hold the context encoder.)
         num_attention_heads (`int`, *optional*): of the encoders; known for the published sizes.
         predictor_num_attention_heads (`int`, *optional*): defaults to the encoders' number, as in the released code.
         image_size (`int` or `(height, width)`, *optional*): in pixels; needed for non-square images only.
-        licence (`str`): of the checkpoint, for the card. The published files are CC BY-NC 4.0.
+        licence (`str`, *optional*): of the checkpoint, for the card. Needed for all but the published files, which are
+            CC BY-NC 4.0.
+        overwrite (`bool`): replace what is at `output_dir`.
 
     Returns:
         `output_dir`.
 
     Raises:
         `UnsafeCheckpointError`: if the file holds anything but tensors and plain values.
-        `ValueError`: for a damaged file, missing, extra or mis-shaped keys (all are listed), or an unknown head count.
-        Nothing is written in either case.
+        `ValueError`: for a damaged file, a ViT of another kind, missing, extra or mis-shaped keys, an unknown head
+            count or licence, or an `output_dir` that exists. Nothing is written in either case.
     """
+    check_output(output_dir, overwrite)
     path = Path(path)
     checkpoint = load_original_checkpoint(path)
-    expected = "an I-JEPA training checkpoint with 'encoder', 'predictor' and 'target_encoder'"
-    groups, prefixes = read_groups(checkpoint, _GROUPS, expected)
-    config = _infer_config(groups, num_attention_heads, predictor_num_attention_heads, image_size)
+    expected = "an I-JEPA training checkpoint with 'encoder', 'predictor' and 'target_encoder', or some of these"
+    groups, prefixes, is_original = read_groups(checkpoint, _READ, expected)
+    refuse_class_token(groups, "I-JEPA")
+    dtype = widen(groups)
+    group, which = chosen_encoder(groups, which, path)
+    # The context encoder's tables are those that no moving average has touched.
+    sized = "encoder" if {"encoder", "predictor"} <= groups.keys() else group
+    encoder_config = _infer_encoder(groups, sized, num_attention_heads, image_size)
+    is_published = (encoder_config.hidden_size, encoder_config.num_hidden_layers) in _KNOWN_HEADS
+    licence = licence_of(path, licence, SOURCE_LICENCE, PUBLISHED, is_published)
+    if "predictor" not in groups:
+        with torch.device("meta"):
+            encoder = AutoModel.from_config(encoder_config)
+        keys = {group: dict(_key_map(group, encoder_config.num_hidden_layers))}
+        weights = convert_groups({group: groups[group]}, keys, encoder.state_dict(), "an I-JEPA encoder")
+        encoder.load_state_dict(weights, strict=True, assign=True)
+        return save_converted_encoder(
+            encoder, output_dir, family="ijepa", path=path, group=group, content=checkpoint, licence=licence
+        )
+    config = _infer_config(groups, encoder_config, predictor_num_attention_heads)
     with torch.device("meta"):
         model = IJepaForPreTraining(config)
-    weights = convert_groups(groups, _key_maps(config), model.state_dict(), "an I-JEPA")
+    weights = convert_groups(groups, _key_maps(config, groups), model.state_dict(), "an I-JEPA")
+    fill_twins(weights, _TWINS)
     model.load_state_dict(weights, strict=True, assign=True)
     model.freeze_target()
     return save_converted(
@@ -202,7 +250,7 @@ def convert_ijepa_checkpoint(
         path=path,
         which=which,
         licence=licence,
-        layout={"prefixes": prefixes},
+        layout={"prefixes": prefixes, "dtype": dtype} if is_original else None,
     )
 
 
@@ -228,4 +276,6 @@ def export_original_checkpoint(folder: str | os.PathLike, path: str | os.PathLik
             f"{str(folder)!r} was trained with target={model.config.target!r} and has no target encoder, which the "
             "original layout needs; nothing was written."
         )
-    return write_original(path, original_groups(model.state_dict(), _key_maps(model.config)), layout, "module.")
+    key_maps = _key_maps(model.config, layout["prefixes"] if layout else _GROUPS)
+    weights = drop_twins(model.state_dict(), _TWINS, key_maps, composite_folder(folder))
+    return write_original(path, original_groups(weights, key_maps), layout, "module.")

@@ -13,64 +13,19 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..hub.release import load_pretraining, save_release
+from ..hub.release import load_pretraining, save_encoder, save_release
 from .original_files import describe_layout, sha256_of, write_original_checkpoint
+from .reading import Groups, holds_tensors, listed
 
 logger = logging.get_logger(__name__)
 
 LAYOUT_FILE = "original_checkpoint.json"
+_MOST_FAULTS = 10
 
 # Group -> original key -> the parameters of our model that it holds; several are joined along the first dimension.
 KeyMaps = dict[str, dict[str, tuple[str, ...]]]
-Groups = dict[str, dict[str, torch.Tensor]]
-
 # Tensors of the original file that no model of ours uses, beside the layout, for the way back.
 UNUSED_FILE = "original_unused.safetensors"
-# What distributed training and the video methods' multi-mask wrapper put before every key.
-_WRAPPERS = ("module.", "backbone.")
-
-
-def _common_prefix(keys: list[str]) -> str:
-    """The wrappers' names that every key starts with, such as `module.backbone.`."""
-    prefix = ""
-    while wrapper := next((name for name in _WRAPPERS if all(key.startswith(prefix + name) for key in keys)), None):
-        prefix += wrapper
-    return prefix
-
-
-def read_groups(checkpoint: dict[str, Any], names: Iterable[str], what: str) -> tuple[Groups, dict[str, str]]:
-    """
-    The state dicts of a checkpoint, with the `module.` and `backbone.` of wrapped models taken off their keys.
-
-    Args:
-        checkpoint (`dict`): as read from the file.
-        names (`Iterable[str]`): the state dicts' names.
-        what (`str`): what was expected, for the message.
-
-    Returns:
-        Group -> key -> tensor, and group -> the prefix that its keys had.
-
-    Raises:
-        `ValueError`: for a group that is absent or empty, or holds something else than tensors.
-    """
-    groups, prefixes = {}, {}
-    absent = [name for name in names if not isinstance(checkpoint.get(name), dict)]
-    if absent:
-        raise ValueError(
-            f"The checkpoint has no {', '.join(map(repr, absent))}; it holds {', '.join(map(repr, checkpoint))}. "
-            f"Expected {what}."
-        )
-    for name in names:
-        state_dict = checkpoint[name]
-        prefix = _common_prefix(list(map(str, state_dict))) if state_dict else ""
-        tensors = {str(key).removeprefix(prefix): value for key, value in state_dict.items()}
-        wrong = [key for key, value in tensors.items() if not isinstance(value, torch.Tensor)]
-        if wrong or not tensors:
-            raise ValueError(
-                f"`{name}` of the checkpoint must hold tensors only; these are none: {wrong or 'it is empty'}."
-            )
-        groups[name], prefixes[name] = tensors, prefix
-    return groups, prefixes
 
 
 def shape_of(groups: Groups, group: str, key: str, ndim: int) -> tuple[int, ...]:
@@ -143,9 +98,61 @@ def convert_groups(
         faults.append(f"the tensors must share one floating-point type, found {', '.join(dtypes)}")
     if faults:
         raise ValueError(
-            f"The checkpoint is not {what} of the inferred size; nothing was written:\n  " + "\n  ".join(faults)
+            f"The checkpoint is not {what} of the inferred size; nothing was written:\n  " + "\n  ".join(_cut(faults))
         )
     return converted
+
+
+def _cut(faults: list[str]) -> list[str]:
+    """The first faults of each kind, and how many more there are."""
+    kinds: dict[str, list[str]] = {}
+    for fault in faults:
+        kinds.setdefault(fault.partition(":")[0], []).append(fault)
+    shown = []
+    for kind, found in kinds.items():
+        shown += found[:_MOST_FAULTS]
+        if len(found) > _MOST_FAULTS:
+            shown.append(f"{kind}: {len(found) - _MOST_FAULTS} more")
+    return shown
+
+
+def fill_twins(weights: dict[str, torch.Tensor], twins: Iterable[tuple[str, str]]) -> None:
+    """Gives a part that a file lacks the tensors of its twin: a file with one encoder is a composite of equal ones."""
+    for one, other in twins:
+        for held, absent in ((one, other), (other, one)):
+            if not any(name.startswith(f"{absent}.") for name in weights):
+                # Copies: safetensors does not write two tensors that share memory.
+                weights |= {
+                    absent + name.removeprefix(held): tensor.clone()
+                    for name, tensor in weights.items()
+                    if name.startswith(f"{held}.")
+                }
+
+
+def drop_twins(
+    weights: dict[str, torch.Tensor], twins: Iterable[tuple[str, str]], key_maps: KeyMaps, folder: Path
+) -> dict[str, torch.Tensor]:
+    """
+    The way back of [`fill_twins`]: the tensors that the file has groups for.
+
+    Raises:
+        `ValueError`: if the twins differ now.
+    """
+    parts = {name.partition(".")[0] for keys in key_maps.values() for names in keys.values() for name in names}
+    for one, other in twins:
+        for held, absent in ((one, other), (other, one)):
+            if absent in parts or held not in parts:
+                continue
+            gone = {name: weights[name] for name in weights if name.startswith(f"{absent}.")}
+            if any(
+                not torch.equal(tensor, weights[held + name.removeprefix(absent)]) for name, tensor in gone.items()
+            ):
+                raise ValueError(
+                    f"The file that {str(folder)!r} came from held one encoder, and the two differ now; delete "
+                    f"{LAYOUT_FILE} there to write both."
+                )
+            weights = {name: tensor for name, tensor in weights.items() if name not in gone}
+    return weights
 
 
 def original_groups(weights: dict[str, torch.Tensor], key_maps: KeyMaps) -> Groups:
@@ -168,6 +175,16 @@ def original_groups(weights: dict[str, torch.Tensor], key_maps: KeyMaps) -> Grou
     return groups
 
 
+def conversion_results(output_dir: str | os.PathLike, path: Path, family: str, licence: str) -> dict[str, Any]:
+    """What the card of a converted file needs, beside the model's own facts."""
+    return {
+        "model": {"name": Path(output_dir).resolve().name, "family": family},
+        "licence": licence,
+        "source_licence": licence,
+        "conversion": {"file": path.name, "sha256": sha256_of(path)},
+    }
+
+
 def save_converted(
     model: PreTrainedModel,
     output_dir: str | os.PathLike,
@@ -176,13 +193,13 @@ def save_converted(
     path: Path,
     which: str,
     licence: str,
-    layout: dict[str, Any],
+    layout: dict[str, Any] | None,
     processor: Any | None = None,
     data: dict[str, Any] | None = None,
     unused: Groups | None = None,
 ) -> Path:
     """
-    Writes a converted model as a release, and beside it what the way back needs.
+    Writes a converted model as a release, and within it what the way back needs.
 
     Args:
         model (`JepaPreTrainedModel`): with the checkpoint's weights.
@@ -190,7 +207,8 @@ def save_converted(
         checkpoint (`dict`), path (`Path`): the checkpoint, and the file that it was read from.
         which (`str`): the encoder at the root.
         licence (`str`): of the checkpoint.
-        layout (`dict`): what this family remembers; must have `prefixes`, the groups' key prefixes.
+        layout (`dict`, *optional*): what this family remembers of a file of the released layout; must have `prefixes`,
+            the groups' key prefixes.
         processor (*optional*): the image or video processor.
         data (`dict`, *optional*): what is known of the training data, for the card.
         unused (*optional*): tensors of the groups that no model of ours has, kept for the way back.
@@ -198,24 +216,60 @@ def save_converted(
     Returns:
         `Path`: the folder.
     """
-    results = {
-        "model": {
-            "name": Path(output_dir).resolve().name,
-            "family": model.config.model_type.removesuffix("_pretraining"),
-        },
-        "data": data or {},
-        "licence": licence,
-        "source_licence": licence,
-        "conversion": {"file": path.name, "sha256": sha256_of(path)},
-    }
-    layout = describe_layout(checkpoint, layout["prefixes"], path) | layout
-    folder = save_release(model, output_dir, results=results, which=which, processor=processor)
-    write_layout(folder / "pretraining", layout, unused)
+    family = model.config.model_type.removesuffix("_pretraining")
+    results = conversion_results(output_dir, path, family, licence) | {"data": data or {}}
+    if layout is not None:
+        layout = describe_layout(checkpoint, layout["prefixes"], path) | layout
+    return save_release(
+        model,
+        output_dir,
+        results=results,
+        which=which,
+        processor=processor,
+        finish=lambda folder: write_layout(folder / "pretraining", layout, unused),
+    )
+
+
+def save_converted_encoder(
+    encoder: PreTrainedModel,
+    output_dir: str | os.PathLike,
+    *,
+    family: str,
+    path: Path,
+    group: str,
+    content: dict[str, Any],
+    licence: str,
+    processor: Any | None = None,
+    data: dict[str, Any] | None = None,
+) -> Path:
+    """
+    Writes an encoder from a file without a predictor as a release of one floor.
+
+    Args:
+        encoder (`PreTrainedModel`): with the checkpoint's weights, in its in-tree format.
+        family (`str`): the method's name.
+        group (`str`): the state dict that it was.
+        content (`dict`): all of the file.
+        output_dir, path, licence, processor, data: as for [`save_converted`].
+    """
+    which = "context" if group in ("encoder", "model") else "target"
+    results = conversion_results(output_dir, path, family, licence) | {"data": data or {}}
+    results["model"] |= {"encoder": which, "from_group": group}
+    folder = save_encoder(encoder, output_dir, results=results, processor=processor)
+    logger.warning(
+        f"{path.name!r} holds no predictor: {str(folder)!r} has the encoder ({group!r}) alone, and no pretraining/ "
+        "floor. Training goes on from it with `from_encoder`, which draws a new predictor."
+    )
+    left = [key for key, value in content.items() if key != group and holds_tensors(value)]
+    if group in content and left:
+        logger.warning(f"Not kept of {path.name!r}: {listed(left)}.")
     return folder
 
 
-def write_layout(folder: Path, layout: dict[str, Any], unused: Groups | None = None) -> None:
+def write_layout(folder: Path, layout: dict[str, Any] | None, unused: Groups | None = None) -> None:
     """Writes what the way back needs, beside the weights in `folder`: the layout, and tensors that we do not use."""
+    if layout is None:
+        return
     (folder / LAYOUT_FILE).write_text(json.dumps(layout, indent=1) + "\n", encoding="utf-8")
     (folder / UNUSED_FILE).unlink(missing_ok=True)
     flat = {f"{group}/{key}": tensor for group, tensors in (unused or {}).items() for key, tensor in tensors.items()}
@@ -300,8 +354,12 @@ def write_original(
         logger.warning(
             f"Not in the written file, because the release does not hold it: {', '.join(layout['dropped'])}."
         )
+    half = getattr(torch, layout.get("dtype") or "", None)
     prefixed = {
-        group: {layout["prefixes"][group] + key: tensor for key, tensor in tensors.items()}
+        group: {
+            layout["prefixes"][group] + key: tensor.to(half) if half and tensor.is_floating_point() else tensor
+            for key, tensor in tensors.items()
+        }
         for group, tensors in groups.items()
     }
     return write_original_checkpoint(path, layout, prefixed)

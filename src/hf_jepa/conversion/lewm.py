@@ -21,8 +21,9 @@ from transformers.utils import logging
 
 from ..hub.release import save_release
 from ..models.latent_world_model import LatentWorldModel, LatentWorldModelConfig
-from .key_maps import convert_groups, count_blocks, load_converted, read_groups, shape_of
+from .key_maps import convert_groups, count_blocks, load_converted, shape_of
 from .original_files import load_original_checkpoint, sha256_of
+from .reading import check_output, read_groups
 
 logger = logging.get_logger(__name__)
 
@@ -239,6 +240,7 @@ def convert_lewm_checkpoint(
     num_attention_heads: int | None = None,
     predictor_num_attention_heads: int | None = None,
     licence: str = "unknown",
+    overwrite: bool = False,
 ) -> Path:
     """
     Converts a published LeWM (or SMWM) folder into a release: the encoder at the root in its in-tree format, the whole
@@ -251,6 +253,7 @@ def convert_lewm_checkpoint(
             known `action_low`, `action_high`; `image_mean` and `image_std` if they are not ImageNet's.
         num_attention_heads, predictor_num_attention_heads (`int`, *optional*): if `config.json` does not say.
         licence (`str`): of the checkpoint, for the card.
+        overwrite (`bool`): replace what is at `output_dir`.
 
     Returns:
         `output_dir`.
@@ -260,11 +263,12 @@ def convert_lewm_checkpoint(
         `ValueError`: for a damaged file, missing, extra or mis-shaped keys (all are listed), or statistics that are
             absent or do not fit. Nothing is written in either case.
     """
+    check_output(output_dir, overwrite)
     folder = Path(path)
     file = folder / "weights.pt"
     checkpoint = load_original_checkpoint(file)
     published = _read_json(folder / "config.json", "LeWM config")
-    groups, _ = read_groups({_GROUP: checkpoint}, (_GROUP,), "LeWM's state dict")
+    groups, *_ = read_groups({_GROUP: checkpoint}, (_GROUP,), "LeWM's state dict")
     heads = num_attention_heads, predictor_num_attention_heads
     config = _infer_config(groups[_GROUP], published, statistics, *heads)
     model = LatentWorldModel(config)

@@ -18,8 +18,9 @@ from ..models.vjepa.configuration_vjepa import (
     VJepaConfig,
 )
 from ..positions import sincos_3d
-from .key_maps import Groups, count_blocks, mlp_ratio, read_groups, shape_of
+from .key_maps import count_blocks, mlp_ratio, shape_of
 from .key_maps_vjepa import MODULES
+from .reading import Groups, holds_tensors, read_groups, refuse_class_token, widen
 
 # State of the training loop, which a release does not hold.
 _TRAINING_STATE = ("opt", "scaler")
@@ -27,6 +28,15 @@ _TRAINING_STATE = ("opt", "scaler")
 _TABLES = ("pos_embed", "predictor_pos_embed")
 
 _KNOWN_HEADS = {(hidden, layers): heads for hidden, layers, heads, _ in VJEPA_SIZES.values()}
+
+
+# In-tree V-JEPA 2 cannot do without a predictor: of a file without one it gets the smallest, of NaN.
+NO_PREDICTOR = {
+    "pred_hidden_size": 12,
+    "pred_num_attention_heads": 1,
+    "pred_num_hidden_layers": 1,
+    "pred_num_mask_tokens": 1,
+}
 
 
 class VideoCheckpoint(NamedTuple):
@@ -37,12 +47,21 @@ class VideoCheckpoint(NamedTuple):
         content (`dict`): everything in the file.
         groups, prefixes (`dict`): as [`~hf_jepa.conversion.key_maps.read_groups`] returns them.
         faults (`list[str]`): what is wrong with the file as a whole.
+        is_original (`bool`): whether it has the released layout.
+        dtype (`str`, *optional*): of half precision, which the groups no longer have.
     """
 
     content: dict[str, Any]
     groups: Groups
     prefixes: dict[str, str]
     faults: list[str]
+    is_original: bool = True
+    dtype: str | None = None
+
+    @property
+    def layout(self) -> dict[str, Any] | None:
+        """What the way back needs to know of the groups."""
+        return {"prefixes": self.prefixes, "dtype": self.dtype} if self.is_original else None
 
     @property
     def encoder(self) -> dict[str, torch.Tensor]:
@@ -50,32 +69,26 @@ class VideoCheckpoint(NamedTuple):
         return next(self.groups[name] for name in ("encoder", "ema_encoder", "target_encoder") if name in self.groups)
 
 
-def _holds_tensors(value: Any) -> bool:
-    if isinstance(value, dict | list | tuple):
-        return any(map(_holds_tensors, value.values() if isinstance(value, dict) else value))
-    return isinstance(value, torch.Tensor)
-
-
 def sort_checkpoint(content: dict[str, Any]) -> VideoCheckpoint:
     """
-    Sorts a file of any generation. Of `target_encoder` beside `ema_encoder` nothing is read: the released loader of
-    distilled models reads `ema_encoder`.
+    Sorts a file of any generation, or what people keep of one (see [`~hf_jepa.conversion.reading.find_groups`]). Of
+    `target_encoder` beside `ema_encoder` nothing is read: the released loader of distilled models reads `ema_encoder`.
 
     Args:
         content (`dict`): as [`~hf_jepa.conversion.original_files.load_original_checkpoint`] returns it.
 
     Raises:
-        `ValueError`: for a file without an encoder or a predictor.
+        `ValueError`: for a file without an encoder, or an encoder of another kind.
     """
-    target = "ema_encoder" if "ema_encoder" in content else "target_encoder"
-    names = [name for name in ("encoder", "predictor", target) if name in content or name == "predictor"]
     what = "a V-JEPA checkpoint with 'predictor' and one or both of 'encoder' and 'target_encoder' (or 'ema_encoder')"
-    if names == ["predictor"]:
-        names = ["encoder", "predictor"]
-    groups, prefixes = read_groups(content, names, what)
+    groups, prefixes, is_original = read_groups(content, MODULES, what)
+    if not groups.keys() - {"predictor"}:
+        raise ValueError(f"The checkpoint has no encoder but only 'predictor'. Expected {what}.")
+    refuse_class_token(groups, "V-JEPA")
     known = {*MODULES, *_TRAINING_STATE}
-    faults = [f"extra: {name}" for name, value in content.items() if name not in known and _holds_tensors(value)]
-    return VideoCheckpoint(content, groups, prefixes, faults)
+    left = [name for name, value in content.items() if name not in known and holds_tensors(value)]
+    faults = [f"extra: {name}" for name in left] if is_original and "predictor" in groups else []
+    return VideoCheckpoint(content, groups, prefixes, faults, is_original, widen(groups))
 
 
 def take_tables(groups: Groups) -> Groups:
@@ -91,8 +104,10 @@ def stack_mask_tokens(groups: Groups) -> list[str]:
     Replaces the predictor's `mask_tokens.0`, `mask_tokens.1`, ... by one `mask_tokens`, which is what we have.
 
     Returns:
-        `list[str]`: the faults found: a gap, or tokens of different shapes.
+        `list[str]`: the faults found: a gap, or tokens of different shapes; none without a predictor.
     """
+    if "predictor" not in groups:
+        return []
     predictor = groups["predictor"]
     count = count_blocks({f"{key}.": value for key, value in predictor.items()}, "mask_tokens")
     names = [f"mask_tokens.{index}" for index in range(max(count, 1))]
@@ -229,6 +244,11 @@ def encoder_fields(
     }
 
 
+def is_published_size(config: VJepaConfig) -> bool:
+    """Whether a model is as large as a published one."""
+    return (config.hidden_size, config.num_hidden_layers) in _KNOWN_HEADS
+
+
 def infer_config(
     checkpoint: VideoCheckpoint,
     generation: Generation,
@@ -239,7 +259,8 @@ def infer_config(
     hierarchical_layers: list[int] | None = None,
 ) -> VJepaConfig:
     """
-    The model that a checkpoint is of. Reads the stacked `mask_tokens` (see [`stack_mask_tokens`]).
+    The model that a checkpoint is of. Reads the stacked `mask_tokens` (see [`stack_mask_tokens`]). Without a predictor
+    that of the config is the smallest there is.
 
     Args:
         checkpoint ([`VideoCheckpoint`]).
@@ -251,9 +272,13 @@ def infer_config(
     Raises:
         `ValueError`: for what shapes and arguments do not tell.
     """
-    groups = {"encoder": checkpoint.encoder, "predictor": checkpoint.groups["predictor"]}
-    predictor = groups["predictor"]
     fields = GENERATION_FIELDS[generation] | encoder_fields(checkpoint.encoder, clip, num_attention_heads)
+    groups = {"encoder": checkpoint.encoder, "predictor": checkpoint.groups.get("predictor", {})}
+    predictor = groups["predictor"]
+    if not predictor:
+        if generation == "2.1":
+            fields |= _dense_fields(groups, fields["hidden_size"], fields["num_hidden_layers"], hierarchical_layers)
+        return VJepaConfig(**fields | NO_PREDICTOR)
     pred_hidden = shape_of(groups, "predictor", "predictor_norm.weight", 1)[0]
     full = 3 / 2 if fields["use_swiglu"] else 1
     pred_inner = int(shape_of(groups, "predictor", "predictor_blocks.0.mlp.fc1.weight", 2)[0] * full)
@@ -286,8 +311,9 @@ def _dense_fields(groups: Groups, hidden: int, depth: int, hierarchical_layers: 
     levels = 1
     if "predictor_embed.0.weight" in predictor:
         levels = shape_of(groups, "predictor", "predictor_embed.0.weight", 2)[1] // hidden
-    predicted = shape_of(groups, "predictor", "predictor_proj.weight", 2)[0]
-    output = predicted // max(levels, 1)
+    output = hidden
+    if predictor:
+        output = shape_of(groups, "predictor", "predictor_proj.weight", 2)[0] // max(levels, 1)
     return {
         "hierarchical_layers": list(layers),
         "use_image_tokenizer": "patch_embed_img.proj.weight" in encoder,

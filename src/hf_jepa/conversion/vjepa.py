@@ -6,31 +6,38 @@ from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ..models.vjepa.configuration_vjepa import VJepaConfig
+from ..models.vjepa.modeling_vjepa import VJepaModel, in_tree_obstacles
 from ..models.vjepa.modeling_vjepa_pretraining import VJepaForPreTraining
 from .key_maps import (
-    LAYOUT_FILE,
-    Groups,
     composite_folder,
     convert_groups,
+    drop_twins,
+    fill_twins,
     load_converted,
     original_groups,
     read_layout,
     save_converted,
+    save_converted_encoder,
     write_original,
 )
-from .key_maps_vjepa import MODULES, key_maps
+from .key_maps_vjepa import key_maps
 from .original_files import load_original_checkpoint
 from .original_vjepa import (
     VideoCheckpoint,
     clip_of_table,
     infer_config,
+    is_published_size,
     sort_checkpoint,
     stack_mask_tokens,
     unstack_mask_tokens,
 )
+from .reading import Groups, check_output, chosen_encoder, licence_of
 from .vjepa_probe import convert_probe, export_probe, holds_probe, is_probe
+
+logger = logging.get_logger(__name__)
 
 Which = Literal["target", "context"]
 
@@ -38,8 +45,13 @@ Which = Literal["target", "context"]
 SOURCE_LICENCE = "cc-by-nc-4.0"
 
 _NAMES = {"vjepa_pretraining": "a V-JEPA", "vjepa2_pretraining": "a V-JEPA 2"}
+# What the files of the released code's repository are called.
+PUBLISHED = {"vitl16.pth.tar", "vith16.pth.tar", "vith16-384.pth.tar"}
+PUBLISHED_PROBES = {f"{name}-probe.pth.tar" for name in ("k400", "ssv2", "in1k", "places", "inat")}
+
 # The state dicts of a training file of the released code.
 _GROUPS = ("encoder", "predictor", "target_encoder")
+_TWINS = (("encoder", "target_encoder"),)
 # V-JEPA has a mask token per recipe of masks, 2 in all releases; V-JEPA 2 files have 6 or more, and stale tables.
 _MOST_MASK_TOKENS = 4
 
@@ -54,7 +66,8 @@ def convert_vjepa_checkpoint(
     image_size: int | None = None,
     num_frames: int | None = None,
     encoder: str | os.PathLike | None = None,
-    licence: str = SOURCE_LICENCE,
+    licence: str | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """
     Converts an original V-JEPA checkpoint into a release: one encoder and the predictor at the root, the whole
@@ -72,24 +85,28 @@ def convert_vjepa_checkpoint(
         image_size, num_frames (`int`, *optional*): checked against the position table where given.
         encoder (`str` or `PathLike`, *optional*): for a probe file: the converted release, or repository, that holds
             the encoder that the probe was trained on.
-        licence (`str`): of the checkpoint, for the card. The published files are CC BY-NC 4.0.
+        licence (`str`, *optional*): of the checkpoint, for the card. Needed for all but the published files, which are
+            CC BY-NC 4.0.
+        overwrite (`bool`): replace what is at `output_dir`.
 
     Returns:
         `output_dir`.
 
     Raises:
         `UnsafeCheckpointError`: if the file holds anything but tensors and plain values.
-        `ValueError`: for a damaged file or one of another family, missing, extra or mis-shaped keys (all are listed),
-            or an unknown head count. Nothing is written in either case.
+        `ValueError`: for a damaged file or one of another family, missing, extra or mis-shaped keys, an unknown head
+            count or licence, or an `output_dir` that exists. Nothing is written in either case.
     """
+    check_output(output_dir, overwrite)
     path = Path(path)
     content = load_original_checkpoint(path)
     if holds_probe(content):
+        licence = licence_of(path, licence, SOURCE_LICENCE, PUBLISHED_PROBES, True)
         return convert_probe(content, path, output_dir, encoder, num_attention_heads, licence)
     refuse_encoder(encoder)
     checkpoint = sort_checkpoint(content)
     faults = stack_mask_tokens(checkpoint.groups)
-    num_mask_tokens = len(checkpoint.groups["predictor"]["mask_tokens"])
+    num_mask_tokens = len(checkpoint.groups.get("predictor", {}).get("mask_tokens", ()))
     if "pos_embed" not in checkpoint.encoder or num_mask_tokens > _MOST_MASK_TOKENS:
         found = "no position table" if "pos_embed" not in checkpoint.encoder else f"{num_mask_tokens} mask tokens"
         raise ValueError(f"{path.name!r} has {found}, so it is no V-JEPA 1 checkpoint: convert it as `vjepa2`.")
@@ -105,6 +122,7 @@ def convert_vjepa_checkpoint(
         num_attention_heads=num_attention_heads,
         predictor_num_attention_heads=predictor_num_attention_heads,
     )
+    licence = licence_of(path, licence, SOURCE_LICENCE, PUBLISHED, is_published_size(config))
     model = empty_model(VJepaForPreTraining, config)
     return convert_sorted(
         checkpoint, model, path, output_dir, which, licence, faults=faults, sampling={"frame_step": 4}
@@ -150,25 +168,16 @@ def convert_sorted(
     Raises:
         `ValueError`: naming every fault; nothing was written.
     """
-    held = {MODULES[group] for group in checkpoint.groups} - {"predictor"}
-    which = which or ("target" if "target_encoder" in held else "context")
-    if {"target": "target_encoder", "context": "encoder"}[which] not in held:
-        raise ValueError(
-            f"{path.name!r} has no {which} encoder but only {', '.join(map(repr, checkpoint.groups))}; leave out "
-            "`which` (--which)."
-        )
-    maps = key_maps(model.config.encoder_config, checkpoint.groups)
-    weights = convert_groups(
-        checkpoint.groups, maps, model.state_dict(), _NAMES[model.config.model_type], checkpoint.faults + faults
-    )
-    for absent in {"encoder", "target_encoder"} - held:
-        # Copies: safetensors does not write two tensors that share memory.
-        (source,) = held
-        weights |= {
-            absent + name.removeprefix(source): tensor.clone()
-            for name, tensor in weights.items()
-            if name.startswith(f"{source}.")
-        }
+    group, which = chosen_encoder(checkpoint.groups, which, path)
+    name, faults = _NAMES[model.config.model_type], checkpoint.faults + faults
+    config = model.config.encoder_config
+    if "predictor" not in checkpoint.groups:
+        if unused:
+            logger.warning(f"Not kept of {path.name!r}: the position tables, which its model does not read.")
+        return _convert_encoder(checkpoint, config, group, path, output_dir, name, licence, faults, sampling)
+    maps = key_maps(config, checkpoint.groups)
+    weights = convert_groups(checkpoint.groups, maps, model.state_dict(), name, faults)
+    fill_twins(weights, _TWINS)
     model.load_state_dict(weights, strict=True, assign=True)
     model.freeze_target()
     return save_converted(
@@ -178,9 +187,49 @@ def convert_sorted(
         path=path,
         which=which,
         licence=licence,
-        layout={"prefixes": checkpoint.prefixes},
+        layout=checkpoint.layout,
         data=sampling,
         unused=unused,
+    )
+
+
+def _convert_encoder(
+    checkpoint: VideoCheckpoint,
+    config: VJepaConfig,
+    group: str,
+    path: Path,
+    output_dir: str | os.PathLike,
+    name: str,
+    licence: str,
+    faults: list[str],
+    sampling: dict[str, Any],
+) -> Path:
+    """An encoder without a predictor: what stands in for it makes NaN, so that nobody takes it for one."""
+    config.has_predictor = False
+    with torch.device("meta"):
+        model = VJepaModel(config)
+    keys = key_maps(config, ["encoder"])["encoder"]
+    weights = convert_groups({group: checkpoint.groups[group]}, {group: keys}, model.state_dict(), name, faults)
+    weights |= {
+        key: torch.full(tensor.shape, torch.nan)
+        for key, tensor in model.state_dict().items()
+        if key.startswith("predictor.")
+    }
+    model.load_state_dict(weights, strict=True, assign=True)
+    if not in_tree_obstacles(config):
+        model = model.export_in_tree()
+        model.config.has_predictor = False
+    family = {"sincos": "vjepa"}.get(config.position_embedding_type, "vjepa2")
+    family = "vjepa2_1" if config.rope_layout == "interleaved" else family
+    return save_converted_encoder(
+        model,
+        output_dir,
+        family=family,
+        path=path,
+        group=group,
+        content=checkpoint.content,
+        licence=licence,
+        data=sampling,
     )
 
 
@@ -219,19 +268,8 @@ def export_composite(
     unused = read_layout(composite)[1]
     groups = list(layout["prefixes"]) if layout else list(_GROUPS)
     weights = model.state_dict()
-    for absent in {"encoder", "target_encoder"} - {MODULES[group] for group in groups}:
-        if any(
-            not torch.equal(one, other)
-            for one, other in zip(
-                model.encoder.state_dict().values(), model.target_encoder.state_dict().values(), strict=True
-            )
-        ):
-            raise ValueError(
-                f"The file that {str(composite)!r} came from held one encoder, and the two differ now; delete "
-                f"{LAYOUT_FILE} there to write both."
-            )
-        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(f"{absent}.")}
-    originals = original_groups(weights, key_maps(model.config.encoder_config, groups))
+    maps = key_maps(model.config.encoder_config, groups)
+    originals = original_groups(drop_twins(weights, _TWINS, maps, composite), maps)
     unstack_mask_tokens(originals)
     for group, tensors in unused.items():
         originals[group] |= tensors

@@ -4,17 +4,29 @@ package, and back.
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
 from ..models.vjepa.modeling_vjepa_pretraining import VJepa2ForPreTraining
 from .original_files import load_original_checkpoint
-from .original_vjepa import VideoCheckpoint, infer_config, sort_checkpoint, stack_mask_tokens, take_tables
+from .original_vjepa import (
+    VideoCheckpoint,
+    infer_config,
+    is_published_size,
+    sort_checkpoint,
+    stack_mask_tokens,
+    take_tables,
+)
+from .reading import check_output, licence_of
 from .vjepa import Which, convert_sorted, empty_model, export_composite, refuse_encoder
 from .vjepa_probe import convert_probe, holds_probe
 
 # Of the released code's repository. The model cards of facebook/vjepa2-* say apache-2.0.
 SOURCE_LICENCE = "mit"
+# What the published files are called.
+PUBLISHED = re.compile(r"(vit[lhg](-384)?|vjepa2_1_vit\w+)\.pt$")
+PUBLISHED_PROBE = re.compile(r"(ssv2|diving48|k400|coin|jester|in1k|ek100)-vit[lhg][\w-]*\.pt$")
 
 
 def convert_vjepa2_checkpoint(
@@ -29,7 +41,8 @@ def convert_vjepa2_checkpoint(
     num_frames: int = 64,
     hierarchical_layers: list[int] | None = None,
     encoder: str | os.PathLike | None = None,
-    licence: str = SOURCE_LICENCE,
+    licence: str | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """
     Converts an original V-JEPA 2 or 2.1 checkpoint into a release: one encoder and the predictor at the root, the
@@ -55,19 +68,23 @@ def convert_vjepa2_checkpoint(
             the published depths.
         encoder (`str` or `PathLike`, *optional*): for a probe file: the converted release, or repository, that holds
             the encoder that the probe was trained on.
-        licence (`str`): of the checkpoint, for the card.
+        licence (`str`, *optional*): of the checkpoint, for the card. Needed for all but the published files, which are
+            under MIT.
+        overwrite (`bool`): replace what is at `output_dir`.
 
     Returns:
         `output_dir`.
 
     Raises:
         `UnsafeCheckpointError`: if the file holds anything but tensors and plain values.
-        `ValueError`: for a damaged file or one of another family, missing, extra or mis-shaped keys (all are listed),
-            or an unknown head count. Nothing is written in either case.
+        `ValueError`: for a damaged file or one of another family, missing, extra or mis-shaped keys, an unknown head
+            count or licence, or an `output_dir` that exists. Nothing is written in either case.
     """
+    check_output(output_dir, overwrite)
     path = Path(path)
     content = load_original_checkpoint(path)
     if holds_probe(content):
+        licence = licence_of(path, licence, SOURCE_LICENCE, [path.name] * bool(PUBLISHED_PROBE.match(path.name)), True)
         return convert_probe(content, path, output_dir, encoder, num_attention_heads, licence)
     refuse_encoder(encoder)
     if generation not in (None, "2", "2.1"):
@@ -84,6 +101,8 @@ def convert_vjepa2_checkpoint(
         predictor_num_attention_heads=predictor_num_attention_heads,
         hierarchical_layers=hierarchical_layers,
     )
+    is_published = is_published_size(config)
+    licence = licence_of(path, licence, SOURCE_LICENCE, [path.name] * bool(PUBLISHED.match(path.name)), is_published)
     # The weight of V-JEPA 2.1's loss on visible tokens, where the predictor has a head for them.
     model = empty_model(VJepa2ForPreTraining, config, context_loss_weight=0.5 if config.pred_context_output else 0.0)
     return convert_sorted(
@@ -92,12 +111,12 @@ def convert_vjepa2_checkpoint(
 
 
 def _generation_of(checkpoint: VideoCheckpoint, path: Path) -> Literal["2", "2.1"]:
-    predictor = checkpoint.groups["predictor"]
+    predictor = checkpoint.groups.get("predictor", {})
     if "action_encoder.weight" in predictor:
         raise ValueError(f"{path.name!r} has an action-conditioned predictor: it is a V-JEPA 2-AC checkpoint.")
     if any(key.startswith("norms_block.") for key in checkpoint.encoder):
         return "2.1"
-    num_mask_tokens = len(predictor["mask_tokens"])
+    num_mask_tokens = len(predictor.get("mask_tokens", ()))
     if "pos_embed" in checkpoint.encoder and num_mask_tokens <= 2:
         raise ValueError(
             f"{path.name!r} has a position table and {num_mask_tokens} mask tokens, as V-JEPA 1 has: convert it as "

@@ -9,13 +9,13 @@ from transformers import ViTImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
-from ..hub.world_release import save_world_model
+from ..hub.release import save_whole
 from ..models.vjepa.configuration_vjepa import VJepaConfig
 from ..models.vjepa2_ac.configuration_vjepa2_ac import VJepa2ACConfig
 from ..models.vjepa2_ac.modeling_vjepa2_ac import VJepa2ACModel
 from .key_maps import (
-    Groups,
     KeyMaps,
+    composite_folder,
     convert_groups,
     count_blocks,
     load_converted,
@@ -28,13 +28,22 @@ from .key_maps import (
 )
 from .key_maps_vjepa import block_keys, key_maps, paired_keys
 from .original_files import describe_layout, load_original_checkpoint, sha256_of
-from .original_vjepa import VideoCheckpoint, encoder_fields, number_of_heads, sort_checkpoint, take_tables
+from .original_vjepa import (
+    VideoCheckpoint,
+    encoder_fields,
+    is_published_size,
+    number_of_heads,
+    sort_checkpoint,
+    take_tables,
+)
+from .reading import Groups, check_output, licence_of
 from .vjepa import Which
 
 logger = logging.get_logger(__name__)
 
 # Of the released code's repository, which covers the weights.
 SOURCE_LICENCE = "mit"
+PUBLISHED = {"vjepa2-ac-vitg.pt"}
 _CONDITIONS = ("action_encoder", "state_encoder", "extrinsics_encoder")
 _GROUP_OF = {"target": "target_encoder", "context": "encoder"}
 
@@ -66,7 +75,8 @@ def convert_vjepa2_ac_checkpoint(
     num_attention_heads: int | None = None,
     predictor_num_attention_heads: int | None = None,
     image_size: int | None = None,
-    licence: str = SOURCE_LICENCE,
+    licence: str | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """
     Converts an original V-JEPA 2-AC checkpoint into a folder that `AutoModel.from_pretrained` loads as a
@@ -84,7 +94,9 @@ def convert_vjepa2_ac_checkpoint(
             kept for the way back.
         num_attention_heads, predictor_num_attention_heads (`int`, *optional*): known for the published sizes.
         image_size (`int`, *optional*): in pixels, 256 by default; weights with rotary positions do not tell.
-        licence (`str`): of the checkpoint, for the card.
+        licence (`str`, *optional*): of the checkpoint, for the card. Needed for all but the published file, which is
+            under MIT.
+        overwrite (`bool`): replace what is at `output_dir`.
 
     Returns:
         `output_dir`.
@@ -94,9 +106,10 @@ def convert_vjepa2_ac_checkpoint(
         `ValueError`: for a damaged file or one of another family, missing, extra or mis-shaped keys (all are listed),
             or an unknown head count. Nothing is written in either case.
     """
+    check_output(output_dir, overwrite)
     path = Path(path)
     checkpoint = sort_checkpoint(load_original_checkpoint(path))
-    if "action_encoder.weight" not in checkpoint.groups["predictor"]:
+    if "action_encoder.weight" not in checkpoint.groups.get("predictor", {}):
         raise ValueError(f"{path.name!r} has no action encoder, so it is no V-JEPA 2-AC file: convert it as `vjepa2`.")
     held = [name for name in _GROUP_OF.values() if name in checkpoint.groups]
     group = _GROUP_OF[which] if which else next(iter(held), None)
@@ -106,6 +119,7 @@ def convert_vjepa2_ac_checkpoint(
         raise ValueError(f"{path.name!r} has no {which} encoder; leave out `which` (--which).")
     tables = take_tables(checkpoint.groups)
     config = _infer_config(checkpoint, group, image_size or 256, num_attention_heads, predictor_num_attention_heads)
+    licence = licence_of(path, licence, SOURCE_LICENCE, PUBLISHED, is_published_size(config.encoder_config))
     with torch.device("meta"):
         model = VJepa2ACModel(config)
     unused = {name: dict(stale) for name, stale in tables.items()}
@@ -127,14 +141,20 @@ def convert_vjepa2_ac_checkpoint(
         "source_licence": licence,
         "conversion": {"file": path.name, "sha256": sha256_of(path)},
     }
-    layout = describe_layout(checkpoint.content, checkpoint.prefixes, path)
-    layout |= {"prefixes": checkpoint.prefixes, "encoder_group": group}
+    layout = None
+    if checkpoint.is_original:
+        layout = describe_layout(checkpoint.content, checkpoint.prefixes, path)
+        layout |= checkpoint.layout | {"encoder_group": group}
     # Frames are squeezed into the square, not cropped to it.
     side = {"height": config.encoder_config.crop_size, "width": config.encoder_config.crop_size}
     processor = ViTImageProcessor(size=side, image_mean=IMAGENET_DEFAULT_MEAN, image_std=IMAGENET_DEFAULT_STD)
-    folder = save_world_model(model, output_dir, results=results, processor=processor)
-    write_layout(folder, layout, unused)
-    return folder
+    return save_whole(
+        model,
+        output_dir,
+        results=results,
+        processor=processor,
+        finish=lambda folder: write_layout(folder, layout, unused),
+    )
 
 
 def _same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -194,7 +214,7 @@ def export_original_checkpoint(folder: str | os.PathLike, path: str | os.PathLik
         )
     group = layout["encoder_group"] if layout else "encoder"
     originals: Groups = original_groups(model.state_dict(), ac_key_maps(config, group))
-    unused = read_layout(Path(folder))[1]
+    unused = read_layout(composite_folder(folder))[1]
     for name in layout["prefixes"] if layout else ():
         if name not in originals:
             # A twin shares no memory with the other: torch.save would write the tensors once.

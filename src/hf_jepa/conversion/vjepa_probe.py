@@ -22,13 +22,13 @@ from .key_maps import (
     convert_groups,
     count_blocks,
     original_groups,
-    read_groups,
     read_layout,
     shape_of,
     write_layout,
     write_original,
 )
 from .original_files import describe_layout, first_of_list, sha256_of
+from .reading import find_groups, read_groups, widen
 
 _V1, _V2 = "classifier", first_of_list("classifiers")
 # The probes of every published V-JEPA 2 size; V-JEPA 1's have as many heads as the encoder.
@@ -53,9 +53,25 @@ _SELF = {
 }
 
 
+def _find_probe(content: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The probe of a file by its group, a list's first included, and whether the file has the released layout."""
+    found, is_original = find_groups(content, ("classifier", "classifiers"), "")
+    if "classifiers" in found:
+        heads = found["classifiers"]
+        if isinstance(heads, list):
+            heads = heads[0] if heads else None
+        return {_V2: heads}, is_original and isinstance(found["classifiers"], list)
+    if "classifier" in found:
+        return {_V1: found["classifier"]}, is_original
+    bare = found.get("", {})
+    if "pooler.query_tokens" not in bare:
+        return {}, False
+    return {_V1 if "pooler.cross_attention_block.xattn.proj.weight" in bare else _V2: bare}, False
+
+
 def holds_probe(content: dict[str, Any]) -> bool:
-    """Whether an original file is a probe's."""
-    return "classifier" in content or "classifiers" in content
+    """Whether a file is a probe's: as the released code writes it, or its state dict alone."""
+    return "classifier" in content or "classifiers" in content or bool(_find_probe(content)[0])
 
 
 def is_probe(folder: Path) -> bool:
@@ -113,11 +129,12 @@ def convert_probe(
             f"{path.name!r} holds a probe without its encoder: pass `encoder` (--encoder), a converted release of the "
             "checkpoint that the probe was trained on, or its repository."
         )
-    group = _V1 if "classifier" in content else _V2
-    heads = content["classifier"] if group == _V1 else content["classifiers"]
-    if group == _V2 and not (isinstance(heads, list) and heads and isinstance(heads[0], dict)):
+    found, is_original = _find_probe(content)
+    ((group, head),) = found.items()
+    if not isinstance(head, dict):
         raise ValueError(f"`classifiers` of {path.name!r} must be a list of state dicts.")
-    groups, prefixes = read_groups({group: heads if group == _V1 else heads[0]}, [group], "an attentive probe")
+    groups, prefixes, _ = read_groups({group: head}, [group], "an attentive probe")
+    dtype = widen(groups)
     _, num_queries, width = shape_of(groups, group, "pooler.query_tokens", 3)
     if num_queries != 1:
         raise ValueError(
@@ -159,10 +176,12 @@ def convert_probe(
         "source_licence": licence,
         "conversion": {"file": path.name, "sha256": sha256_of(path)},
     }
-    layout = describe_layout(content, [group], path) | {"prefixes": prefixes}
-    folder = save_video_classifier(model, output_dir, results=results)
-    write_layout(folder, layout)
-    return folder
+    layout = None
+    if is_original:
+        layout = describe_layout(content, [group], path) | {"prefixes": prefixes, "dtype": dtype}
+    return save_video_classifier(
+        model, output_dir, results=results, finish=lambda folder: write_layout(folder, layout)
+    )
 
 
 def export_probe(folder: Path, path: str | os.PathLike) -> Path:

@@ -109,6 +109,11 @@ def _compute_lines(compute: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _class_name(path: str | type) -> str:
+    """The name of a class that is given by its dotted path, or itself."""
+    return path.partition(":")[2] if isinstance(path, str) else path.__name__
+
+
 def _size(config: dict[str, Any]) -> str:
     """Pixels of a side, or height x width."""
     size = config.get("crop_size") or config.get("image_size") or ""
@@ -177,6 +182,7 @@ def render_card(results: dict[str, Any]) -> str:
         method=method.title,
         sentence=method.sentence,
         citation=method.citation,
+        composite=_class_name(method.composite.model) if method.composite else None,
         config=model.get("encoder_config") or {},
         data=data,
         size=_size(model.get("encoder_config") or {}),

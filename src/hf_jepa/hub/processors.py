@@ -165,12 +165,12 @@ def made_size(processor: Any, model: PreTrainedModel) -> tuple[int, int]:
     """Height and width of what a processor makes of a picture, or frames, larger than it needs."""
     height, width = (2 * side for side in released_size(model))
     blank = np.zeros((height, width, channels_of(model)), dtype=np.uint8)
-    if is_video_encoder(model):
-        about = {"input_data_format": "channels_last", "video_metadata": [{"total_num_frames": 1}]}
-        pixels = processor(blank[None], return_tensors="pt", **about)
-        return tuple(pixels["pixel_values_videos"].shape[-2:])
-    pixels = processor(images=blank, return_tensors="pt", input_data_format="channels_last")
-    return tuple(pixels["pixel_values"].shape[-2:])
+    options = {"return_tensors": "pt", "input_data_format": "channels_last"}
+    if "pixel_values_videos" in processor.model_input_names:
+        batch = processor(blank[None], video_metadata=[{"total_num_frames": 1}], **options)
+    else:
+        batch = processor(images=blank, **options)
+    return tuple(next(iter(batch.values())).shape[-2:])
 
 
 def saved_processor(model: PreTrainedModel, folders: Sequence[Path]) -> Any | None:

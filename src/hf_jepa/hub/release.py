@@ -1,7 +1,7 @@
 """What a published repository holds, and how it gets to the Hub."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +24,10 @@ __all__ = [
     "default_video_processor",
     "load_pretraining",
     "push_release",
+    "save_encoder",
     "save_release",
     "save_video_classifier",
+    "save_whole",
     "staged_release",
 ]
 
@@ -125,6 +127,7 @@ def save_release(
     recipe: dict[str, Any] | None = None,
     pictures: Sequence[str | os.PathLike] = (),
     which: Literal["target", "context"] = "target",
+    finish: Callable[[Path], None] | None = None,
 ) -> Path:
     """
     Writes the two-floor folder. Root: one encoder in its in-tree format, its processor, `results.json`, `recipe.yaml`,
@@ -141,6 +144,7 @@ def save_release(
         recipe (`dict`, *optional*): the resolved recipe.
         pictures (`Sequence` of paths): copied to the root. Captions come from `results["pictures"]`.
         which (`str`): the encoder at the root; without an EMA target there is the context encoder alone.
+        finish (`Callable`, *optional*): gets the staged folder, to add what belongs to it.
 
     Returns:
         The folder.
@@ -160,37 +164,97 @@ def save_release(
         encoder.save_pretrained(staged)
         processor.save_pretrained(staged)
         model.save_pretrained(staged / PRETRAINING_FOLDER)
+        if finish is not None:
+            finish(staged)
     return Path(folder)
 
 
+def save_encoder(
+    encoder: PreTrainedModel, folder: str | os.PathLike, *, results: dict[str, Any], processor: Any | None = None
+) -> Path:
+    """
+    Writes an encoder alone as a release of one floor: model, processor, `results.json`, card.
+
+    Args:
+        encoder (`PreTrainedModel`): an in-tree encoder, or a [`~hf_jepa.VJepaModel`].
+        folder (`str` or `PathLike`): where to write; an earlier release is replaced.
+        results (`dict`): as for [`save_release`]; the model's own facts are added.
+        processor (*optional*): the image or video processor; by default that of the config's size.
+
+    Returns:
+        The folder.
+    """
+    return _save_one_floor(encoder, folder, results, processor, {"floors": 1})
+
+
+def save_whole(
+    model: PreTrainedModel,
+    folder: str | os.PathLike,
+    *,
+    results: dict[str, Any],
+    processor: Any,
+    finish: Callable[[Path], None] | None = None,
+) -> Path:
+    """
+    Writes a composite whose encoder is of no use without it as a release of one floor, which `AutoModel` loads after
+    `import hf_jepa`. Arguments as for [`save_encoder`], and `finish`, which gets the staged folder.
+
+    Returns:
+        The folder.
+    """
+    parts = [name.replace("_", " ") for name, _ in model.named_children()]
+    facts = {"family": _family_of(model), "floors": 1, "parts": parts, "needs_hf_jepa": True}
+    return _save_one_floor(model, folder, results, processor, facts | _describe_actions(model), finish)
+
+
 def save_video_classifier(
-    model: PreTrainedModel, folder: str | os.PathLike, *, results: dict[str, Any], processor: Any | None = None
+    model: PreTrainedModel,
+    folder: str | os.PathLike,
+    *,
+    results: dict[str, Any],
+    processor: Any | None = None,
+    finish: Callable[[Path], None] | None = None,
 ) -> Path:
     """
     Writes an encoder with its classifier as a release of one floor: model, video processor, `results.json`, card.
 
     Args:
         model (`PreTrainedModel`): the classifier.
-        folder (`str` or `PathLike`): where to write; files of an earlier release are replaced.
+        folder (`str` or `PathLike`): where to write; an earlier release is replaced.
         results (`dict`): as for [`save_release`]; the model's own facts are added.
         processor (*optional*): the video processor; by default that of the config's size.
+        finish (`Callable`, *optional*): gets the staged folder, to add what belongs to it.
 
     Returns:
         The folder.
     """
+    facts = {"family": _family_of(model), "num_labels": model.config.num_labels}
+    return _save_one_floor(model, folder, results, processor, facts, finish)
+
+
+def _save_one_floor(
+    model: PreTrainedModel,
+    folder: str | os.PathLike,
+    results: dict[str, Any],
+    processor: Any | None,
+    facts: dict[str, Any],
+    finish: Callable[[Path], None] | None = None,
+) -> Path:
     facts = {
-        "family": _family_of(model),
         "model_type": model.config.model_type,
         "encoder_class": type(model).__name__,
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "num_labels": model.config.num_labels,
         "encoder_config": {key: value for key, value in model.config.to_dict().items() if key in _CARD_FIELDS},
+        "num_channels": channels_of(model),
         **_describe_video(model, model),
+        **facts,
     }
     results = results | {"model": {**results.get("model", {}), **facts}}
     with staged_release(folder, results) as staged:
         model.save_pretrained(staged)
         fit_processor(processor, model).save_pretrained(staged)
+        if finish is not None:
+            finish(staged)
     return Path(folder)
 
 

@@ -95,7 +95,8 @@ class VJepaForPreTraining(JepaPreTrainedModel):
     def from_encoder(cls, encoder: str | PreTrainedModel, **config_kwargs) -> "VJepaForPreTraining":
         """
         Continues pretraining from a released model: its encoder becomes both context and target encoder, and its
-        predictor is the predictor.
+        predictor is the predictor. A release that was converted from an encoder alone has none; then one of the
+        published size is drawn.
 
         Args:
             encoder (`str` or `PreTrainedModel`): a model id or local folder of in-tree `vjepa2` or of [`VJepaModel`],
@@ -116,11 +117,15 @@ class VJepaForPreTraining(JepaPreTrainedModel):
             for name, value in encoder.config.to_dict().items()
             if name not in ("model_type", "architectures")
         }
+        has_predictor = fields.pop("has_predictor", True)
+        if not has_predictor:
+            fields = {name: value for name, value in fields.items() if not name.startswith("pred_")}
         model = cls(cls.config_class(encoder_config=VJepaConfig(**fields), **config_kwargs))
         if given_ours:
             model.config.from_vjepa_model = True
         model.encoder.load_state_dict(encoder.encoder.state_dict())
-        model.predictor.load_state_dict(encoder.predictor.state_dict())
+        if has_predictor:
+            model.predictor.load_state_dict(encoder.predictor.state_dict())
         model.sync_target()
         return model
 
