@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from hf_jepa.models.vjepa2_ac import VJepa2ACModel
-from hf_jepa.planning import CEMPlanner
+from hf_jepa.planning import CEMPlanner, GradientPlanner
 
 from .conftest import GOLDEN, module_weights, tiny_config
 
@@ -80,3 +80,18 @@ def test_a_plan_does_not_depend_on_the_batch_it_is_computed_in(model):
     torch.testing.assert_close(
         shared, plan([0, 1, 2], official_planner(num_iterations=1, max_rollouts=24)), rtol=0, atol=1e-5
     )
+
+
+def test_gradient_descends_through_poses(model, recorded):
+    planner = GradientPlanner(horizon=2, num_samples=2, num_iterations=4, norm="l1", limit=0.2, learning_rate=0.01)
+    plan, trace = planner.plan(
+        model,
+        recorded["input/context"][:, None],
+        recorded["input/goal"],
+        torch.Generator().manual_seed(0),
+        return_trace=True,
+        states=recorded["input/pose"],
+    )
+    assert trace.costs[-1].min() < trace.costs[0].min()
+    assert (plan[..., 3:6] != 0).any()
+    assert plan.abs().max() <= 0.2
