@@ -12,6 +12,7 @@ from .sampler import CountedSampler
 from .seeding import forked_rng, mix_seed
 from .text_pairs import PairFormat, TextPairDataset, encode_pair, paraphrase_rows
 from .trajectories import ActionStatistics, ArrayTrajectories, Trajectories, action_statistics
+from .trajectory_droid import DroidTrajectories
 from .trajectory_lerobot import LeRobotTrajectories
 from .trajectory_windows import TooManyBadEpisodesError, TrajectoryWindows, collate_windows
 from .transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform, train_transform
@@ -31,6 +32,7 @@ __all__ = [
     "CachedLatents",
     "ClipSampler",
     "CountedSampler",
+    "DroidTrajectories",
     "LeRobotTrajectories",
     "MaskCollator",
     "MixedVideoDataset",

@@ -70,7 +70,9 @@ class Planner(ABC):
         correlation (`float`): Of the proposals' noise from one step to the next, in [0, 1). White noise (0) wanders
             about its start; long horizons need 0.9 or so to get anywhere (as the coloured noise of iCEM,
             arXiv:2008.06389, for which this is a first-order autoregression).
-        max_rollouts (`int`, *optional*): Most candidates in one call of the model: memory against speed.
+        max_rollouts (`int`, *optional*): Most candidates in one call of the model: memory against speed. `num_samples`
+            gives every episode calls of its own: its plan is then the same, bit for bit, in every batch, whatever
+            kernels the device has for larger ones.
     """
 
     horizon: int
