@@ -317,3 +317,20 @@ def test_bad_formats_are_refused():
         TextPairDataset((row for row in ()), byte_tokenizer(LLAMA3, "<|eot_id|>"))
     with pytest.raises(ValueError, match="empty"):
         TextPairDataset([], byte_tokenizer(LLAMA3, "<|eot_id|>"))
+
+
+def test_a_large_dataset_does_not_fill_the_memory(monkeypatch):
+    tokenizer = byte_tokenizer(LLAMA3, "<|eot_id|>")
+    rows = [{"messages": [{**turn, "content": f"{turn['content']} {n}"} for turn in CHAT]} for n in range(40)]
+    pairs = TextPairDataset(rows, tokenizer)
+    size = 2 * len(pairs[0]["input_ids"]) + len(pairs[0]["code_ids"])
+    monkeypatch.setattr("hf_jepa.data.text_pairs.MAX_KEPT_TOKENS", 10 * size)
+    for _ in range(2):
+        encoded = [pairs[index] for index in range(40)]
+    kept = sum(len(row[name]) for row in pairs._encoded.values() for name in ("input_ids", "labels", "code_ids"))
+    assert 8 * size < kept <= 10 * size
+    # What is kept is what is made anew.
+    assert pairs[0] is encoded[0]
+    assert encoded[39] == TextPairDataset(rows, tokenizer)[39]
+    assert "draw" not in pairs[0]
+    assert pairs[0, 7]["draw"] == 7

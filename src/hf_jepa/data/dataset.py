@@ -213,10 +213,11 @@ class SeededImageStream(IterableDataset):
     """
     Images of a streaming `datasets` dataset, with the samples, conversions and guards of [`SeededImageDataset`].
 
-    A sample's `draw` counts the images that this worker has yielded, times the number of workers, plus the worker's
-    number: samples repeat exactly for the same number of workers. Unusable images are skipped. `state_dict` and
+    A sample's `draw` counts the images that this worker has yielded, times the number of workers and processes, plus
+    its own number among them: no two share it, and samples repeat exactly for the same number of both. A stream is
+    split over processes by `datasets.distributed.split_dataset_by_node`. Unusable images are skipped. `state_dict` and
     `load_state_dict` (of `torchdata`'s stateful loaders, or called directly when the loader has no workers) resume the
-    stream without decoding what was seen.
+    stream, shuffled or not, without decoding what was seen.
 
     Args:
         dataset (`datasets.IterableDataset`): The images; shuffle it with `dataset.shuffle(seed, buffer_size)`.
@@ -252,8 +253,7 @@ class SeededImageStream(IterableDataset):
         self.seed = seed
         self.max_bad_fraction = max_bad_fraction
         self.num_bad = 0
-        self._yielded = 0
-        self._resuming = False
+        self._yielded = self._num_seen = self._num_skipped = 0
 
     def set_epoch(self, epoch: int) -> None:
         """
@@ -269,30 +269,41 @@ class SeededImageStream(IterableDataset):
         Returns:
             `dict`: Position of the stream: plain numbers, strings and lists.
         """
-        return {"dataset": self.dataset.state_dict(), "yielded": self._yielded, "num_bad": self.num_bad}
+        return {
+            "epoch": self.dataset.epoch,
+            "seen": self._num_seen,
+            "yielded": self._yielded,
+            "num_bad": self.num_bad,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """
-        Makes the next iteration go on where `state_dict` was taken.
+        Makes the next iteration go on where `state_dict` was taken; the one after it starts anew.
 
         Args:
             state_dict (`dict`): What [`~SeededImageStream.state_dict`] gave.
         """
-        self.dataset.load_state_dict(state_dict["dataset"])
+        self.dataset.set_epoch(state_dict["epoch"])
+        self._num_skipped = self._num_seen = state_dict["seen"]
         self._yielded, self.num_bad = state_dict["yielded"], state_dict["num_bad"]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = torch.utils.data.get_worker_info()
         worker_id, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        num_seen = 0
+        processes = getattr(self.dataset, "_distributed", None)
+        rank, world_size = (0, 1) if processes is None else (processes.rank, processes.world_size)
+        # Rows are counted, not the stream's own state kept: that one loses what lies in a shuffling buffer.
+        num_skipped, self._num_skipped, self._num_seen = self._num_skipped, 0, 0
         for row in self.dataset:
-            num_seen += 1
+            self._num_seen += 1
+            if self._num_seen <= num_skipped:
+                continue
             try:
                 image = decode_image(row[self.image_column])
             except Exception as error:
-                self._count_bad(row[self.image_column], num_seen, error)
+                self._count_bad(row[self.image_column], self._num_seen, error)
                 continue
-            draw = self._yielded * num_workers + worker_id
+            draw = (self._yielded * num_workers + worker_id) * world_size + rank
             self._yielded += 1
             label = row[self.label_column] if self.label_column else None
             yield _sample(image, label, draw, self.seed, self.transform)

@@ -11,6 +11,9 @@ from .chat_views import TokenizedChat, as_messages, tokenize_chat
 
 logger = logging.get_logger(__name__)
 
+# In lists of numbers, each token takes some 40 bytes: 160 MB in each worker.
+MAX_KEPT_TOKENS = 2**22
+
 
 @dataclass(frozen=True)
 class PairFormat:
@@ -147,7 +150,8 @@ def encode_pair(
 class TextPairDataset:
     """
     A map-style dataset of encoded pairs, indexed with `index` or with the `(index, draw)` of
-    [`~hf_jepa.data.CountedSampler`]. Rows are tokenized when first asked for, and kept.
+    [`~hf_jepa.data.CountedSampler`]. Rows are tokenized when asked for; the first few million tokens are kept:
+    a small dataset is tokenized once, and a large one does not fill the memory of every worker.
 
     Args:
         rows (`Sequence[dict]` or `datasets.Dataset`): chats or two columns.
@@ -169,6 +173,7 @@ class TextPairDataset:
         self.tokenizer = tokenizer
         self.pair_format = pair_format or PairFormat()
         self._encoded: dict[int, dict[str, Any]] = {}
+        self._num_kept_tokens = 0
         self._warned = False
 
     def __len__(self) -> int:
@@ -176,19 +181,27 @@ class TextPairDataset:
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         index, draw = key if isinstance(key, tuple) else (key, None)
-        if index not in self._encoded:
-            try:
-                self._encoded[index] = encode_pair(self.rows[index], self.tokenizer, self.pair_format)
-            except ValueError as error:
-                raise ValueError(f"Row {index}: {error}") from error
-            if self._encoded[index]["code_ids"] is None and not self._warned:
-                self._warned = True
-                logger.warning(
-                    f"Row {index} has a view cut off by max_length={self.pair_format.max_length}; such rows train the "
-                    "next-token loss only. Said once."
-                )
-        encoded = self._encoded[index]
+        encoded = self._encoded.get(index)
+        if encoded is None:
+            encoded = self._encode(index)
+            num_tokens = sum(len(encoded[name] or ()) for name in ("input_ids", "labels", "text_ids", "code_ids"))
+            if self._num_kept_tokens + num_tokens <= MAX_KEPT_TOKENS:
+                self._encoded[index] = encoded
+                self._num_kept_tokens += num_tokens
         return encoded if draw is None else {**encoded, "draw": draw}
+
+    def _encode(self, index: int) -> dict[str, Any]:
+        try:
+            encoded = encode_pair(self.rows[index], self.tokenizer, self.pair_format)
+        except ValueError as error:
+            raise ValueError(f"Row {index}: {error}") from error
+        if encoded["code_ids"] is None and not self._warned:
+            self._warned = True
+            logger.warning(
+                f"Row {index} has a view cut off by max_length={self.pair_format.max_length}; such rows train the "
+                "next-token loss only. Said once."
+            )
+        return encoded
 
 
 def paraphrase_rows(groups: Sequence[Sequence[str]]) -> list[dict[str, str]]:

@@ -1,6 +1,5 @@
-import math
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
 import torch
@@ -40,17 +39,11 @@ def _to_normalized_tensor(image: Image.Image, mean: torch.Tensor, std: torch.Ten
     return pixels.div_(255).sub_(mean).div_(std)
 
 
-@cache
-def _float32_log(value: float) -> float:
-    # torchvision takes the logarithm in float32, and the bounds are part of the draw.
-    return torch.log(torch.tensor(value)).item()
-
-
 def random_resized_crop_box(
     height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[int, int, int, int]:
     """
-    Draws a crop as torchvision's `RandomResizedCrop` does, number for number, from torch's global generator.
+    Draws a crop as torchvision's `RandomResizedCrop` does, from torch's global generator.
 
     Args:
         height (`int`): Image height in pixels.
@@ -61,23 +54,11 @@ def random_resized_crop_box(
     Returns:
         `tuple[int, int, int, int]`: `(left, top, right, bottom)` in pixels, as `PIL.Image.crop` takes it.
     """
-    area = height * width
-    log_low, log_high = _float32_log(ratio[0]), _float32_log(ratio[1])
-    for _ in range(10):
-        target_area = area * torch.empty(1).uniform_(*scale).item()
-        aspect_ratio = torch.empty(1).uniform_(log_low, log_high).exp_().item()
-        crop_width = round(math.sqrt(target_area * aspect_ratio))
-        crop_height = round(math.sqrt(target_area / aspect_ratio))
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            top = torch.randint(0, height - crop_height + 1, size=(1,)).item()
-            left = torch.randint(0, width - crop_width + 1, size=(1,)).item()
-            return left, top, left + crop_width, top + crop_height
-    crop_width, crop_height = width, height
-    if width / height < ratio[0]:
-        crop_height = max(1, round(width / ratio[0]))
-    elif width / height > ratio[1]:
-        crop_width = max(1, round(height * ratio[1]))
-    top, left = (height - crop_height) // 2, (width - crop_width) // 2
+    from torchvision.transforms.v2 import RandomResizedCrop
+
+    # It asks an image for its size alone; this one has no pixels.
+    image = torch.empty(1, height, width, device="meta")
+    top, left, crop_height, crop_width = RandomResizedCrop.get_params(image, list(scale), list(ratio))
     return left, top, left + crop_width, top + crop_height
 
 

@@ -93,7 +93,7 @@ class ViewAugmentation:
     def _blur(self, image: Image.Image) -> Image.Image:
         from torchvision.transforms.v2 import functional as tv
 
-        sigma = _uniform(*self.blur_sigma)
+        sigma = torch.empty(1).uniform_(*self.blur_sigma).item()
         kernel = self.blur_kernel_size or max(3, min(image.size) // 10 | 1)
         return tv.gaussian_blur(image, [kernel, kernel], [sigma, sigma])
 
@@ -103,19 +103,15 @@ def _happens(probability: float) -> bool:
     return torch.rand(1).item() < probability
 
 
-def _uniform(low: float, high: float) -> float:
-    return torch.empty(1).uniform_(low, high).item()
-
-
 def _jitter(image: Image.Image, strengths: Sequence[float]) -> Image.Image:
-    """torchvision's `ColorJitter`: four factors, in random order."""
+    """torchvision's `ColorJitter`, but a strength of 0 draws its factor too: crops stay as they are."""
+    from torchvision.transforms.v2 import ColorJitter
     from torchvision.transforms.v2 import functional as tv
 
     operations = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
-    order = torch.randperm(4).tolist()
-    factors = [_uniform(max(0.0, 1 - strength), 1 + strength) for strength in strengths[:3]]
-    factors.append(_uniform(-strengths[3], strengths[3]))
-    for index in order:
+    ranges = [(max(0.0, 1 - strength), 1 + strength) for strength in strengths[:3]]
+    order, *factors = ColorJitter.get_params(*ranges, (-strengths[3], strengths[3]))
+    for index in order.tolist():
         if strengths[index] and (index < 2 or image.mode == "RGB"):
             image = operations[index](image, factors[index])
     return image
