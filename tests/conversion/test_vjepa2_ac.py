@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoImageProcessor, AutoModel, ViTConfig
+from transformers import AutoModel, AutoVideoProcessor, ViTConfig
 
 from hf_jepa import VJepa2ACModel
 from hf_jepa.cli import main
@@ -40,7 +40,11 @@ def test_converts_by_command_and_gives_the_official_numbers(original, tmp_path, 
     path, folder, back = save(original, tmp_path, "vitg.pt"), tmp_path / "release", tmp_path / "back" / "vitg.pt"
     assert main(["convert", "vjepa2_ac", str(path), str(folder), *FLAGS]) == 0
     check_release(folder)
-    assert "license: mit" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "license: mit" in card
+    assert "holds the whole V-JEPA 2-AC model" in card
+    assert "states=states" in card
+    assert not (folder / "pretraining").exists()
     expected = golden("vjepa2_ac")
     model = AutoModel.from_pretrained(folder)
     assert type(model) is VJepa2ACModel
@@ -54,11 +58,14 @@ def test_converts_by_command_and_gives_the_official_numbers(original, tmp_path, 
         with torch.no_grad():
             loss = model(expected["expected/target_normalized"].unflatten(1, (4, 16)), **given).loss
         assert float(loss) == pytest.approx(float(expected[f"expected/{variant}/loss"]), abs=2e-6)
-    processor = AutoImageProcessor.from_pretrained(folder)
-    assert processor(torch.zeros(3, 40, 54, dtype=torch.uint8), return_tensors="pt").pixel_values.shape[-2:] == (
-        16,
-        16,
-    )
+    processor = AutoVideoProcessor.from_pretrained(folder)
+    picture = torch.zeros(1, 3, 40, 54, dtype=torch.uint8)
+    picture[..., :5] = picture[..., -5:] = 255
+    ((frame,),) = processor(picture, return_tensors="pt").pixel_values_videos
+    assert frame.shape == (3, 16, 16)
+    mean, std = (torch.tensor(values)[:, None] for values in (model.config.image_mean, model.config.image_std))
+    for column, value in ((0, 1.0), (8, 0.0), (15, 1.0)):  # nothing is cut off at the sides
+        torch.testing.assert_close(frame[:, :, column], ((value - mean) / std).expand(-1, 16), rtol=0, atol=0.01)
 
     assert main(["convert", "vjepa2_ac", str(folder), str(back), "--reverse"]) == 0
     assert path.read_bytes() == back.read_bytes()

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from transformers import ViTImageProcessor
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers import LlavaOnevisionVideoProcessor
 from transformers.utils import logging
 
 from ..hub.release import save_whole
@@ -80,7 +79,7 @@ def convert_vjepa2_ac_checkpoint(
 ) -> Path:
     """
     Converts an original V-JEPA 2-AC checkpoint into a folder that `AutoModel.from_pretrained` loads as a
-    [`VJepa2ACModel`] after `import hf_jepa`. Its image processor squeezes frames into the square and normalises them;
+    [`VJepa2ACModel`] after `import hf_jepa`. Its video processor squeezes frames into the square and normalises them;
     training first cut the middle out of 16:9 frames, 1.35 times as wide as high, which is the caller's to do.
 
     A file does not tell whether it was trained with extrinsics: the released one was not. Load another with
@@ -145,9 +144,9 @@ def convert_vjepa2_ac_checkpoint(
     if checkpoint.is_original:
         layout = describe_layout(checkpoint.content, checkpoint.prefixes, path)
         layout |= checkpoint.layout | {"encoder_group": group}
-    # Frames are squeezed into the square, not cropped to it.
+    # Frames are squeezed into the square, not cropped to it, which V-JEPA 2's own processor cannot do.
     side = {"height": config.encoder_config.crop_size, "width": config.encoder_config.crop_size}
-    processor = ViTImageProcessor(size=side, image_mean=IMAGENET_DEFAULT_MEAN, image_std=IMAGENET_DEFAULT_STD)
+    processor = LlavaOnevisionVideoProcessor(size=side, image_mean=config.image_mean, image_std=config.image_std)
     return save_whole(
         model,
         output_dir,

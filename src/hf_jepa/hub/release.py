@@ -38,7 +38,7 @@ _CARD_FIELDS += ("image_size", "crop_size", "frames_per_clip", "patch_size", "tu
 def _family_of(model: PreTrainedModel) -> str:
     """The method's name on cards. V-JEPA's generations are one type of encoder, told apart by its positions."""
     encoder_config = getattr(model.config, "encoder_config", None) or model.config
-    if getattr(encoder_config, "rope_layout", None) is None:
+    if getattr(encoder_config, "rope_layout", None) is None or isinstance(model.config, WorldModelConfig):
         return model.config.model_type.removesuffix("_pretraining")
     if encoder_config.position_embedding_type == "sincos":
         return "vjepa"
@@ -64,7 +64,9 @@ def _trained_at(model: PreTrainedModel) -> dict[str, Any]:
 
 def _describe_actions(model: PreTrainedModel) -> dict[str, Any]:
     """What a card must know of world models, which can be planned with; nothing of others."""
-    return {"action_dim": model.config.action_dim} if isinstance(model.config, WorldModelConfig) else {}
+    if not isinstance(model.config, WorldModelConfig):
+        return {}
+    return {"action_dim": model.config.action_dim, "state_dim": getattr(model.config, "state_dim", None)}
 
 
 def describe_model(model: PreTrainedModel, encoder: PreTrainedModel, which: str) -> dict[str, Any]:
@@ -132,8 +134,9 @@ def save_release(
     """
     Writes the two-floor folder. Root: one encoder in its in-tree format, its processor, `results.json`, `recipe.yaml`,
     the pictures and the card, all that plain `transformers` needs. `pretraining/`: the whole composite, for continuing
-    with this package. Everything is staged beside `folder` and moved in at the end, so a killed process leaves no
-    half-written release.
+    with this package. A model whose encoder is another release's, frozen (`released_whole`), is whole at the root
+    instead, which `AutoModel` loads after `import hf_jepa`. Everything is staged beside `folder` and moved in at the
+    end, so a killed process leaves no half-written release.
 
     Args:
         model (`JepaPreTrainedModel`): the trained composite.
@@ -152,6 +155,9 @@ def save_release(
     Raises:
         `ValueError`: for a picture that does not exist, or a release that fails [`check_release`].
     """
+    if getattr(model, "released_whole", False):
+        content = {"results": results, "processor": processor, "recipe": recipe, "pictures": pictures}
+        return save_whole(model, folder, **content, finish=finish)
     if not model.has_target_encoder:
         which = "context"
     size = released_size(model)
@@ -192,19 +198,23 @@ def save_whole(
     folder: str | os.PathLike,
     *,
     results: dict[str, Any],
-    processor: Any,
+    processor: Any | None = None,
+    recipe: dict[str, Any] | None = None,
+    pictures: Sequence[str | os.PathLike] = (),
     finish: Callable[[Path], None] | None = None,
 ) -> Path:
     """
     Writes a composite whose encoder is of no use without it as a release of one floor, which `AutoModel` loads after
-    `import hf_jepa`. Arguments as for [`save_encoder`], and `finish`, which gets the staged folder.
+    `import hf_jepa`. Arguments as for [`save_release`].
 
     Returns:
         The folder.
     """
     parts = [name.replace("_", " ") for name, _ in model.named_children()]
     facts = {"family": _family_of(model), "floors": 1, "parts": parts, "needs_hf_jepa": True}
-    return _save_one_floor(model, folder, results, processor, facts | _describe_actions(model), finish)
+    return _save_one_floor(
+        model, folder, results, processor, facts | _describe_actions(model), finish, recipe, pictures
+    )
 
 
 def save_video_classifier(
@@ -239,6 +249,8 @@ def _save_one_floor(
     processor: Any | None,
     facts: dict[str, Any],
     finish: Callable[[Path], None] | None = None,
+    recipe: dict[str, Any] | None = None,
+    pictures: Sequence[str | os.PathLike] = (),
 ) -> Path:
     facts = {
         "model_type": model.config.model_type,
@@ -250,7 +262,7 @@ def _save_one_floor(
         **facts,
     }
     results = results | {"model": {**results.get("model", {}), **facts}}
-    with staged_release(folder, results) as staged:
+    with staged_release(folder, results, recipe, pictures) as staged:
         model.save_pretrained(staged)
         fit_processor(processor, model).save_pretrained(staged)
         if finish is not None:

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-from ..encoders import is_video_encoder, run_encoder
+from ..encoders import configured_size, is_video_encoder, run_encoder
 from ..models.ijepa.configuration_ijepa import pair
 from ..models.ijepa.modeling_ijepa import IJepaForPreTraining, encode_tokens, position_embeddings_at
 from ..models.vjepa.modeling_vjepa import in_tree_obstacles
@@ -36,7 +36,7 @@ def released_size(model: PreTrainedModel) -> tuple[int, int]:
     size = getattr(config, "trained_size", None)
     # Joint-embedding configs know the size of their images themselves: a convolutional encoder's does not say.
     size = size or getattr(config, "image_size", None)
-    return pair(size or (encoder_config.crop_size if is_video_encoder(model) else encoder_config.image_size))
+    return pair(size or configured_size(encoder_config))
 
 
 def channels_of(model: PreTrainedModel) -> int:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
+from transformers import AutoModel
 
 from hf_jepa import JepaTrainer, JepaTrainingArguments, VJepa2ACModel
 
@@ -81,6 +82,12 @@ def test_trains_logs_and_resumes(tmp_path, source):
     for name, tensor in before.items():
         untouched = name.startswith(("encoder.", "predictor.extrinsics_encoder"))
         assert torch.equal(tensor, after[name]) == untouched, name
+
+    folder = whole.write_release(whole.measured_results() | {"licence": "mit"})
+    released = AutoModel.from_pretrained(folder)
+    assert type(released) is VJepa2ACModel
+    for name, tensor in released.state_dict().items():
+        assert torch.equal(tensor, after[name]), name
 
     resumed = start()
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))

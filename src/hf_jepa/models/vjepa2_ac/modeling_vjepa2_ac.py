@@ -42,6 +42,8 @@ class VJepa2ACModel(WorldModelMixin, JepaPreTrainedModel):
     config: VJepa2ACConfig
     main_input_name = "pixel_values_videos"
     input_modalities = ("video",)
+    # The encoder is frozen: it is a release of its own.
+    released_whole = True
 
     def __init__(self, config: VJepa2ACConfig):
         if config._attn_implementation is None:
