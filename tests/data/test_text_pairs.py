@@ -334,3 +334,14 @@ def test_a_large_dataset_does_not_fill_the_memory(monkeypatch):
     assert encoded[39] == TextPairDataset(rows, tokenizer)[39]
     assert "draw" not in pairs[0]
     assert pairs[0, 7]["draw"] == 7
+
+
+def test_messages_say_where_the_options_go():
+    tokenizer = byte_tokenizer(LLAMA3, "<|eot_id|>")
+    with pytest.raises(
+        ValueError, match="pair_format=PairFormat.text_column='question', code_column='answer'.`, in a"
+    ):
+        TextPairDataset([{"q": "a", "a": "b"}], tokenizer)[0]
+    whole = len(encode_pair({"messages": CHAT}, tokenizer)["input_ids"])
+    with pytest.raises(ValueError, match=rf"PairFormat\(max_length={whole}\)`, in a recipe `max_length: {whole}`"):
+        TextPairDataset([{"messages": CHAT}], tokenizer, PairFormat(max_length=4))[0]

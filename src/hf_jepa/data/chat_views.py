@@ -30,6 +30,13 @@ class TokenizedChat:
         return next((place for place in range(index, len(self.input_ids)) if self.is_special[place]), None)
 
 
+def pair_option(**options: Any) -> str:
+    """How options of the pair format are set, for messages."""
+    code = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    recipe = ", ".join(f"`{name}: {value}`" for name, value in options.items())
+    return f"`pair_format=PairFormat({code})`, in a recipe {recipe}"
+
+
 def as_messages(
     row: dict[str, Any],
     messages_column: str = "messages",
@@ -62,7 +69,8 @@ def as_messages(
     else:
         raise ValueError(
             f"A row has the columns {', '.join(map(repr, row))}; a text pair needs {messages_column!r}, or "
-            f"{text_column!r} and {code_column!r}. Name yours with `text_column` and `code_column`."
+            f"{text_column!r} and {code_column!r}. Name yours: "
+            f"{pair_option(text_column='question', code_column='answer')}."
         )
     for turn in messages:
         if not isinstance(turn["content"], str):
@@ -88,8 +96,8 @@ def render(
     """
     if chat_template is None and not getattr(tokenizer, "chat_template", None):
         raise ValueError(
-            f"The tokenizer ({type(tokenizer).__name__}) has no chat template; pass `chat_template`, for example "
-            "`plain_chat_template()`."
+            f"The tokenizer ({type(tokenizer).__name__}) has no chat template; give one, for example the "
+            "plain one: `pair_format=PairFormat(chat_template=plain_chat_template())`."
         )
     attempts = [messages]
     if messages[0]["role"] == "system" and len(messages) > 1:
@@ -252,7 +260,7 @@ def _split(skeleton: str, num_marked: int) -> list[str]:
         if pieces[-1].count(marker) != 1:
             raise ValueError(
                 "The chat template does not show each content exactly once, so the views cannot be told apart in it; "
-                "pass another `chat_template`."
+                "give another: `pair_format=PairFormat(chat_template=...)`."
             )
         pieces[-1:] = pieces[-1].split(marker)
     return pieces
@@ -273,7 +281,7 @@ def _content_spans(rendered: str, pieces: list[str], contents: list[str]) -> lis
         return spans
     raise ValueError(
         "The chat template changes the contents it is given (beyond stripping spaces), so the views cannot be found "
-        "in what it renders; pass another `chat_template`."
+        "in what it renders; give another: `pair_format=PairFormat(chat_template=...)`."
     )
 
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from ..masking.semantic_tube import draw_displacements
 from ..masking.text import pack_examples
 from ..masking.text_official import pack_official
-from .chat_views import as_messages, official_views
+from .chat_views import as_messages, official_views, pair_option
 from .seeding import mix_seed
 from .text_pairs import PairFormat, view_contents
 
@@ -73,8 +73,8 @@ class TextPairCollator:
         wanted = self.objective == "pairs" and self.require_pairs
         if wanted and all(example["code_ids"] is None for example in examples):
             raise ValueError(
-                "No example of this batch has a whole pair, so there is nothing for the JEPA loss: raise "
-                "`max_length`, or train with a JEPA weight of 0."
+                "No example of this batch has a whole pair, so there is nothing for the JEPA loss: train with a "
+                f"JEPA weight of 0, or keep longer rows: {pair_option(max_length=1024)}."
             )
         prepared = [self._prepare(example) for example in examples]
         batch = pack_examples(prepared, self.num_predictor_tokens, self.layout, **self.pack_options)

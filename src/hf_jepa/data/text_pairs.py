@@ -7,7 +7,7 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .chat_views import TokenizedChat, as_messages, tokenize_chat
+from .chat_views import TokenizedChat, as_messages, pair_option, tokenize_chat
 
 logger = logging.get_logger(__name__)
 
@@ -73,7 +73,9 @@ class PairFormat:
         if (self.text_view_column is None) != (self.code_view_column is None):
             raise ValueError("Give both `text_view_column` and `code_view_column`, or neither.")
         if self.text_view_column is not None and (self.text_view, self.code_view) != ("isolated", "chat"):
-            raise ValueError('Views from columns of their own need text_view="isolated" and code_view="chat".')
+            raise ValueError(
+                f"Views from columns of their own need {pair_option(text_view='isolated', code_view='chat')}."
+            )
 
     @classmethod
     def official(cls, **options: Any) -> "PairFormat":
@@ -130,7 +132,7 @@ def encode_pair(
     if all(label == -100 for label in labels[:kept]):
         raise ValueError(
             f"Nothing is left to train on: the conversation has {len(full)} tokens, of which the first "
-            f"{fmt.max_length} hold no label. Raise `max_length` or drop such rows."
+            f"{fmt.max_length} hold no label. Drop such rows or raise the length: {pair_option(max_length=len(full))}."
         )
     contents = view_contents(row, fmt) or tuple(turn["content"] for turn in messages[-2:])
     text_ids = _text_view(contents[0], chat, tokenizer, fmt)
@@ -199,7 +201,8 @@ class TextPairDataset:
             self._warned = True
             logger.warning(
                 f"Row {index} has a view cut off by max_length={self.pair_format.max_length}; such rows train the "
-                "next-token loss only. Said once."
+                "next-token loss only. Said once. For longer rows: "
+                f"{pair_option(max_length=2 * self.pair_format.max_length)}."
             )
         return encoded
 
@@ -232,8 +235,8 @@ def _place_read(chat: TokenizedChat, last: int, read_at: str) -> int:
     end = chat.end_of_turn(last + 1)
     if end is None:
         raise ValueError(
-            'No special token ends the turn, so read_at="end_of_turn" has nothing to read; use read_at="content", or '
-            "a template and tokenizer whose end of turn is a special token."
+            'No special token ends the turn, so read_at="end_of_turn" has nothing to read; read at the content '
+            f"({pair_option(read_at='content')}), or use a template whose end of turn is a special token."
         )
     return end
 
