@@ -69,7 +69,9 @@ def fails(arguments: list[str], capsys) -> str:
 
 
 def test_every_command_is_there_and_its_help_has_an_example(capsys):
-    assert set(commands()) == {"convert", "evaluate", "export", "push", "card", "visualize", "list", "env", "demo-vl"}
+    assert {"convert", "evaluate", "export", "push", "card", "visualize", "list", "env", "check-data"} < set(
+        commands()
+    )
     for name in commands():
         with pytest.raises(SystemExit) as exited:
             main([name, "--help"])
@@ -85,10 +87,10 @@ def test_examples_parse():
 
 def test_tasks_are_those_of_evaluation():
     task = next(action for action in commands()["evaluate"]._actions if action.dest == "task")
-    assert tuple(task.choices) == (*TASKS, *ANSWER_TASKS, *VISION_LANGUAGE_TASKS)
+    assert set(task.choices) == {*TASKS, *ANSWER_TASKS, *VISION_LANGUAGE_TASKS, "planning"}
 
 
-@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["convert", "ijepa"], ["evaluate", "x"]])
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["convert", "ijepa"], ["evaluate"]])
 def test_wrong_usage_exits_with_two(arguments, capsys):
     with pytest.raises(SystemExit) as exited:
         main(arguments)
@@ -242,7 +244,8 @@ def test_push_says_how_to_finish(release, monkeypatch, capsys):
         (["visualize", "{release}", "absent.png"], "absent.png"),
         (["visualize", "{release}", "{picture}", "--kind", "masks"], "--subfolder pretraining"),
         (["evaluate", "{release}", "--dataset", "{pictures}", "--label-column", "colour"], "colour"),
-        (["evaluate", "{release}", "--dataset", "./absent"], "'absent'"),
+        (["evaluate", "{release}", "--dataset", "./absent"], "'./absent'"),
+        (["evaluate", "{release}"], "--dataset, or --test-dataset"),
         (["export", "./absent", "out"], "absent"),
     ],
 )

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 
 from ..version import __version__
-from . import card, convert, demo_vl, env, evaluate, export, list_methods, push, record, visualize
+from . import card, check_data, convert, demo_vl, env, evaluate, export, list_methods, push, record, visualize
 
-VERBS = (convert, export, evaluate, visualize, push, card, record, demo_vl, list_methods, env)
+VERBS = (check_data, convert, export, evaluate, visualize, push, card, record, demo_vl, list_methods, env)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,12 +182,13 @@ def _cells(rows: Any, column: str) -> Iterator[tuple[Any, Any]]:
     if isinstance(rows.features[column], (Image, Video)):
         rows = rows.cast_column(column, type(rows.features[column])(decode=False))
     for batch in rows.with_format("arrow").iter(batch_size=256):
-        for cell in batch.column(column).to_pylist():
-            if isinstance(cell, dict) and cell.get("bytes") is not None:
-                yield len(cell["bytes"]), lambda data=cell["bytes"]: _digest(data)
-            elif isinstance(cell, dict) and isinstance(cell.get("path"), str):
-                yield content_of(cell["path"])
-            elif isinstance(cell, str):
-                yield content_of(cell)
-            else:
-                yield "value", lambda cell=cell: _digest(repr(cell).encode())
+        yield from map(row_content, batch.column(column).to_pylist())
+
+
+def row_content(cell: Any) -> tuple[Any, Callable[[], Any]]:
+    """Something quick that cells of equal content share, and a function that gives a hash of all of it."""
+    if isinstance(cell, dict) and cell.get("bytes") is not None:
+        return len(cell["bytes"]), lambda: _digest(cell["bytes"])
+    if isinstance(cell, dict) and isinstance(cell.get("path"), str):
+        return content_of(cell["path"])
+    return content_of(cell) if isinstance(cell, str) else ("value", lambda: _digest(repr(cell).encode()))

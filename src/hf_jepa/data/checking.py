@@ -1,0 +1,167 @@
+"""All that is wrong with a dataset at once: unreadable, too short, without text, the same in two splits."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch.utils.data import DataLoader, Dataset
+
+from .decoding import decode_image
+from .labels import row_content
+from .loading import open_images, open_videos, open_vision_texts
+from .manifests import IMAGE_SUFFIXES, LIST_SUFFIXES, VIDEO_SUFFIXES, resolve_paths
+from .splits import Source
+from .video_decoding import open_video
+
+Kind = Literal["images", "videos", "pairs"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """
+    What is wrong with a row.
+
+    Args:
+        kind (`str`): `"bad"`, `"short"` or `"duplicate"`.
+        split (`str`): of the row.
+        row (`int`): its number.
+        path (`str`, *optional*): of its file.
+        reason (`str`): for a person.
+    """
+
+    kind: str
+    split: str
+    row: int
+    path: str | None
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.kind:<9} {self.split} row {self.row}{f' ({self.path})' if self.path else ''}: {self.reason}"
+
+
+def check_data(
+    name_or_path: str | Path,
+    kind: Kind | None = None,
+    column: str | None = None,
+    text_column: str = "text",
+    min_frames: int = 2,
+    num_workers: int = 0,
+) -> tuple[list[Fault], int]:
+    """
+    Reads every row of every split of a dataset, and says all that is wrong with it.
+
+    Args:
+        name_or_path (`str` or `Path`): what [`load_image_dataset`], [`load_video_dataset`] or
+            [`load_vision_text_dataset`] takes.
+        kind (`str`, *optional*): `"images"`, `"videos"`, or `"pairs"` of either with a text; found out by default.
+        column (`str`, *optional*): of images or videos; by default `"image"` or `"video"`, whichever there is.
+        text_column (`str`): of the texts of pairs.
+        min_frames (`int`): videos with fewer frames are short: what a clip spans, for clips without repeated frames.
+        num_workers (`int`): processes that read.
+
+    Returns:
+        `tuple` of a list of [`Fault`], by split and row, duplicates last, and the number of rows.
+
+    Raises:
+        ValueError: if the dataset cannot be opened, or has no rows of the kind.
+    """
+    kind = kind or _kind_of(Path(name_or_path).expanduser())
+    source, column = _open(name_or_path, kind, column)
+    texts = text_column if kind == "pairs" else None
+    faults, contents, count = [], {}, 0
+    for split, rows in source.splits.items():
+        if texts is not None and texts not in rows.column_names:
+            raise ValueError(f"Split {split!r} of {source.name!r} has no column {texts!r}, but {rows.column_names}.")
+        checks = _Checks(rows, column, texts, kind, min_frames)
+        for row, path, fault, content in DataLoader(checks, batch_size=None, num_workers=num_workers):
+            count += 1
+            if fault is not None:
+                faults.append(Fault(fault[0], split, row, path, fault[1]))
+            if content is not None:
+                contents.setdefault(content, []).append((split, row, path))
+    return faults + list(_duplicates(contents)), count
+
+
+def _kind_of(path: Path) -> Kind:
+    if path.is_dir():
+        names = {file.suffix.lower() for file in path.rglob("*") if file.is_file()}
+        if any(path.rglob("metadata.*")):
+            return "pairs"
+        if names & set(VIDEO_SUFFIXES):
+            return "videos"
+        if names & set(IMAGE_SUFFIXES):
+            return "images"
+    elif path.suffix in LIST_SUFFIXES and path.is_file():
+        first = path.read_text(encoding="utf-8-sig").lower()
+        return "videos" if any(suffix in first for suffix in VIDEO_SUFFIXES) else "images"
+    raise ValueError(f"What {str(path)!r} holds does not show: say --kind images, videos or pairs.")
+
+
+def _open(name: str | Path, kind: Kind, column: str | None) -> tuple[Source, str]:
+    if kind != "pairs":
+        column = column or kind[:-1]
+        source = (open_images if kind == "images" else open_videos)(name, None, column)
+    else:
+        source = open_vision_texts(name)
+        columns = next(iter(source.splits.values())).column_names
+        column = column or next((known for known in ("video", "image") if known in columns), "image")
+    for rows in source.splits.values():
+        if column not in rows.column_names:
+            raise ValueError(f"{source.name!r} has no column {column!r}, but {rows.column_names}.")
+    if kind != "pairs" or source.root is None:
+        return source, column
+    splits = {split: resolve_paths(rows, column, source.root) for split, rows in source.splits.items()}
+    return Source(source.name, splits, source.root), column
+
+
+class _Checks(Dataset):
+    """Of each row: its number, its path, what is wrong, and a hash of its content."""
+
+    def __init__(self, rows: Any, column: str, text_column: str | None, kind: Kind, min_frames: int) -> None:
+        from datasets import Image, Video
+
+        rows = rows.with_format(None)
+        self.is_video = kind == "videos" or column == "video"
+        if isinstance(rows.features[column], (Image, Video)):
+            rows = rows.cast_column(column, type(rows.features[column])(decode=False))
+        self.rows, self.column, self.text_column, self.min_frames = rows, column, text_column, min_frames
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[int, str | None, tuple[str, str] | None, Any]:
+        row = self.rows[index]
+        cell = row[self.column]
+        path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
+        try:
+            fault = self._fault(cell, row)
+            content = row_content(cell)[1]()
+        except Exception as error:  # PIL's, FFmpeg's, the file system's: all of them are what is looked for
+            return index, path, ("bad", " ".join(str(error).split())), None
+        return index, path, fault, content
+
+    def _fault(self, cell: Any, row: dict[str, Any]) -> tuple[str, str] | None:
+        if not self.is_video:
+            decode_image(cell)
+        else:
+            with open_video(cell) as video:
+                # A file that was cut off has its first frames.
+                video.frames([0, video.num_frames - 1])
+                if video.num_frames < self.min_frames and not video.is_image:
+                    return "short", f"{video.num_frames} frames, fewer than {self.min_frames}"
+        if self.text_column is not None:
+            text = row[self.text_column]
+            if not isinstance(text, (str, list)) or not (text.strip() if isinstance(text, str) else text):
+                return "bad", f"no text in {self.text_column!r}"
+        return None
+
+
+def _duplicates(contents: dict[Any, list[tuple[str, int, str | None]]]) -> Iterator[Fault]:
+    """Rows that an earlier split has too; within a split, the same content twice may be meant."""
+    for places in contents.values():
+        first = places[0]
+        for split, row, path in places[1:]:
+            if split != first[0]:
+                where = f"{first[0]} row {first[1]}" + (f" ({first[2]})" if first[2] else "")
+                yield Fault("duplicate", split, row, path, f"has the content of {where}")

@@ -1,0 +1,104 @@
+"""`hf-jepa check-data`: all that is wrong with a folder, at once."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_jepa.cli import main
+from hf_jepa.data.checking import check_data
+
+
+def write_image(path, value: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(path)
+
+
+def told(faults) -> list[tuple[str, str, str]]:
+    return [(fault.kind, fault.split, fault.path.rpartition("/")[2]) for fault in faults]
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    for number in range(4):
+        write_image(folder / "train" / "cat" / f"{number}.png", number)
+    write_image(folder / "test" / "cat" / "new.png", 90)
+    shutil.copy(folder / "train" / "cat" / "2.png", folder / "test" / "cat" / "again.png")
+    shutil.copy(folder / "train" / "cat" / "2.png", folder / "train" / "cat" / "twice in one split.png")
+    (folder / "train" / "cat" / "empty.jpg").write_bytes(b"")
+    (folder / "test" / "cat" / "empty too.jpg").write_bytes(b"")
+    whole = (folder / "train" / "cat" / "3.png").read_bytes()
+    (folder / "train" / "cat" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    write_image(folder / "train" / "cat" / "tiny.png", 0)
+    Image.new("RGB", (1, 1)).save(folder / "train" / "cat" / "tiny.png")
+    return folder
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_images(images, num_workers):
+    faults, count = check_data(images, num_workers=num_workers)
+    assert count == 11
+    assert sorted(told(faults)) == [
+        ("bad", "test", "empty too.jpg"),
+        ("bad", "train", "cut.png"),
+        ("bad", "train", "empty.jpg"),
+        ("bad", "train", "tiny.png"),
+        ("duplicate", "test", "again.png"),
+    ]
+    assert "train row 2" in faults[-1].reason
+
+
+def test_the_command_lists_them_and_fails(images, tmp_path, capsys):
+    assert main(["check-data", str(images)]) == 1
+    output = capsys.readouterr()
+    assert "empty.jpg): the image is empty (zero bytes)" in output.out
+    assert len(output.out.splitlines()) == 5
+    assert "4 bad, 1 duplicate of 11 rows." in output.err
+    write_image(tmp_path / "good" / "a.png", 1)
+    assert main(["check-data", str(tmp_path / "good")]) == 0
+    assert "1 rows, all of them usable" in capsys.readouterr().out
+
+
+def test_videos(tmp_path, write_video):
+    for name, count in (("long", 12), ("short", 5)):
+        write_video(tmp_path / "clips" / "train" / f"{name}.mp4", num_frames=count)
+    whole = (tmp_path / "clips" / "train" / "long.mp4").read_bytes()
+    (tmp_path / "clips" / "train" / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "clips" / "test").mkdir()
+    shutil.copy(tmp_path / "clips" / "train" / "long.mp4", tmp_path / "clips" / "test" / "same.mp4")
+    faults, count = check_data(tmp_path / "clips", min_frames=8)
+    assert count == 4
+    assert sorted(told(faults)) == [
+        ("bad", "train", "cut.mp4"),
+        ("duplicate", "test", "same.mp4"),
+        ("short", "train", "short.mp4"),
+    ]
+    (tmp_path / "list.csv").write_text("clips/train/long.mp4 0\nclips/train/missing.mp4 1\n")
+    faults, count = check_data(tmp_path / "list.csv")
+    assert (told(faults), count) == ([("bad", "train", "missing.mp4")], 2)
+    assert "there is no file" in faults[0].reason
+
+
+def test_pairs(tmp_path):
+    for number in range(3):
+        write_image(tmp_path / "images" / f"{number}.png", number)
+    rows = [{"image": f"images/{n}.png", "text": text} for n, text in enumerate(["a cat", " ", "a dog"])]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "test.jsonl").write_text(json.dumps({"image": "images/2.png", "text": "another text"}))
+    faults, count = check_data(tmp_path, "pairs")
+    assert count == 4
+    assert [str(fault).replace(str(tmp_path), "") for fault in faults] == [
+        "bad       train row 1 (/images/1.png): no text in 'text'",
+        "duplicate test row 0 (/images/2.png): has the content of train row 2 (/images/2.png)",
+    ]
+    with pytest.raises(ValueError, match="has no column 'caption'"):
+        check_data(tmp_path, "pairs", text_column="caption")
+
+
+def test_what_does_not_show_is_asked_for(tmp_path):
+    (tmp_path / "rows.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match="say --kind images, videos or pairs"):
+        check_data(tmp_path / "rows.parquet")
