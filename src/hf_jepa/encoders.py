@@ -25,13 +25,21 @@ _MAX_CLIP_PREFIX_TOKENS = 4
 def run_encoder(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> Any:
     """
     The encoder's output; at another size than its config's with interpolated positions, where the encoder has that
-    option.
+    option. A video encoder gets an image as the shortest clip that it takes, all frames the same.
 
     Args:
         encoder (`PreTrainedModel`): any vision encoder, timm wrappers included.
         pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`): in any precision.
+
+    Raises:
+        `ValueError`: as [`clip_tokens`].
     """
     pixel_values = pixel_values.to(encoder.dtype)
+    if is_video_encoder(encoder):
+        clips = pixel_values[:, None].expand(-1, _shortest_clip(encoder.config), -1, -1, -1)
+        _check_crop_size(encoder, clips)
+        encodes_only = "skip_predictor" in inspect.signature(encoder.forward).parameters
+        return encoder(clips, **({"skip_predictor": True} if encodes_only else {}))
     size = getattr(encoder.config, "image_size", None)
     configured = (size, size) if isinstance(size, int) else tuple(size or ())
     resized = size is not None and tuple(pixel_values.shape[-2:]) != configured
@@ -113,11 +121,7 @@ def clip_tokens(model: PreTrainedModel, clips: torch.Tensor) -> torch.Tensor:
     if isinstance(model, JepaPreTrainedModel):
         return model.get_features(clips)
     backbone, config = model.base_model, model.config
-    if config.model_type == "vjepa2" and tuple(clips.shape[-2:]) != (config.crop_size, config.crop_size):
-        raise ValueError(
-            f"In-tree V-JEPA 2 takes positions from its crop_size={config.crop_size} and would get those of "
-            f"{clips.shape[-2]}x{clips.shape[-1]} pixels wrong: load the folder with hf_jepa.VJepaModel."
-        )
+    _check_crop_size(backbone, clips)
     if config.model_type == "vjepa2":
         # Its own get_vision_features also gathers all tokens into a copy.
         return backbone.encoder(clips).last_hidden_state
@@ -129,6 +133,15 @@ def clip_tokens(model: PreTrainedModel, clips: torch.Tensor) -> torch.Tensor:
     patch = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
     prefix = tokens.shape[1] % ((clips.shape[-2] // patch[0]) * (clips.shape[-1] // patch[1]))
     return tokens[:, prefix:] if prefix <= _MAX_CLIP_PREFIX_TOKENS else tokens
+
+
+def _check_crop_size(model: PreTrainedModel, clips: torch.Tensor) -> None:
+    config = model.config
+    if config.model_type == "vjepa2" and tuple(clips.shape[-2:]) != (config.crop_size, config.crop_size):
+        raise ValueError(
+            f"In-tree V-JEPA 2 takes positions from its crop_size={config.crop_size} and would get those of "
+            f"{clips.shape[-2]}x{clips.shape[-1]} pixels wrong: load the folder with hf_jepa.VJepaModel."
+        )
 
 
 def join_tokens(parts: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

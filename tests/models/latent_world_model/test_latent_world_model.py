@@ -3,9 +3,18 @@
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from transformers import AutoModel, AutoModelForPreTraining, Dinov2Config, TimmWrapperConfig, ViTConfig, ViTModel
+from transformers import (
+    AutoModel,
+    AutoModelForPreTraining,
+    Dinov2Config,
+    TimmWrapperConfig,
+    ViTConfig,
+    ViTModel,
+    VJEPA2Model,
+)
 
-from hf_jepa import ConvEncoderConfig, LatentWorldModel, LatentWorldModelConfig
+from hf_jepa import ConvEncoderConfig, LatentWorldModel, LatentWorldModelConfig, VJepaModel
+from hf_jepa.hub import save_release
 from hf_jepa.models.latent_world_model.configuration_latent_world_model import logger
 from hf_jepa.models.latent_world_model.objective_latent_world_model import regularizers
 from hf_jepa.objectives import random_directions
@@ -248,6 +257,24 @@ def test_temporal_terms():
     torch.testing.assert_close(terms["temporal_variance"], hinge.detach())
     total = terms["prediction"] + 2 * terms["temporal_variance"] + 3 * terms["temporal_similarity"]
     torch.testing.assert_close(output.loss.detach(), total)
+
+
+@pytest.mark.parametrize("kind", [VJepaModel, VJEPA2Model])
+def test_video_encoders_take_frames_one_by_one(kind, tmp_path):
+    sizes = {"crop_size": 16, "patch_size": 4, "frames_per_clip": 2, "hidden_size": 32, "num_attention_heads": 2}
+    sizes |= {"pred_hidden_size": 12, "pred_num_attention_heads": 2, "num_hidden_layers": 1}
+    encoder = kind(kind.config_class(**sizes, pred_num_hidden_layers=1)).eval()
+    model = LatentWorldModel.from_encoder(encoder, preset="dino_wm", action_dim=10, **TRANSFORMER).eval()
+    frames = torch.randn(2, 3, 3, 16, 16)
+    latents = model.encode(frames)
+    for time in range(3):
+        clip = frames[:, time : time + 1].expand(-1, 2, -1, -1, -1)
+        torch.testing.assert_close(latents[:, time], encoder.get_vision_features(clip), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="positions"):
+        model.encode(torch.randn(1, 1, 3, 24, 24))
+    save_release(model, tmp_path, results={"model": {"name": "x"}, "licence": "mit"})
+    again = AutoModel.from_pretrained(tmp_path)
+    torch.testing.assert_close(again.encode(frames), latents)
 
 
 @pytest.mark.parametrize("name", ["lewm", "smwm", "pldm", "eb_jepa", "dino_wm"])

@@ -6,11 +6,18 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
-from ...encoders import configured_size, normalized_frames, patch_tokens, pooled_output, resolve_pooling, run_encoder
+from ...encoders import (
+    build_encoder,
+    configured_size,
+    normalized_frames,
+    patch_tokens,
+    pooled_output,
+    resolve_pooling,
+    run_encoder,
+)
 from ...modeling_jepa import JepaOutput, JepaPreTrainedModel
 from ...objectives import SIGReg
 from ...objectives.inputs import at_least_float32
-from ...parts import build_part
 from ...world_model import WorldModelMixin
 from .configuration_latent_world_model import LatentWorldModelConfig
 from .latent_variable import LatentCodes, build_latent_variable
@@ -51,7 +58,7 @@ class LatentWorldModel(WorldModelMixin, JepaPreTrainedModel):
 
     def __init__(self, config: LatentWorldModelConfig):
         super().__init__(config)
-        self.encoder = build_part(config.encoder_config)
+        self.encoder = build_encoder(config.encoder_config)
         if not isinstance(self.encoder, PreTrainedModel):
             raise ValueError(f"`encoder_config` builds a {type(self.encoder).__name__}, which is no vision encoder.")
         self.supports_gradient_checkpointing = self.encoder.supports_gradient_checkpointing
@@ -127,7 +134,8 @@ class LatentWorldModel(WorldModelMixin, JepaPreTrainedModel):
 
     def _num_channels(self) -> int:
         options = getattr(self.config.encoder_config, "model_args", None) or {}
-        return getattr(self.config.encoder_config, "num_channels", None) or options.get("in_chans") or 3
+        named = (getattr(self.config.encoder_config, name, None) for name in ("num_channels", "in_chans"))
+        return next(filter(None, named), None) or options.get("in_chans") or 3
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -169,6 +177,11 @@ class LatentWorldModel(WorldModelMixin, JepaPreTrainedModel):
         kept = model.encoder.state_dict().keys()
         model.encoder.load_state_dict({name: value for name, value in encoder.state_dict().items() if name in kept})
         return model
+
+    @property
+    def released_whole(self) -> bool:
+        """A V-JEPA encoder without its predictor, as it is held here, is no model by itself."""
+        return self.encoder.config.model_type in ("vjepa", "vjepa2")
 
     def freeze_target(self) -> None:
         super().freeze_target()
