@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoModelForPreTraining, ViTMAEConfig, ViTMo
 
 from hf_jepa.evaluation import pooled_features
 from hf_jepa.hub.release import load_pretraining
+from hf_jepa.programs.recipes import parse_recipe
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def recipe(tmp_path) -> list[str]:
     for split in ("train", "validation"):
         Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "images" / f"{split}.parquet"))
     content = {
-        "family": "mae",
+        "family": "vit_mae",
         "image_size": 16,
         "patch_size": 4,
         "num_channels": 1,
@@ -150,9 +151,9 @@ def test_a_recipe_becomes_a_release(program, recipe, tmp_path):
 
 def test_training_resumes_bit_for_bit(program, recipe, tmp_path):
     types = (program.ModelArguments, program.DataArguments, program.MaskArguments, program.JepaTrainingArguments)
-    whole = program.build_trainer(*program.parse_recipe(types, [*recipe, "--save_strategy", "steps"]))
+    whole = program.build_trainer(*parse_recipe(types, [*recipe, "--save_strategy", "steps"]))
     whole.train()
-    resumed = program.build_trainer(*program.parse_recipe(types, [*recipe, "--save_strategy", "no"]))
+    resumed = program.build_trainer(*parse_recipe(types, [*recipe, "--save_strategy", "no"]))
     with torch.no_grad():
         resumed.model.decoder.mask_token.add_(1)
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))

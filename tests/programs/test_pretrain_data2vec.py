@@ -11,7 +11,7 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from transformers import AutoModel, AutoModelForPreTraining, Data2VecVisionModel
 
-PROGRAM = Path(__file__).parents[2] / "trainers" / "pretrain_image.py"
+from hf_jepa.programs.recipes import parse_recipe
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_a_run_ends_in_a_release(program, content, tmp_path):
     content["model"] |= {"from_encoder": str(release), "image_size": 16}
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "encoder_args"):
         del content["model"][name]
-    arguments = program.parse_recipe((program.ModelArguments,), [write({"model": content["model"]}, tmp_path)])
+    arguments = parse_recipe((program.ModelArguments,), [write({"model": content["model"]}, tmp_path)])
     assert program.build_model(arguments[0]).config.encoder_config.hidden_size == 16
 
 
@@ -90,7 +90,7 @@ def test_the_collator_masks_as_asked_in_either_mode(program, content, tmp_path):
     for mode in ("balanced", "reference"):
         content["masks"]["mask_mode"] = mode
         parts = (program.ModelArguments, program.DataArguments, program.MaskArguments, program.JepaTrainingArguments)
-        trainer = program.build_trainer(*program.parse_recipe(parts, [write(content, tmp_path)]))
+        trainer = program.build_trainer(*parse_recipe(parts, [write(content, tmp_path)]))
         batch = next(iter(trainer.get_train_dataloader()))
         assert set(batch) == {"pixel_values", "target_mask"}
         assert batch["pixel_values"].shape == (8, 1, 16, 16)
@@ -101,7 +101,7 @@ def test_the_collator_masks_as_asked_in_either_mode(program, content, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hidden_size": None}, "Give one of `size`"),
+        ({"hidden_size": None}, "Own sizes need"),
         ({"size": "base"}, "Give one of `size`"),
         ({"num_attention_heads": None}, "Own sizes need"),
         ({"encoder_args": "{layer_skale: 1}"}, "layer_skale"),
@@ -110,6 +110,6 @@ def test_the_collator_masks_as_asked_in_either_mode(program, content, tmp_path):
 )
 def test_recipes_that_make_no_sense(program, content, tmp_path, change, message):
     content["model"] = {name: value for name, value in (content["model"] | change).items() if value is not None}
-    arguments = program.parse_recipe((program.ModelArguments,), [write({"model": content["model"]}, tmp_path)])
+    arguments = parse_recipe((program.ModelArguments,), [write({"model": content["model"]}, tmp_path)])
     with pytest.raises(ValueError, match=message):
         program.build_model(arguments[0])

@@ -12,14 +12,11 @@ from PIL import Image
 from transformers import AutoModelForPreTraining, AutoVideoProcessor
 
 from hf_jepa import VJepaForPreTraining
-from hf_jepa.programs.recipes import parse_recipe
-from hf_jepa.training import JepaTrainingArguments
 
 av = pytest.importorskip("av")
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "trainers" / "pretrain_video.py"
 # The demo's recipe has a size of its own and is built by the demo.
-RECIPES = sorted(p for p in (ROOT / "src/hf_jepa/recipes/video").glob("*.yaml") if p.stem != "vjepa2_moving_fashion")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +51,7 @@ def videos(tmp_path_factory) -> Path:
 def recipe(tmp_path, videos) -> list[str]:
     content = {
         "model": {
-            "generation": "2",
+            "family": "vjepa2",
             "image_size": 32,
             "encoder_args": {
                 "patch_size": 8,
@@ -81,26 +78,6 @@ def recipe(tmp_path, videos) -> list[str]:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(content))
     return [str(path)]
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_published_recipes_are_understood(program, path):
-    from hf_jepa.programs.video_arguments import (
-        VideoDataArguments,
-        VideoMaskArguments,
-        VideoModelArguments,
-        VideoRunArguments,
-    )
-
-    types = (VideoModelArguments, VideoDataArguments, VideoMaskArguments, JepaTrainingArguments, VideoRunArguments)
-    model, data, masks, training, _ = parse_recipe(types, [str(path), "--use_cpu"])
-    assert model.generation in path.stem.replace("_", ".") or model.generation == "1"
-    config = program.VJepaForPreTraining.config_class if model.generation == "1" else None
-    config = config or program.VJepa2ForPreTraining.config_class
-    built = config.from_size(model.size, model.generation, crop_size=model.image_size, frames_per_clip=16)
-    assert training.ema_momentum_end >= training.ema_momentum
-    collator = program.build_collator(masks, data.num_frames, model.image_size, built.encoder_config, 0)
-    assert sorted(collator.mask_generators) == sorted(set(data.num_frames))
 
 
 @pytest.mark.parametrize("generation", ["1", "2"])
@@ -141,7 +118,8 @@ def test_a_dry_run_counts_and_trains_nothing(program, recipe, tmp_path, capsys):
     program.main([*recipe, "--dry_run"])
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["optimizer_steps"] == 2
-    assert shown["training_examples"] == 12
+    assert shown["training_rows"] == 12
+    assert shown["forward_pass"]["batch"]["pixel_values_videos"] == "2x4x3x32x32"
     assert shown["parameters"]["encoder"] == shown["parameters"]["target_encoder"] > 0
     assert not (tmp_path / "run" / "release").exists()
 
@@ -152,6 +130,7 @@ def test_a_dry_run_counts_and_trains_nothing(program, recipe, tmp_path, capsys):
         (["--size", "large"], "Give one of `size`, `from_encoder`, or `encoder_args`"),
         (["--encoder_args", "{hiden_size: 3, hidden_size: 24}"], "`encoder_args` names hiden_size"),
         (["--method", "{loss_expnent: 2}"], "`method` names loss_expnent"),
+        (["--family", "ijepa"], "I-JEPA is trained by pretrain_image"),
         (["--num_frames", "4", "8"], "`num_frames` has 2 entries for 1"),
         (["--spatial_scale", "0.1", "0.2", "0.3"], "`spatial_scale` has 3 entries for 2"),
         (["--image_size", "36"], "divisible"),

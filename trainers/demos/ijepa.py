@@ -32,13 +32,12 @@ from hf_jepa.evaluation import (
 )
 from hf_jepa.masking import MultiBlockMaskGenerator
 from hf_jepa.positions import sincos_2d
+from hf_jepa.programs.image_pictures import draw_mask_pictures
 from hf_jepa.programs.pretrain_image import (
-    CAPTIONS,
     DataArguments,
     MaskArguments,
     ModelArguments,
     build_trainer,
-    draw_pictures,
 )
 from hf_jepa.programs.recipes import parse_recipe, resolved
 from hf_jepa.training import JepaTrainingArguments
@@ -234,21 +233,23 @@ def main() -> None:
     columns = {"raw pixels": raw_pixels(pixels, labels, options.seed), **columns}
 
     pictures_folder = Path(output_dir) / "pictures"
-    pictures = draw_pictures(trainer, pictures_folder)
+    pictures = draw_mask_pictures(trainer, pictures_folder)
     rank = rank_of_truth(picture["order"])
     query = torch.arange(6)
     shown = picture["images"] * torch.tensor(data_args.image_std) + torch.tensor(data_args.image_mean)
-    pictures.append(
-        plot_retrieval(
-            shown.clamp(0, 1),
-            query,
-            picture["order"][query, :5],
-            picture["target_mask"].expand(len(query), -1),
-            model.config.grid_size,
-            pictures_folder / "hidden_part_retrieval.png",
-            context_mask=picture["context_mask"].expand(len(query), -1),
-            rank=rank[query] + 1,
-        )
+    retrieved = plot_retrieval(
+        shown.clamp(0, 1),
+        query,
+        picture["order"][query, :5],
+        picture["target_mask"].expand(len(query), -1),
+        model.config.grid_size,
+        pictures_folder / "hidden_part_retrieval.png",
+        context_mask=picture["context_mask"].expand(len(query), -1),
+        rank=rank[query] + 1,
+    )
+    pictures[retrieved] = (
+        "Six queries: visible context, true hidden block, and the blocks nearest to the prediction "
+        f"among {CANDIDATES} images'; the right one is framed."
     )
 
     count = len(splits["test"])
@@ -257,14 +258,7 @@ def main() -> None:
     results["data"] |= {"name": "Fashion-MNIST", "split": "train", "licence": "mit"}
     results["licence"] = "apache-2.0"
     results["training"] |= {"seconds": seconds, "recipe": "`recipe.yaml`"}
-    results["pictures"] = [
-        *CAPTIONS,
-        {
-            "file": "hidden_part_retrieval.png",
-            "caption": "Six queries: visible context, true hidden block, and the blocks nearest to the prediction "
-            f"among {CANDIDATES} images'; the right one is framed.",
-        },
-    ]
+    results["pictures"] = [{"file": path.name, "caption": caption} for path, caption in pictures.items()]
     results["compute"] = {"cpu_seconds": cpu, "energy_kwh": None, "energy_note": "no power meter on this machine"}
     command = f"python -m trainers.demos.ijepa --seed {options.seed}{' --long' if options.long else ''}"
     common = {"dataset": "Fashion-MNIST", "split": options.split, "seed": options.seed, "command": command}
@@ -275,7 +269,7 @@ def main() -> None:
     ]
     nearest = results["baselines"][0] | {"name": "nearest training image", "value": retrieval["nearest_neighbour"]}
     results["baselines"].append(nearest)
-    release = trainer.write_release(results, recipe=recipe, pictures=pictures)
+    release = trainer.write_release(results, recipe=recipe, pictures=list(pictures))
 
     print(f"\nHidden-part retrieval: from the visible context, find the hidden block among {CANDIDATES} images'")
     for name, label in (

@@ -23,13 +23,15 @@ import torch
 from torch.utils.data import Subset
 
 from hf_jepa.data import ClipSampler, SeededVideoDataset, load_video_dataset, video_eval_transform
+from hf_jepa.data.defaults import clip_collator
 from hf_jepa.evaluation import knn_accuracy, ridge_probe, train_attentive_heads
 from hf_jepa.hub.release import default_video_processor
 from hf_jepa.models.vjepa.encoder_vjepa import grid_of
-from hf_jepa.programs.pretrain_video import build_collator, build_model, statistics
+from hf_jepa.programs.facts import settings
+from hf_jepa.programs.pretrain_video import build_model
 from hf_jepa.programs.recipes import parse_recipe, resolved
 from hf_jepa.programs.video_arguments import VideoDataArguments, VideoMaskArguments, VideoModelArguments
-from hf_jepa.programs.video_pictures import CAPTIONS, draw_pictures
+from hf_jepa.programs.video_pictures import draw_pictures
 from hf_jepa.training import JepaTrainer, JepaTrainingArguments
 from hf_jepa.visualization import plot_surprise, plot_video_pca
 from trainers.demos.ijepa import bf16_pays, table
@@ -115,7 +117,7 @@ def real_clips(data: VideoDataArguments, num_frames: int) -> torch.Tensor | None
     dataset = SeededVideoDataset(
         load_video_dataset(listing),
         ClipSampler(2 * num_frames, frame_step=4, random_start=False),
-        video_eval_transform(REAL_SIZE, **statistics(data)),
+        video_eval_transform(REAL_SIZE, mean=data.image_mean, std=data.image_std),
     )
     return torch.stack([dataset[index]["pixel_values_videos"] for index in range(len(dataset))])
 
@@ -152,13 +154,12 @@ def main() -> None:
     size, num_frames = model_args.image_size, data_args.num_frames[0]
     shape = {"image_size": size, "num_frames": num_frames, "mean": data_args.image_mean, "std": data_args.image_std}
 
-    torch.manual_seed(options.seed)
-    model = build_model(model_args, num_frames)
+    model = build_model(model_args, num_frames, options.seed)
     untrained = copy.deepcopy(model).eval()
     trainer = JepaTrainer(
         model=model,
         args=training_args,
-        data_collator=build_collator(mask_args, [num_frames], size, model.config.encoder_config, options.seed),
+        data_collator=clip_collator(model, seed=options.seed, **settings(clip_collator, mask_args, data_args)),
         train_dataset=MovingFashion("train", TRAIN, seed=options.seed, **shape),
         processing_class=default_video_processor(size, data_args.image_mean, data_args.image_std),
     )
@@ -204,25 +205,18 @@ def main() -> None:
             violation=slot,
         )
     )
-    captions = [
-        *CAPTIONS,
-        {
-            "file": "surprise.png",
-            "caption": "Energy over time of a clip, and of its twin in which a garment teleports.",
-        },
-    ]
     real = real_clips(data_args, num_frames)
     if real is not None:
         grid = grid_of(model.config.encoder_config, real)
-        pictures.append(plot_video_pca(real, tokens_of(model, real).cpu(), grid, folder / "real_clips.png"))
-        captions.append({"file": "real_clips.png", "caption": "Real clips, from file to features, at another size."})
+        drawn = plot_video_pca(real, tokens_of(model, real).cpu(), grid, folder / "real_clips.png")
+        pictures[drawn] = "Real clips, from file to features, at another size."
 
     results = trainer.measured_results()
     results["model"]["name"] = "vjepa2-moving-fashion-tiny"
     results["data"] |= {"name": "moving Fashion-MNIST", "split": "train", "licence": "mit", "num_examples": TRAIN}
     results["licence"] = "apache-2.0"
     results["training"] |= {"seconds": seconds, "recipe": "`recipe.yaml`"}
-    results["pictures"] = captions
+    results["pictures"] = [{"file": path.name, "caption": caption} for path, caption in pictures.items()]
     results["compute"] = {"cpu_seconds": cpu, "energy_kwh": None, "energy_note": "no power meter on this machine"}
     command = f"python -m trainers.demos.video --seed {options.seed}"
     common = {"dataset": "moving Fashion-MNIST", "split": options.split, "seed": options.seed, "command": command}
@@ -239,7 +233,7 @@ def main() -> None:
     baselines = {"untrained": "untrained encoder", "V-JEPA 2, first frame only": "first frame only"}
     results["baselines"] = [entry | {"name": label} for name, label in baselines.items() for entry in measured(name)]
     recipe = resolved(model_args, data_args, mask_args, training_args)
-    release = trainer.write_release(results, recipe=recipe, pictures=pictures)
+    release = trainer.write_release(results, recipe=recipe, pictures=list(pictures))
 
     print(f"\nProbes of frozen features, {LABELLED} labels, {SCORED} {options.split} clips of unseen garments")
     columns = {

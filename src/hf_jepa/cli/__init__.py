@@ -11,9 +11,37 @@ import sys
 from collections.abc import Sequence
 
 from ..version import __version__
-from . import card, check_data, convert, demo_vl, env, evaluate, export, list_methods, push, record, visualize
+from . import (
+    card,
+    check_data,
+    convert,
+    demo_vl,
+    env,
+    evaluate,
+    export,
+    list_methods,
+    push,
+    recipes,
+    record,
+    train,
+    visualize,
+)
 
-VERBS = (check_data, convert, export, evaluate, visualize, push, card, record, demo_vl, list_methods, env)
+VERBS = (
+    check_data,
+    train,
+    recipes,
+    convert,
+    export,
+    evaluate,
+    visualize,
+    push,
+    card,
+    record,
+    demo_vl,
+    list_methods,
+    env,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     args.command_line = shlex.join(["hf-jepa", *argv])
     try:
-        args.function(args)
+        return args.function(args) or 0
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -45,4 +73,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"hf-jepa: error: {message}", file=sys.stderr)
         return 1
-    return 0

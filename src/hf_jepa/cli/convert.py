@@ -4,18 +4,11 @@ import argparse
 import importlib
 from pathlib import Path
 
+from ..methods import METHODS
 from ._command import add_command
 
-_SIZES = ("num_attention_heads", "predictor_num_attention_heads", "image_size")
-# Family -> the flags that its converter takes beside --which and --license.
-CONVERTERS = {
-    "data2vec_vision": ("target_layers",),
-    "ijepa": _SIZES,
-    "lewm": ("num_attention_heads", "predictor_num_attention_heads", "statistics"),
-    "vjepa": (*_SIZES, "num_frames", "encoder"),
-    "vjepa2": (*_SIZES, "num_frames", "encoder", "generation", "hierarchical_layers"),
-    "vjepa2_ac": _SIZES,
-}
+# Name -> the flags that this converter takes beside --which and --license.
+CONVERTERS = {converter.name: converter.flags for method in METHODS.values() for converter in method.converters}
 
 
 def add(commands: argparse._SubParsersAction) -> None:

@@ -77,6 +77,38 @@ def staged_release(
         logger.warning(f"Kept in {str(folder)!r}, as no part of the release: {', '.join(visible)}.")
 
 
+def update_release(
+    folder: str | os.PathLike, results: dict[str, Any], pictures: Sequence[str | os.PathLike] = ()
+) -> Path:
+    """
+    Puts what was measured or drawn later into a release: `results.json`, pictures and card are written again, models
+    and processors stay.
+
+    Args:
+        folder (`str` or `PathLike`): the release.
+        results (`dict`): see [`~hf_jepa.hub.render_card`]; what the release knows of its model is kept.
+        pictures (`Sequence` of paths): copied; captions come from `results["pictures"]`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        `ValueError`: for a release that fails [`check_release`] afterwards.
+    """
+    folder, pictures = Path(folder), [Path(picture) for picture in pictures]
+    known = _recorded(folder) or {"model": {}, "files": _names(folder)}
+    results = known | results | {"model": known["model"] | results.get("model", {})}
+    results["files"] = sorted({*known.get("files", _names(folder)), *(picture.name for picture in pictures)})
+    for picture in pictures:
+        shutil.copyfile(picture, folder / picture.name)
+    texts = {"results.json": json.dumps(results, indent=2) + "\n", "README.md": render_card(results)}
+    for name, text in texts.items():
+        new = folder / f".{name}"
+        new.write_text(text, encoding="utf-8")
+        os.replace(new, folder / name)
+    return check_release(folder)
+
+
 def check_place(folder: str | os.PathLike) -> None:
     """
     Whether a release can be written to a folder, which costs nothing to know before a model is trained or converted.

@@ -1,8 +1,8 @@
 """What the package has to know of a method: one entry, read from everywhere. Nothing here imports torch."""
 
 import importlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 PACKAGE = __name__.partition(".")[0]
@@ -38,10 +38,46 @@ class ModelClass:
 
 
 @dataclass(frozen=True)
+class Converter:
+    """Reads original checkpoints: `conversion/NAME.py`, and the flags of `hf-jepa convert NAME` that it takes."""
+
+    name: str
+    flags: tuple[str, ...] = ()
+
+
+# What the batches of a method are made of -> how they are built and trained on, unless its entry says otherwise.
+BATCHES: dict[str, dict[str, str]] = {
+    "masks": {
+        "program": ".programs.pretrain_image:main",
+        "build_model": ".programs.image_models:build_masked_model",
+        "transform": ".data.defaults:crop_transform",
+        "collator": ".data.defaults:multiblock_collator",
+        "pictures": ".programs.image_pictures:draw_mask_pictures",
+    },
+    "views": {
+        "program": ".programs.pretrain_image:main",
+        "build_model": ".programs.image_models:build_joint_embedding_model",
+        "transform": ".data.defaults:view_transform",
+        "collator": ".data.defaults:view_collator",
+        "pictures": ".programs.image_pictures:draw_joint_embedding_pictures",
+    },
+    "clips": {
+        "program": ".programs.pretrain_video:main",
+        "build_model": ".programs.pretrain_video:build_vjepa",
+        "transform": ".data.defaults:clip_transform",
+        "collator": ".data.defaults:clip_collator",
+        "pictures": ".programs.video_pictures:draw_pictures",
+    },
+    "pairs": {},
+    "actions": {},
+}
+
+
+@dataclass(frozen=True)
 class Method:
     """
     What the package knows of one method. Everything that depends on the method reads it here: registration, public
-    names, `hf-jepa list`, the programs, the cards, conversion.
+    names, `hf-jepa list`, the programs, the trainer's default batches, the cards, conversion.
 
     Args:
         name (`str`): of the family, as recipes and cards have it.
@@ -50,6 +86,15 @@ class Method:
         citation (`str`): BibTeX.
         composite ([`ModelClass`], *optional*): what is trained.
         parts (`tuple[ModelClass, ...]`): further model types that the method brings.
+        batches (`str`): what a batch is made of: masks, views, clips, pairs or actions. It decides, by [`BATCHES`],
+            whichever of the following are not given.
+        program (`str` or `Callable`, *optional*): `(argv)`; trains from a recipe.
+        build_model (`str` or `Callable`, *optional*): `(method, model arguments)` -> model.
+        transform (`str` or `Callable`, *optional*): `(model, *, settings)` -> transform of an image or a clip.
+            Settings are named as in recipes.
+        collator (`str` or `Callable`, *optional*): `(model, *, seed, settings)` -> collator.
+        pictures (`str` or `Callable`, *optional*): `(trainer, folder)` -> list of (file, caption).
+        converters (`tuple[Converter, ...]`): of original checkpoints.
     """
 
     name: str
@@ -57,11 +102,30 @@ class Method:
     sentence: str = ""
     citation: str = ""
     composite: ModelClass | None = None
-    parts: tuple[ModelClass, ...] = field(default=())
+    parts: tuple[ModelClass, ...] = ()
+    batches: str = ""
+    program: str | Callable | None = None
+    build_model: str | Callable | None = None
+    transform: str | Callable | None = None
+    collator: str | Callable | None = None
+    pictures: str | Callable | None = None
+    converters: tuple[Converter, ...] = ()
 
     def model_classes(self) -> tuple[ModelClass, ...]:
         """The composite, if there is one, and the parts."""
         return (*((self.composite,) if self.composite else ()), *self.parts)
+
+    def load(self, name: str) -> Callable:
+        """
+        The program or builder of field `name`.
+
+        Raises:
+            ValueError: if the method has none.
+        """
+        value = getattr(self, name) or BATCHES.get(self.batches, {}).get(name)
+        if value is None:
+            raise ValueError(f"{self.title} has no `{name}`; give its entry one.")
+        return resolve(value) if isinstance(value, str) else value
 
 
 METHODS: dict[str, Method] = {}
@@ -83,3 +147,9 @@ def model_classes() -> Iterator[ModelClass]:
     """Every model type of every method."""
     for method in METHODS.values():
         yield from method.model_classes()
+
+
+def method_of_model(model: Any) -> Method | None:
+    """The method whose composite a model is, or a subclass of it; None for a model of none."""
+    known = {method.composite.load("config"): method for method in METHODS.values() if method.composite is not None}
+    return next((known[cls] for cls in type(model.config).__mro__ if cls in known), None)

@@ -1,6 +1,8 @@
 """The methods of this package; to add one, write its entry here (or call `register_method` from outside)."""
 
-from .method import COMPOSITE, Method, ModelClass
+from .method import COMPOSITE, Converter, Method, ModelClass
+
+_SIZES = ("num_attention_heads", "predictor_num_attention_heads", "image_size")
 
 
 def _classes(
@@ -25,6 +27,8 @@ TABLE = (
   note      = {arXiv:2301.08243}
 }""",
         _classes("ijepa", "IJepaPreTrainingConfig", "IJepaForPreTraining"),
+        batches="masks",
+        converters=(Converter("ijepa", _SIZES),),
     ),
     Method(
         "cjepa",
@@ -39,6 +43,7 @@ TABLE = (
   note      = {arXiv:2410.19560}
 }""",
         _classes("cjepa", "CJepaPreTrainingConfig", "CJepaForPreTraining"),
+        batches="masks",
     ),
     Method(
         "data2vec_vision",
@@ -54,6 +59,12 @@ TABLE = (
   note      = {arXiv:2202.03555}
 }""",
         _classes("data2vec_vision", "Data2VecVisionPreTrainingConfig", "Data2VecVisionForPreTraining"),
+        batches="masks",
+        build_model=".programs.image_models:build_data2vec_model",
+        transform=".data.defaults:jittered_crop_transform",
+        collator=".data.defaults:blockwise_collator",
+        pictures=".programs.image_pictures:draw_data2vec_pictures",
+        converters=(Converter("data2vec_vision", ("target_layers",)),),
     ),
     Method(
         "lejepa",
@@ -68,6 +79,7 @@ TABLE = (
   year    = {2025}
 }""",
         _classes("joint_embedding", "LeJepaPreTrainingConfig", "LeJepaForPreTraining"),
+        batches="views",
     ),
     Method(
         "rectified_lpjepa",
@@ -81,6 +93,7 @@ TABLE = (
   year    = {2026}
 }""",
         _classes("joint_embedding", "RectifiedLpJepaPreTrainingConfig", "RectifiedLpJepaForPreTraining"),
+        batches="views",
     ),
     Method(
         "simsiam",
@@ -95,6 +108,7 @@ TABLE = (
   note      = {arXiv:2011.10566}
 }""",
         _classes("joint_embedding", "SimSiamPreTrainingConfig", "SimSiamForPreTraining"),
+        batches="views",
     ),
     Method(
         "vicreg",
@@ -109,6 +123,7 @@ TABLE = (
   note      = {arXiv:2105.04906}
 }""",
         _classes("joint_embedding", "VICRegPreTrainingConfig", "VICRegForPreTraining"),
+        batches="views",
     ),
     Method(
         "llm_jepa",
@@ -122,6 +137,8 @@ TABLE = (
   year    = {2025}
 }""",
         _classes("llm_jepa", "LLMJepaConfig", "LLMJepaForCausalLM"),
+        batches="pairs",
+        program=".programs.finetune_llm:main",
     ),
     Method(
         "vjepa",
@@ -142,6 +159,8 @@ TABLE = (
             _classes("vjepa", "VJepaConfig", "VJepaForVideoClassification", ("AutoModelForVideoClassification",)),
             _classes("vjepa", "VJepaActionAnticipationConfig", "VJepaForActionAnticipation", ("AutoModel",)),
         ),
+        batches="clips",
+        converters=(Converter("vjepa", (*_SIZES, "num_frames", "encoder")),),
     ),
     Method(
         "vjepa2",
@@ -156,6 +175,8 @@ TABLE = (
   year    = {2025}
 }""",
         _classes("vjepa", "VJepa2PreTrainingConfig", "VJepa2ForPreTraining"),
+        batches="clips",
+        converters=(Converter("vjepa2", (*_SIZES, "num_frames", "encoder", "generation", "hierarchical_layers")),),
     ),
     Method(
         "vjepa2_ac",
@@ -170,6 +191,8 @@ TABLE = (
   year    = {2025}
 }""",
         _classes("vjepa2_ac", "VJepa2ACConfig", "VJepa2ACModel"),
+        batches="actions",
+        converters=(Converter("vjepa2_ac", _SIZES),),
     ),
     Method(
         "vjepa2_1",
@@ -184,6 +207,7 @@ TABLE = (
   journal = {arXiv:2603.14482},
   year    = {2026}
 }""",
+        batches="clips",
     ),
     Method(
         "vl_jepa",
@@ -197,6 +221,8 @@ TABLE = (
   year    = {2025}
 }""",
         _classes("vl_jepa", "VLJepaConfig", "VLJepaModel", processor="VLJepaProcessor"),
+        batches="pairs",
+        program=".programs.train_vl_jepa:main",
     ),
     Method(
         "latent_world_model",
@@ -205,6 +231,8 @@ TABLE = (
         "embedding under an action; planners search actions whose predicted embedding is near the goal's.",
         composite=_classes("latent_world_model", "LatentWorldModelConfig", "LatentWorldModel"),
         parts=(_classes("latent_world_model", "ConvEncoderConfig", "ConvEncoderModel", ("AutoModel",)),),
+        batches="actions",
+        converters=(Converter("lewm", ("num_attention_heads", "predictor_num_attention_heads", "statistics")),),
     ),
     Method(
         "vit_mae",
@@ -218,5 +246,9 @@ TABLE = (
   year      = {2022},
   note      = {arXiv:2111.06377}
 }""",
+        batches="masks",
+        build_model=".programs.image_models:build_mae_model",
+        collator=".programs.mae_baseline:noise_collator",
+        pictures=".programs.image_pictures:draw_mae_pictures",
     ),
 )

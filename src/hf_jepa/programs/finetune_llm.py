@@ -4,16 +4,13 @@ Trains a causal LM with LLM-JEPA, semantic tube prediction, or the next-token lo
     hf-jepa train nl_rx_synth_tiny --dataset my_data/ --output_dir run
     hf-jepa train recipe.yaml --accelerate_config ddp
 
-Flags override the recipe. `--dry_run` prints the resolved recipe, parameter counts, steps and tokens per example.
+Flags override the recipe.
 """
 
-import shlex
-import time
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ..data import OfficialPairCollator, PairFormat, load_text_dataset, paraphrase_rows, plain_chat_template
@@ -22,8 +19,11 @@ from ..data.lexer import lexer_tokenizer
 from ..evaluation import generate_responses, score_responses
 from ..models.llm_jepa import LLMJepaForCausalLM
 from ..training import LLMJepaTrainer, LLMJepaTrainingArguments
-from .llm_arguments import LLMModelArguments, PairArguments, RunArguments
-from .recipes import parse_recipe, resolved
+from .facts import licence_of, method_for, origin_of
+from .image_models import mapping
+from .llm_arguments import LLMModelArguments, PairArguments
+from .program import Program
+from .run import run
 
 METHOD_FIELDS = (
     "objective", "jepa_lambda", "jepa_gamma", "num_predictor_tokens", "predictor_mode", "predictor_position",
@@ -47,7 +47,16 @@ def build_format(args: PairArguments) -> PairFormat:
     return PairFormat.official(**options) if args.format == "official" else PairFormat(**options)
 
 
-def load_rows(args: PairArguments, pair_format: PairFormat) -> tuple[Any, Any]:
+@dataclass
+class PairData:
+    """The rows of a run, and the tokenizer once there is one: the model may add tokens of its own to it."""
+
+    train: Any
+    scored: Any = None
+    tokenizer: Any = None
+
+
+def load_rows(args: PairArguments, pair_format: PairFormat) -> PairData:
     """The training rows, and those that are scored (None without a split)."""
     if args.dataset is None:
         raise ValueError("The recipe names no `dataset`; give --dataset NAME_OR_PATH.")
@@ -67,12 +76,12 @@ def load_rows(args: PairArguments, pair_format: PairFormat) -> tuple[Any, Any]:
 
     train = load(args.train_split)
     if args.eval_split is None:
-        return train, None
+        return PairData(train)
     scored = load(args.eval_split)
     if args.unseen_only:
         known = {answer_of(row, pair_format) for row in train}
         scored = scored.select([place for place, row in enumerate(scored) if answer_of(row, pair_format) not in known])
-    return train, scored
+    return PairData(train, scored)
 
 
 def chat_of(row: dict[str, Any], fmt: PairFormat) -> list[dict[str, str]]:
@@ -119,8 +128,8 @@ def build_model(args: LLMModelArguments, tokenizer: Any, seed: int) -> LLMJepaFo
             )
         decoder = AutoModelForCausalLM.from_pretrained(args.model, **options)
     else:
-        sizes = yaml.safe_load(args.decoder)
-        if not isinstance(sizes, dict) or "model_type" not in sizes:
+        sizes = mapping(args.decoder, "decoder")
+        if "model_type" not in sizes:
             raise ValueError("`decoder` must be a mapping with `model_type`, such as {model_type: llama, ...}.")
         ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         config = AutoConfig.for_model(**{"vocab_size": len(tokenizer), **ids, **sizes})
@@ -148,13 +157,17 @@ def build_adapter(args: LLMModelArguments) -> Any:
 
 
 def build_trainer(
-    model_args: LLMModelArguments, pair_args: PairArguments, args: LLMJepaTrainingArguments
+    model_args: LLMModelArguments,
+    pair_args: PairArguments,
+    args: LLMJepaTrainingArguments,
+    rows: PairData | None = None,
+    model: LLMJepaForCausalLM | None = None,
 ) -> LLMJepaTrainer:
     """Everything a recipe describes, ready to train."""
     pair_format = build_format(pair_args)
-    train, scored = load_rows(pair_args, pair_format)
-    tokenizer = build_tokenizer(model_args, train, pair_format)
-    model = build_model(model_args, tokenizer, args.seed)
+    rows = load_rows(pair_args, pair_format) if rows is None else rows
+    model = build_from(model_args, pair_args, args, rows) if model is None else model
+    tokenizer = rows.tokenizer
     collator = None
     if pair_args.layout == "official":
         k = model_args.num_predictor_tokens
@@ -174,8 +187,8 @@ def build_trainer(
     return LLMJepaTrainer(
         model,
         args,
-        train_dataset=train,
-        eval_dataset=scored,
+        train_dataset=rows.train,
+        eval_dataset=rows.scored,
         processing_class=tokenizer,
         pair_format=pair_format,
         data_collator=collator,
@@ -183,30 +196,13 @@ def build_trainer(
     )
 
 
-def estimate(trainer: LLMJepaTrainer) -> dict[str, Any]:
-    """Counts that need no training."""
-    parameters = list(trainer.model.parameters())
-    rows = len(trainer.train_dataset)
-    steps = trainer.args.max_steps
-    if steps <= 0:
-        steps = int(rows // trainer.global_batch_size * trainer.args.num_train_epochs)
-    sample = [trainer.train_dataset[index] for index in range(min(rows, 64))]
-    found = {
-        "parameters": sum(p.numel() for p in parameters),
-        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-        "training_rows": rows,
-        "global_batch_size": trainer.global_batch_size,
-        "optimizer_steps": steps,
-    }
-    if "input_ids" in sample[0]:
-        codes = [len(row["code_ids"] or ()) for row in sample]
-        found["tokens_per_conversation"] = round(sum(len(row["input_ids"]) for row in sample) / len(sample), 1)
-        found["tokens_per_code_view"] = round(sum(codes) / len(sample), 1)
-    return found
-
-
-def final_scores(trainer: LLMJepaTrainer, scorer: str) -> list[dict[str, Any]]:
+def answer(
+    trainer: LLMJepaTrainer, model_args: LLMModelArguments, pair_args: PairArguments, *_: Any
+) -> list[dict[str, Any]]:
     """All evaluation rows answered by generation, as entries of `results.json`, with some of the answers printed."""
+    if trainer.eval_dataset is None or trainer.pair_format.train_on == "text":
+        return []
+    scorer = pair_args.scorer
     rows, fmt = trainer.eval_dataset, trainer.pair_format
     rows = getattr(rows, "rows", rows)
     chats = [chat_of(row, fmt) for row in rows]
@@ -229,44 +225,79 @@ def final_scores(trainer: LLMJepaTrainer, scorer: str) -> list[dict[str, Any]]:
     return [{**common, "metric": name, "value": score_responses(answers, truths, name)} for name in scorers]
 
 
-def main(argv: list[str]) -> None:
-    """Trains, evaluates, releases and, if asked, pushes."""
-    model_args, pair_args, args, run_args = parse_recipe(
-        (LLMModelArguments, PairArguments, LLMJepaTrainingArguments, RunArguments), argv
-    )
-    if model_args.licence is None and model_args.model is not None and not run_args.dry_run:
-        raise ValueError(f"Give --licence: what is made from {model_args.model} is bound by its licence.")
-    recipe = resolved(model_args, pair_args, args)
-    trainer = build_trainer(model_args, pair_args, args)
-    if run_args.dry_run:
-        print(yaml.safe_dump({"recipe": recipe, **estimate(trainer)}, sort_keys=False))
-        return
-    started = time.process_time()
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    seconds = time.process_time() - started
+def count_tokens(trainer: LLMJepaTrainer, *_: Any) -> dict[str, float]:
+    """Tokens of a conversation and of a Code view, over the first rows."""
+    data = trainer.train_dataset
+    sample = [data[index] for index in range(min(len(data), 64))]
+    if "input_ids" not in sample[0]:
+        return {}
+    codes = [len(row["code_ids"] or ()) for row in sample]
+    return {
+        "tokens_per_conversation": round(sum(len(row["input_ids"]) for row in sample) / len(sample), 1),
+        "tokens_per_code_view": round(sum(codes) / len(sample), 1),
+    }
+
+
+def score(trainer: LLMJepaTrainer, *_: Any) -> None:
+    """The trainer's losses; every row is answered once, in [`answer`]."""
     if trainer.eval_dataset is not None:
-        # Every row is answered once, below.
         trainer.args.generate_examples = 0
         trainer.evaluate()
-    if not trainer.is_world_process_zero():
-        return
-    results = trainer.measured_results()
-    results["model"]["name"] = run_args.name or results["model"]["name"]
-    results["licence"] = model_args.licence or ("apache-2.0" if model_args.model is None else "unknown")
-    name = Path(pair_args.dataset).name if Path(pair_args.dataset).exists() else pair_args.dataset
+
+
+def load(model_args: LLMModelArguments, pair_args: PairArguments, args: LLMJepaTrainingArguments) -> PairData:
+    """The rows of a recipe."""
+    return load_rows(pair_args, build_format(pair_args))
+
+
+def stand_in_rows(model_args: LLMModelArguments, pair_args: PairArguments, args: LLMJepaTrainingArguments) -> PairData:
+    """A few pairs, in the columns that the recipe names."""
+    from datasets import Dataset
+
+    if pair_args.paraphrases_column is not None:
+        rows = paraphrase_rows([[f"{start} line" for start in ("a", "the", "one", "some", "every")]] * 2)
+    else:
+        names = ("text_column", "code_column", "text_view_column", "code_view_column")
+        columns = [getattr(pair_args, name) for name in names if getattr(pair_args, name) is not None]
+        rows = Dataset.from_dict({name: [f"{name} of row {row}" for row in range(8)] for name in columns})
+    return PairData(rows, None if pair_args.eval_split is None else rows)
+
+
+def build_from(
+    model_args: LLMModelArguments, pair_args: PairArguments, args: LLMJepaTrainingArguments, rows: PairData
+) -> LLMJepaForCausalLM:
+    """The model of a recipe, for its rows."""
+    rows.tokenizer = build_tokenizer(model_args, rows.train, build_format(pair_args))
+    return build_model(model_args, rows.tokenizer, args.seed)
+
+
+def describe(
+    model_args: LLMModelArguments, pair_args: PairArguments, args: LLMJepaTrainingArguments
+) -> dict[str, Any]:
+    """Licence, data, and what is scored."""
+    method_for(model_args, __name__)
+    data = origin_of(*([pair_args.dataset] if pair_args.dataset else []), licence=pair_args.data_licence)
     split = f"{pair_args.eval_split}{', unseen answers' if pair_args.unseen_only else ''}"
-    results["data"] |= {"name": name, "split": pair_args.train_split, "licence": pair_args.data_licence}
-    results["training"]["recipe"] = "`recipe.yaml`"
-    if args.device.type == "cpu":
-        results["compute"] = {"cpu_seconds": seconds}
-    if trainer.eval_dataset is not None:
-        if trainer.pair_format.train_on != "text":
-            results["evaluations"] += final_scores(trainer, pair_args.scorer)
-        command = shlex.join(["hf-jepa", "train", *argv])
-        for entry in results["evaluations"]:
-            entry |= {"dataset": name, "split": split, "command": command}
-            print(f"{entry['task']}  {entry['metric']}: {entry['value']:.4f} on {entry['num_examples']} rows")
-    folder = trainer.write_release(results, recipe)
-    print(f"The release is in {folder}; its card is {folder / 'README.md'}.")
-    if args.push_to_hub:
-        print(trainer.push_folder(folder, "Trained with hf_jepa"))
+    return {
+        "licence": licence_of(model_args.licence, model_args.model),
+        "data": {**data, "split": pair_args.train_split},
+        "scored": {"dataset": data["name"], "split": split},
+    }
+
+
+PROGRAM = Program(
+    argument_types=(LLMModelArguments, PairArguments, LLMJepaTrainingArguments),
+    load_rows=load,
+    stand_in_rows=stand_in_rows,
+    build_model=build_from,
+    build_trainer=build_trainer,
+    describe=describe,
+    score=score,
+    answer=answer,
+    count=count_tokens,
+)
+
+
+def main(argv: list[str]) -> None:
+    """Fine-tunes a language model."""
+    run(PROGRAM, argv)

@@ -1,4 +1,4 @@
-"""What a recipe for `pretrain_image.py` may say."""
+"""What an image recipe may say."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,25 +8,27 @@ from ..models.ijepa.configuration_ijepa import IJEPA_SIZES
 
 @dataclass
 class ModelArguments:
-    family: str = field(default="ijepa", metadata={"help": "Method: a name in FAMILIES of image_families.py."})
+    family: str = field(default="ijepa", metadata={"help": "The method; `hf-jepa list` names them."})
     size: str | None = field(default=None, metadata={"help": f"Published size: {', '.join(IJEPA_SIZES)}."})
     from_encoder: str | None = field(default=None, metadata={"help": "Continue from a released encoder (id or path)."})
     licence: str | None = field(
         default=None, metadata={"help": "Of the weights; default: the source's, or apache-2.0."}
     )
-    image_size: int = field(default=224, metadata={"help": "Side of the square input, in pixels."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the square input, in pixels; default: the encoder's, or 224."}
+    )
     patch_size: int | None = field(default=None, metadata={"help": "Side of a patch, in pixels."})
-    num_channels: int = field(default=3, metadata={"help": "1 for grey images, 3 for RGB."})
+    num_channels: int | None = field(default=None, metadata={"help": "Default: the encoder's, or 3; 1: grey."})
     hidden_size: int | None = field(default=None, metadata={"help": "Encoder width; sizes of your own."})
     num_hidden_layers: int | None = field(default=None, metadata={"help": "Encoder depth."})
     num_attention_heads: int | None = field(default=None, metadata={"help": "Encoder heads."})
     encoder: str | None = field(
         default=None, metadata={"help": "Joint embedding: vit, resnet, convnext, ... or timm/NAME of any timm model."}
     )
-    encoder_args: str | None = field(
+    encoder_args: dict | str | None = field(
         default=None, metadata={"help": "YAML mapping: fields of the encoder's config; for timm, of create_model."}
     )
-    method: str | None = field(
+    method: dict | str | None = field(
         default=None, metadata={"help": "YAML mapping: any other fields of the family's pretraining config."}
     )
     predictor_hidden_size: int | None = field(default=None, metadata={"help": "Predictor width."})
@@ -46,6 +48,12 @@ class DataArguments:
     dataset_revision: str | None = field(default=None, metadata={"help": "Commit, branch or tag of a Hub dataset."})
     train_split: str = field(default="train", metadata={"help": "Split to pretrain on."})
     probe_split: str | None = field(default=None, metadata={"help": "Labelled split that the probes are scored on."})
+    probe_train_split: str | None = field(
+        default=None, metadata={"help": "Labelled split that they are fitted on; default: train_split."}
+    )
+    probe_dataset: str | None = field(
+        default=None, metadata={"help": "Labelled images for the probes; default: the dataset itself."}
+    )
     probe_examples: int = field(default=5000, metadata={"help": "Most images that probes are fitted and scored on."})
     probe_crop_pct: float = field(default=1.0, metadata={"help": "Share of the resized image that probes see."})
     baselines: bool = field(
@@ -92,8 +100,3 @@ class MaskArguments:
     # data2vec only.
     num_masked: int | None = field(default=None, metadata={"help": "Masked patches; default: 120 of 196."})
     min_block: int = field(default=16, metadata={"help": "Patches that a block-wise mask's block has at least."})
-
-
-@dataclass
-class RunArguments:
-    dry_run: bool = field(default=False, metadata={"help": "Print what would be run, and stop."})

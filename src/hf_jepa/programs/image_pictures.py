@@ -1,4 +1,4 @@
-"""The pictures that end a run of `pretrain_image.py`."""
+"""The pictures that end a run on images: each function draws into a folder and returns files with their captions."""
 
 from pathlib import Path
 from typing import Any
@@ -9,36 +9,8 @@ from ..masking import visible_indices
 from ..objectives import normalize_targets
 from ..training import JepaTrainer
 
-CURVES = {"file": "curves.png", "caption": "The run: loss, schedules, feature statistics, speed."}
-FEATURE_PCA = {
-    "file": "feature_pca.png",
-    "caption": "First three principal components of the patch features as colours.",
-}
-MASK_CAPTIONS = [
-    CURVES,
-    {"file": "masks.png", "caption": "What the context encoder sees, and the blocks the predictor is asked for."},
-    FEATURE_PCA,
-    {
-        "file": "prediction_similarity.png",
-        "caption": "Similarity of the block predicted for the outlined place with every patch of the image.",
-    },
-]
-DATA2VEC_CAPTIONS = [
-    CURVES,
-    {"file": "masks.png", "caption": "What the student sees, and the patches that mask tokens replace."},
-    FEATURE_PCA,
-    {
-        "file": "prediction_similarity.png",
-        "caption": "Similarity of what the student predicts for the outlined, masked middle with every patch.",
-    },
-]
-MAE_CAPTIONS = [CURVES, FEATURE_PCA]
-JOINT_EMBEDDING_CAPTIONS = [
-    CURVES,
-    {"file": "views.png", "caption": "Views of the first images, as the encoder gets them."},
-    {"file": "neighbours.png", "caption": "Images and their nearest neighbours by cosine of the pooled features."},
-    FEATURE_PCA,
-]
+CURVES = "The run: loss, schedules, feature statistics, speed."
+FEATURE_PCA = "First three principal components of the patch features as colours."
 
 
 def first_batch(trainer: JepaTrainer, source: Any, count: int = 8) -> dict[str, Any]:
@@ -57,7 +29,7 @@ def stretched(images: torch.Tensor) -> torch.Tensor:
     return (images - images.amin()) / (images.amax() - images.amin())
 
 
-def draw_mask_pictures(trainer: JepaTrainer, folder: Path) -> list[Path]:
+def draw_mask_pictures(trainer: JepaTrainer, folder: Path) -> dict[Path, str]:
     """Training curves, masks of the first batch, PCA maps and a prediction similarity map."""
     from ..visualization import plot_feature_pca, plot_masks, plot_prediction_similarity, plot_training_curves
 
@@ -73,22 +45,25 @@ def draw_mask_pictures(trainer: JepaTrainer, folder: Path) -> list[Path]:
     mean = targets.mean(dim=0)
     block = batch["target_mask"][0].cpu()
     context_mask, target_mask = ([mask.cpu() for mask in batch[f"{name}_mask"]] for name in ("context", "target"))
-    return [
-        plot_training_curves(trainer.state.log_history, folder / "curves.png"),
-        plot_masks(images, context_mask, target_mask, grid_size, folder / "masks.png"),
-        plot_feature_pca(images, features, grid_size, folder / "feature_pca.png"),
-        plot_prediction_similarity(
-            images,
-            output.predictions[0].float().cpu() - mean[block],
-            targets - mean,
-            block,
-            grid_size,
-            folder / "prediction_similarity.png",
+    similarity = plot_prediction_similarity(
+        images,
+        output.predictions[0].float().cpu() - mean[block],
+        targets - mean,
+        block,
+        grid_size,
+        folder / "prediction_similarity.png",
+    )
+    return {
+        plot_training_curves(trainer.state.log_history, folder / "curves.png"): CURVES,
+        plot_masks(images, context_mask, target_mask, grid_size, folder / "masks.png"): (
+            "What the context encoder sees, and the blocks the predictor is asked for."
         ),
-    ]
+        plot_feature_pca(images, features, grid_size, folder / "feature_pca.png"): FEATURE_PCA,
+        similarity: "Similarity of the block predicted for the outlined place with every patch of the image.",
+    }
 
 
-def draw_data2vec_pictures(trainer: JepaTrainer, folder: Path) -> list[Path]:
+def draw_data2vec_pictures(trainer: JepaTrainer, folder: Path) -> dict[Path, str]:
     """Training curves, block-wise masks of the first batch, PCA maps and a prediction similarity map."""
     from ..visualization import plot_feature_pca, plot_masks, plot_prediction_similarity, plot_training_curves
 
@@ -106,17 +81,20 @@ def draw_data2vec_pictures(trainer: JepaTrainer, folder: Path) -> list[Path]:
     # Without each position's mean, content alone is compared.
     mean, block, images = targets.mean(dim=0), block.cpu(), stretched(pixels)
     visible = [visible_indices(masked, rows * columns).cpu()]
-    return [
-        plot_training_curves(trainer.state.log_history, folder / "curves.png"),
-        plot_masks(images, visible, [masked.cpu()], grid_size, folder / "masks.png"),
-        plot_feature_pca(images, features, grid_size, folder / "feature_pca.png"),
-        plot_prediction_similarity(
-            images, predicted - mean[block], targets - mean, block, grid_size, folder / "prediction_similarity.png"
+    similarity = plot_prediction_similarity(
+        images, predicted - mean[block], targets - mean, block, grid_size, folder / "prediction_similarity.png"
+    )
+    return {
+        plot_training_curves(trainer.state.log_history, folder / "curves.png"): CURVES,
+        plot_masks(images, visible, [masked.cpu()], grid_size, folder / "masks.png"): (
+            "What the student sees, and the patches that mask tokens replace."
         ),
-    ]
+        plot_feature_pca(images, features, grid_size, folder / "feature_pca.png"): FEATURE_PCA,
+        similarity: "Similarity of what the student predicts for the outlined, masked middle with every patch.",
+    }
 
 
-def draw_mae_pictures(trainer: JepaTrainer, folder: Path) -> list[Path]:
+def draw_mae_pictures(trainer: JepaTrainer, folder: Path) -> dict[Path, str]:
     """Training curves and PCA maps."""
     from ..visualization import plot_feature_pca, plot_training_curves
 
@@ -124,13 +102,15 @@ def draw_mae_pictures(trainer: JepaTrainer, folder: Path) -> list[Path]:
     batch = first_batch(trainer, trainer.train_dataset if trainer.eval_dataset is None else trainer.eval_dataset)
     features = model.get_features(batch["pixel_values"]).cpu()
     side = model.config.image_size // model.config.patch_size
-    return [
-        plot_training_curves(trainer.state.log_history, folder / "curves.png"),
-        plot_feature_pca(stretched(batch["pixel_values"]), features, (side, side), folder / "feature_pca.png"),
-    ]
+    return {
+        plot_training_curves(trainer.state.log_history, folder / "curves.png"): CURVES,
+        plot_feature_pca(stretched(batch["pixel_values"]), features, (side, side), folder / "feature_pca.png"): (
+            FEATURE_PCA
+        ),
+    }
 
 
-def draw_joint_embedding_pictures(trainer: JepaTrainer, folder: Path) -> list[Path]:
+def draw_joint_embedding_pictures(trainer: JepaTrainer, folder: Path) -> dict[Path, str]:
     """Training curves, views of the first images, nearest neighbours, and PCA maps where features have places."""
     from ..evaluation import extract_features
     from ..visualization import plot_feature_pca, plot_neighbours, plot_training_curves, plot_views
@@ -140,20 +120,21 @@ def draw_joint_embedding_pictures(trainer: JepaTrainer, folder: Path) -> list[Pa
     views = [batch["pixel_values"].cpu()]
     if "local_pixel_values" in batch:
         views.append(batch["local_pixel_values"].cpu())
-    pictures = [
-        plot_training_curves(trainer.state.log_history, folder / "curves.png"),
-        plot_views(views, folder / "views.png"),
-    ]
+    pictures = {
+        plot_training_curves(trainer.state.log_history, folder / "curves.png"): CURVES,
+        plot_views(views, folder / "views.png"): "Views of the first images, as the encoder gets them.",
+    }
     if trainer.eval_dataset is None:
         return pictures
     rows = torch.utils.data.Subset(trainer.eval_dataset, range(min(1000, len(trainer.eval_dataset))))
     whole = torch.stack([sample["pixel_values"] for sample in rows])
     pooled, _ = extract_features(model, rows, pool="pooled")
-    pictures.append(plot_neighbours(whole, pooled, folder / "neighbours.png"))
+    drawn = plot_neighbours(whole, pooled, folder / "neighbours.png")
+    pictures[drawn] = "Images and their nearest neighbours by cosine of the pooled features."
     with torch.no_grad():
         features = model.get_features(whole[:8].to(model.device)).float().cpu()
     side = round(features.shape[1] ** 0.5)
     # Pooled-only encoders and grids that do not tile the image have no map to draw.
     if side > 1 and side**2 == features.shape[1] and all(length % side == 0 for length in whole.shape[-2:]):
-        pictures.append(plot_feature_pca(stretched(whole[:8]), features, side, folder / "feature_pca.png"))
+        pictures[plot_feature_pca(stretched(whole[:8]), features, side, folder / "feature_pca.png")] = FEATURE_PCA
     return pictures

@@ -1,12 +1,13 @@
-"""What a recipe for `finetune_llm.py` may say."""
+"""What a recipe for language models may say."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass
 class LLMModelArguments:
+    family: str = field(default="llm_jepa", metadata={"help": "The method."})
     model: str | None = field(default=None, metadata={"help": "Pretrained causal LM (id or path)."})
-    decoder: str | None = field(
+    decoder: dict | str | None = field(
         default=None, metadata={"help": "YAML mapping with `model_type`: a causal LM of random weights instead."}
     )
     tokenizer: str | None = field(
@@ -65,9 +66,3 @@ class PairArguments:
     )
     text_view_column: str | None = field(default=None, metadata={"help": "Column of the Text view, if not the chat."})
     code_view_column: str | None = field(default=None, metadata={"help": "Column of the Code view, if not the chat."})
-
-
-@dataclass
-class RunArguments:
-    dry_run: bool = field(default=False, metadata={"help": "Print what would be done, and stop."})
-    name: str | None = field(default=None, metadata={"help": "Of the model, for the card."})

@@ -83,3 +83,8 @@ class NoiseCollator:
             "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
             "noise": torch.stack([torch.rand(self.num_patches, generator=generator) for generator in generators]),
         }
+
+
+def noise_collator(model: ViTMAEForPreTraining, *, seed: int = 0) -> NoiseCollator:
+    """The collator that chooses visible patches of the model's grid."""
+    return NoiseCollator(model.vit.embeddings.patch_embeddings.num_patches, seed)

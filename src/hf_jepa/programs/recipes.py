@@ -1,50 +1,101 @@
-"""YAML recipes: dataclasses filled from a file, overridden by flags, refused when a key is misspelt."""
+"""
+YAML recipes: found by name, read into dataclasses, overridden by flags, refused when a key is misspelt, and written
+back so that what was run can be run again.
+"""
 
+import argparse
 import dataclasses
 import difflib
 import enum
-from collections.abc import Sequence
-from pathlib import Path
+import os
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
+
+RECIPES = Path(str(files(__package__.rpartition(".")[0]) / "recipes"))
+# What a published recipe must not say, and what only this run was asked.
+_SECRETS = {"hub_token", "push_to_hub_token"}
+_NOT_THE_RUN = {"resume_from_checkpoint", "local_rank", "dry_run", "overwrite_output_dir"}
 
 
-def read_recipe(path: str | Path) -> dict[str, Any]:
+def recipe_names() -> dict[str, Path]:
+    """The recipes of this package by name."""
+    return {path.stem: path for path in sorted(RECIPES.rglob("*.yaml"))}
+
+
+def find_recipe(name_or_path: str | Path) -> Path:
+    """
+    The file of a recipe: a path, or the name of a recipe of this package.
+
+    Raises:
+        ValueError: if there is neither, naming the nearest names.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    known = recipe_names()
+    name = path.name.removesuffix(".yaml")
+    if len(path.parts) == 1 and name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise ValueError(f"There is no recipe {str(name_or_path)!r}; {hint}`hf-jepa recipes` lists those of this package.")
+
+
+def read_recipe(path: str | Path, hints: dict[str, Any] | None = None) -> dict[str, Any]:
     """
     Reads a recipe file: a flat mapping, or one level of sections (`model:`, `data:`, ...) that only group keys.
+
+    Args:
+        path (`str` or `Path`): of the file, or the name of a recipe of this package.
+        hints (`dict[str, type]`, *optional*): the known keys; a mapping at the top that is the value of one of them is
+            no section.
 
     Raises:
         ValueError: for a file that is absent or no mapping, and for a key given twice.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"There is no recipe {str(path)!r}; src/hf_jepa/recipes/ holds some to start from.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold keys and values, got {type(content).__name__}.")
+    path = find_recipe(path)
     values: dict[str, Any] = {}
-    for name, value in content.items():
-        for key, item in (
-            value.items() if isinstance(value, dict) and name != "accelerator_config" else [(name, value)]
-        ):
+    for name, value in _content(path).items():
+        is_section = isinstance(value, dict) and not _takes_mapping((hints or {}).get(name))
+        for key, item in value.items() if is_section else [(name, value)]:
             if key in values:
                 raise ValueError(f"{path} gives {key!r} twice; keep one.")
             values[key] = item
     return values
 
 
-def parse_recipe(dataclass_types: Sequence[type], argv: Sequence[str]) -> tuple[Any, ...]:
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold keys and values, got {type(content).__name__}.")
+    return content
+
+
+def family_in(path: str | Path) -> str | None:
+    """The method that a recipe file names, whatever else it holds; errors as of [`read_recipe`]."""
+    content = _content(find_recipe(path))
+    sections = [content, *(value for value in content.values() if isinstance(value, dict))]
+    return next((section["family"] for section in sections if "family" in section), None)
+
+
+def parse_recipe(dataclass_types: Sequence[type], argv: Sequence[str], **forced: Any) -> tuple[Any, ...]:
     """
-    Fills dataclasses from a recipe and flags; flags win. `argv` is `[recipe.yaml] [--key value ...]`.
+    Fills dataclasses from a recipe and flags; flags win. `argv` is `[recipe] [--key value ...]`.
 
     Args:
         dataclass_types (`Sequence[type]`): their fields are the known keys.
-        argv (`Sequence[str]`): the command line without the program's name.
+        argv (`Sequence[str]`): the command line without the program's name; the recipe is a path, or a name.
+        forced: values that win over both.
 
     Returns:
         One instance per type, in order.
@@ -52,59 +103,174 @@ def parse_recipe(dataclass_types: Sequence[type], argv: Sequence[str]) -> tuple[
     Raises:
         ValueError: for unknown keys, naming the nearest known one, and for values of the wrong type.
     """
-    arguments = list(argv)
-    recipe = read_recipe(arguments.pop(0)) if arguments and not arguments[0].startswith("-") else {}
-    known = [field.name for cls in dataclass_types for field in dataclasses.fields(cls) if field.init]
-    flags = [
-        argument.split("=")[0].removeprefix("--").replace("-", "_") for argument in arguments if _is_flag(argument)
-    ]
-    for key in [*recipe, *flags]:
-        if key not in known and key.removeprefix("no_") not in known and key not in ("h", "help"):
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"Unknown key {key!r} in the recipe or flags{hint}")
+    values = given_values(dataclass_types, argv) | forced
+    return tuple(
+        cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
+        for cls in dataclass_types
+    )
 
-    parser = HfArgumentParser(list(dataclass_types), exit_on_error=False)
-    # As string defaults, values go through the same conversion as flags: YAML reads 1e-4 as a string.
-    flattened = [item for key, value in recipe.items() for item in _as_flag(key, value)]
+
+def given_values(dataclass_types: Sequence[type], argv: Sequence[str]) -> dict[str, Any]:
+    """What a recipe and flags say, as the types of the fields; arguments and errors as of [`parse_recipe`]."""
+    hints: dict[str, Any] = {}
+    for cls in dataclass_types:
+        known = typing.get_type_hints(cls)
+        hints |= {field.name: known[field.name] for field in dataclasses.fields(cls) if field.init}
+    values = {key: (value, "--" + key) for key, value in _flags(dataclass_types, argv, hints).items()}
+    if argv and not argv[0].startswith("-"):
+        recipe = read_recipe(argv[0], hints)
+        _refuse_unknown(recipe, hints)
+        values = {key: (value, key) for key, value in recipe.items()} | values
+    return {key: _fitted(value, hints[key], name) for key, (value, name) in values.items()}
+
+
+def _flags(dataclass_types: Sequence[type], argv: Sequence[str], hints: dict[str, Any]) -> dict[str, Any]:
+    """The flags that are given, as transformers' parser reads them."""
+    arguments = list(argv[1:] if argv and not argv[0].startswith("-") else argv)
+    names = [item.split("=")[0].lstrip("-").replace("-", "_") for item in arguments if _is_flag(item)]
+    _refuse_unknown((name for name in names if name.removeprefix("no_") not in hints), {*hints, "h", "help"}, "--")
+    parser = HfArgumentParser(list(dataclass_types), exit_on_error=False, allow_abbrev=False)
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
     try:
-        *parsed, rest = parser.parse_args_into_dataclasses([*flattened, *arguments], return_remaining_strings=True)
-    except (Exception, SystemExit) as error:
-        if isinstance(error, SystemExit) and error.code == 0:
+        found, rest = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ValueError(f"A flag cannot be read: {error}.") from error
+    except SystemExit as error:
+        if error.code == 0:
             raise
-        raise ValueError(f"The recipe cannot be read: {error}") from error
+        raise ValueError(f"The flags cannot be read: {' '.join(arguments)}") from error
     if rest:
         raise ValueError(f"Cannot place {' '.join(rest)!r}; flags look like --key value.")
-    return tuple(parsed)
+    return vars(found)
+
+
+def _refuse_unknown(keys: Iterable[str], known: Iterable[str], prefix: str = "") -> None:
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(key, list(known), n=1)
+            hint = f"; did you mean {prefix + near[0]!r}?" if near else "; `--help` lists the keys."
+            raise ValueError(f"Unknown {'flag' if prefix else 'key of the recipe'} {prefix + key!r}{hint}")
 
 
 def _is_flag(argument: str) -> bool:
     return argument.startswith("-") and not argument.lstrip("-")[:1].isdigit()
 
 
-def _as_flag(key: str, value: Any) -> list[str]:
-    if value is None:
-        return []
-    if isinstance(value, list):
-        return [f"--{key}", *map(str, value)]
-    return [f"--{key}={yaml.safe_dump(value).strip() if isinstance(value, dict) else value}"]
+def _options(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _takes_mapping(hint: Any) -> bool:
+    return any((typing.get_origin(option) or option) is dict for option in _options(hint))
+
+
+def _fitted(value: Any, hint: Any, name: str) -> Any:
+    try:
+        return _fit(value, hint)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`{name}` is {value!r}; {error}.") from error
+
+
+def _fit(value: Any, hint: Any) -> Any:
+    """The value as one of the hint's types; `ValueError` says what would fit."""
+    options = _options(hint)
+    if len(options) > 1:
+        if value is None and types.NoneType in options:
+            return None
+        if isinstance(value, str) and _takes_mapping(hint):
+            # Flags are text: `--method '{weight: 1}'`. What is no mapping may be a name.
+            mapping = yaml.safe_load(value)
+            value = mapping if isinstance(mapping, dict) else value
+        if isinstance(value, str) and str in options:
+            return value
+        faults = []
+        for option in options:
+            try:
+                return _fit(value, option)
+            except (TypeError, ValueError) as error:
+                faults.append(str(error))
+        raise ValueError(faults[0])
+    (hint,) = options
+    kind = typing.get_origin(hint) or hint
+    if kind is typing.Literal:
+        choices = typing.get_args(hint)
+        if str(value) not in map(str, choices):
+            raise ValueError(f"choose one of {', '.join(map(str, choices))}")
+        return next(choice for choice in choices if str(choice) == str(value))
+    if kind in (list, tuple):
+        item = (typing.get_args(hint) or (Any,))[0]
+        return [_fit(part, item) for part in (value if isinstance(value, list | tuple) else [value])]
+    if kind is dict:
+        if not isinstance(value, dict):
+            raise ValueError("give a mapping such as {key: value}")
+        return value
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise ValueError("give true or false")
+        return value
+    if kind in (int, float):
+        # YAML reads 1e-4 as text.
+        number = None if isinstance(value, bool | list | dict | None) else float(value)
+        if number is None or (kind is int and number != int(number)):
+            raise ValueError(f"give {'a whole number' if kind is int else 'a number'}")
+        return value if isinstance(value, kind) else kind(number)
+    if kind is str:
+        if isinstance(value, bool):
+            raise ValueError("YAML reads yes, no, on and off as true and false: put it in quotes")
+        if not isinstance(value, str | int | float):
+            raise ValueError("give text")
+        return str(value)
+    if kind is types.NoneType:
+        raise ValueError("it can only be left out")
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return kind(value)
+    return value
 
 
 def resolved(*parts: Any) -> dict[str, Any]:
     """
-    The recipe as it was run: every field of the given dataclasses that differs from its default or says what was run,
-    as plain YAML values. Secrets (`*token*`) are left out.
+    The recipe as it was run: the method, and every field of the dataclasses that differs from its default, as values
+    of YAML, so that it can be run again. Tokens are left out by the names of their fields. Of an absolute path, which
+    would tell of this machine, only the last part is kept.
     """
     values: dict[str, Any] = {}
     for part in parts:
-        defaults = {
-            field.name: field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-            for field in dataclasses.fields(part)
-        }
-        for name, default in defaults.items():
-            value = getattr(part, name, None)
-            value = value.value if isinstance(value, enum.Enum) else value
-            plain = isinstance(value, str | int | float | bool | list | tuple)
-            if plain and value != default and "token" not in name and not name.startswith("_"):
-                values[name] = list(value) if isinstance(value, tuple) else value
+        # transformers' own arguments take another form when they are made; what an untouched one has is no setting.
+        stock = type(part)() if isinstance(part, TrainingArguments) else None
+        inherited = {field.name for field in dataclasses.fields(TrainingArguments)} if stock else ()
+        for field in dataclasses.fields(part):
+            if not field.init or field.name in _SECRETS | _NOT_THE_RUN:
+                continue
+            if field.name in inherited:
+                default = getattr(stock, field.name)
+            elif field.default_factory is not dataclasses.MISSING:
+                default = field.default_factory()
+            else:
+                default = field.default
+            value = _plain(getattr(part, field.name))
+            if value != _plain(default) or field.name == "family":
+                values[field.name] = without_folders(value)
     return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return _plain(value.to_dict()) if hasattr(value, "to_dict") else value
+
+
+def without_folders(value: Any) -> Any:
+    """A value, or the values of a list or mapping, with only the last part of absolute paths; also in `--key=PATH`."""
+    if isinstance(value, list):
+        return [without_folders(item) for item in value]
+    if isinstance(value, dict):
+        return {key: without_folders(item) for key, item in value.items()}
+    if not isinstance(value, str):
+        return value
+    flag, equals, text = value.partition("=") if value.startswith("--") else ("", "", value)
+    return flag + equals + PurePath(text).name if os.path.isabs(text) or text.startswith("~") else value

@@ -4,21 +4,24 @@ Trains VL-JEPA from a recipe: query-free captioning, then instruction tuning, th
     hf-jepa train captions_tiny --dataset my_data/ --output_dir run
     hf-jepa train recipe.yaml --accelerate_config ddp
 
-Flags override the recipe. `--dry_run` prints the resolved recipe, parameter counts and pairs per loss.
+Flags override the recipe.
 """
 
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import yaml
+from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoTokenizer, TrainingArguments
 
 from ..data import MixedVideoDataset, VisionTextDataset, load_vision_text_dataset
 from ..models.vl_jepa import VLJepaConfig, VLJepaModel, VLJepaProcessor
 from ..training import VLJepaTrainer, VLJepaTrainingArguments, train_y_decoder
-from .recipes import parse_recipe, resolved
-from .vl_arguments import RunArguments, VLDataArguments, VLDecoderArguments, VLModelArguments
+from .facts import licence_of, method_for, origin_of
+from .image_models import mapping
+from .program import Program
+from .run import run
+from .vl_arguments import VLDataArguments, VLDecoderArguments, VLModelArguments
 
 
 def build_processor(args: VLModelArguments, data: VLDataArguments) -> VLJepaProcessor:
@@ -27,20 +30,14 @@ def build_processor(args: VLModelArguments, data: VLDataArguments) -> VLJepaProc
     settings = {name: getattr(data, name) for name in names}
     if args.checkpoint is not None:
         return VLJepaProcessor.from_pretrained(args.checkpoint, **settings)
-    source = args.query_tokenizer or (args.y_encoder if mapping_of(args.predictor) else args.predictor)
+    source = args.query_tokenizer or (args.y_encoder if isinstance(args.predictor, dict) else args.predictor)
     settings["query_tokenizer"] = AutoTokenizer.from_pretrained(source)
     return VLJepaProcessor.from_components(args.vision, source, args.y_encoder, args.y_decoder, **settings)
 
 
-def mapping_of(text: str | None) -> dict[str, Any] | None:
-    """The YAML mapping that a part of random weights is, or None for a name."""
-    value = None if text is None else yaml.safe_load(text)
-    return value if isinstance(value, dict) else None
-
-
 def build_model(args: VLModelArguments, processor: VLJepaProcessor, seed: int) -> VLJepaModel:
     """The parts put together, or the checkpoint, with the recipe's fields of the configuration."""
-    fields = mapping_of(args.config) or {}
+    fields = mapping(args.config, "config")
     unknown = sorted(set(fields) - set(VLJepaConfig().to_dict()))
     if unknown:
         raise ValueError(f"`config` has {', '.join(unknown)}, which VLJepaConfig does not know.")
@@ -51,9 +48,8 @@ def build_model(args: VLModelArguments, processor: VLJepaProcessor, seed: int) -
         config = VLJepaConfig.from_dict({**config.to_dict(), **fields})
         return VLJepaModel.from_pretrained(args.checkpoint, config=config, dtype=torch.float32, **options)
     layers, predictor = args.predictor_layers, args.predictor
-    sizes = mapping_of(predictor)
-    if sizes is not None:
-        sizes = {"vocab_size": len(processor.query_tokenizer), **sizes}
+    if isinstance(predictor, dict):
+        sizes = {"vocab_size": len(processor.query_tokenizer), **predictor}
         predictor = AutoModel.from_config(AutoConfig.for_model(**sizes))
         layers = layers or [0, predictor.config.num_hidden_layers]
     return VLJepaModel.from_components(
@@ -69,7 +65,7 @@ def build_model(args: VLModelArguments, processor: VLJepaProcessor, seed: int) -
     )
 
 
-def load_rows(args: VLDataArguments, name: str, split: str, seed: int) -> VisionTextDataset:
+def load_part(args: VLDataArguments, name: str, split: str, seed: int) -> VisionTextDataset:
     """One dataset of a recipe."""
     rows, root = load_vision_text_dataset(name, split, args.dataset_config, args.dataset_revision)
     columns = {column: getattr(args, column) for column in ("image_column", "video_column", "target_column")}
@@ -87,15 +83,16 @@ def load_rows(args: VLDataArguments, name: str, split: str, seed: int) -> Vision
     )
 
 
-def load_data(args: VLDataArguments, seed: int) -> tuple[Any, Any]:
+def load_rows(args: VLDataArguments, training: VLJepaTrainingArguments) -> tuple[Any, Any]:
     """The training rows, and those that are scored (None without a split)."""
+    seed = training.seed if training.data_seed is None else training.data_seed
     if not args.dataset:
         raise ValueError("The recipe names no `dataset`; give --dataset NAME_OR_PATH.")
-    parts = [load_rows(args, name, args.train_split, seed) for name in args.dataset]
+    parts = [load_part(args, name, args.train_split, seed) for name in args.dataset]
     if args.query_column is not None and not any(part.query_column for part in parts):
         raise ValueError(f"No dataset has the column {args.query_column!r}, `query_column`.")
     train = parts[0] if len(parts) == 1 else MixedVideoDataset(parts, args.dataset_weights, seed)
-    scored = None if args.eval_split is None else load_rows(args, args.dataset[0], args.eval_split, seed)
+    scored = None if args.eval_split is None else load_part(args, args.dataset[0], args.eval_split, seed)
     return train, scored
 
 
@@ -109,13 +106,20 @@ def check_sources(args: VLModelArguments) -> None:
 
 
 def build_trainer(
-    model_args: VLModelArguments, data_args: VLDataArguments, args: VLJepaTrainingArguments
+    model_args: VLModelArguments,
+    data_args: VLDataArguments,
+    decoder_args: VLDecoderArguments,
+    args: VLJepaTrainingArguments,
+    rows: tuple[Any, Any] | None = None,
+    model: VLJepaModel | None = None,
 ) -> VLJepaTrainer:
     """Everything a recipe describes, ready to train."""
     check_sources(model_args)
     processor = build_processor(model_args, data_args)
-    train, scored = load_data(data_args, args.seed if args.data_seed is None else args.data_seed)
-    model = build_model(model_args, processor, args.seed)
+    train, scored = load_rows(data_args, args) if rows is None else rows
+    model = build_model(model_args, processor, args.seed) if model is None else model
+    if decoder_args.y_decoder_steps and model.y_decoder is None:
+        raise ValueError("`y_decoder_steps` needs a `y_decoder`.")
     adapter = None
     if model_args.lora_rank:
         from peft import LoraConfig
@@ -127,28 +131,12 @@ def build_trainer(
     return VLJepaTrainer(model, args, train, scored, processor, peft_config=adapter)
 
 
-def estimate(trainer: VLJepaTrainer) -> dict[str, Any]:
-    """Counts that need no training."""
-    args, rows = trainer.args, len(trainer.train_dataset)
-    steps = args.max_steps
-    if steps <= 0:
-        steps = int(rows // trainer.global_batch_size * args.num_train_epochs)
-    parameters = {
-        name: sum(parameter.numel() for parameter in part.parameters())
-        for name, part in trainer.model.named_children()
-    }
-    return {
-        "parameters": {name: count for name, count in parameters.items() if count},
-        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        "training_rows": rows,
-        "pairs_per_loss": args.per_device_train_batch_size * args.world_size,
-        "global_batch_size": trainer.global_batch_size,
-        "optimizer_steps": steps,
-    }
-
-
-def fit_decoder(trainer: VLJepaTrainer, args: VLDecoderArguments) -> None:
-    """Trains the Y-decoder on the texts of the training rows."""
+def fit_decoder(
+    trainer: VLJepaTrainer, model_args: VLModelArguments, data_args: VLDataArguments, args: VLDecoderArguments, *_: Any
+) -> bool:
+    """Trains the Y-decoder on the texts of the training rows; whether it did."""
+    if not args.y_decoder_steps:
+        return False
     dataset = trainer.train_dataset
     parts = dataset.datasets if isinstance(dataset, MixedVideoDataset) else [dataset]
     cells = [cell for part in parts for cell in part.rows[part.target_column]]
@@ -171,39 +159,86 @@ def fit_decoder(trainer: VLJepaTrainer, args: VLDecoderArguments) -> None:
     )
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     train_y_decoder(model, trainer.processing_class, texts, settings, args.y_decoder_noise)
+    return True
+
+
+def stand_in_rows(
+    model_args: VLModelArguments,
+    data_args: VLDataArguments,
+    decoder_args: VLDecoderArguments,
+    args: VLJepaTrainingArguments,
+) -> tuple[Any, Any]:
+    """A few images of noise with texts."""
+    from datasets import Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    noise = np.random.default_rng(0).integers(0, 256, (8, 256, 256, 3), dtype=np.uint8)
+    columns = {data_args.image_column: [Image.fromarray(pixels) for pixels in noise]}
+    texts = [name for name in (data_args.target_column, data_args.query_column) if name is not None]
+    columns |= {name: [f"{name} of image {row}" for row in range(8)] for name in texts}
+    features = Features({data_args.image_column: ImageFeature(), **{name: Value("string") for name in texts}})
+    rows = VisionTextDataset(
+        Dataset.from_dict(columns, features=features),
+        image_column=data_args.image_column,
+        target_column=data_args.target_column,
+        query_column=data_args.query_column,
+        queries=data_args.queries,
+        num_frames=data_args.num_frames,
+        seed=args.seed,
+    )
+    return rows, None if data_args.eval_split is None else rows
+
+
+def build_from(
+    model_args: VLModelArguments,
+    data_args: VLDataArguments,
+    decoder_args: VLDecoderArguments,
+    args: VLJepaTrainingArguments,
+    rows: Any,
+) -> VLJepaModel:
+    """The model of a recipe."""
+    check_sources(model_args)
+    return build_model(model_args, build_processor(model_args, data_args), args.seed)
+
+
+def score(trainer: VLJepaTrainer, *_: Any) -> None:
+    """The trainer's retrieval."""
+    if trainer.eval_dataset is not None:
+        trainer.evaluate()
+
+
+def describe(
+    model_args: VLModelArguments,
+    data_args: VLDataArguments,
+    decoder_args: VLDecoderArguments,
+    args: VLJepaTrainingArguments,
+) -> dict[str, Any]:
+    """Licence, data, and what is scored."""
+    method_for(model_args, __name__)
+    check_sources(model_args)
+    sources = [model_args.checkpoint, model_args.vision, model_args.predictor, model_args.y_encoder]
+    sources = [source for source in (*sources, model_args.y_decoder) if isinstance(source, str)]
+    names = data_args.dataset
+    return {
+        "licence": licence_of(model_args.licence, *sources),
+        "data": {**origin_of(*names, licence=data_args.data_licence), "split": data_args.train_split},
+        "scored": {"dataset": origin_of(*names[:1])["name"], "split": data_args.eval_split},
+    }
+
+
+PROGRAM = Program(
+    argument_types=(VLModelArguments, VLDataArguments, VLDecoderArguments, VLJepaTrainingArguments),
+    load_rows=lambda model_args, data_args, decoder_args, args: load_rows(data_args, args),
+    stand_in_rows=stand_in_rows,
+    build_model=build_from,
+    build_trainer=build_trainer,
+    describe=describe,
+    finish=fit_decoder,
+    score=score,
+    count=lambda trainer, batch_size, *_: {"pairs_per_loss": batch_size * trainer.args.world_size},
+)
 
 
 def main(argv: list[str]) -> None:
-    """Trains, evaluates, trains the Y-decoder if asked, releases and, if asked, pushes."""
-    model_args, data_args, decoder_args, args, run_args = parse_recipe(
-        (VLModelArguments, VLDataArguments, VLDecoderArguments, VLJepaTrainingArguments, RunArguments), argv
-    )
-    if not model_args.licence and not run_args.dry_run:
-        raise ValueError("Give --licence: what is made from released parts is bound by their licences.")
-    recipe = resolved(model_args, data_args, decoder_args, args)
-    trainer = build_trainer(model_args, data_args, args)
-    if decoder_args.y_decoder_steps and trainer.model.y_decoder is None:
-        raise ValueError("`y_decoder_steps` needs a `y_decoder`.")
-    if run_args.dry_run:
-        print(yaml.safe_dump({"recipe": recipe, **estimate(trainer)}, sort_keys=False))
-        return
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    if trainer.eval_dataset is not None:
-        trainer.evaluate()
-    if decoder_args.y_decoder_steps:
-        fit_decoder(trainer, decoder_args)
-    if not trainer.is_world_process_zero():
-        return
-    results = trainer.measured_results()
-    results["model"]["name"] = run_args.name or results["model"]["name"]
-    results["licence"] = model_args.licence
-    names = [Path(name).name if Path(name).exists() else name for name in data_args.dataset]
-    results["data"] |= {"name": ", ".join(names), "split": data_args.train_split, "licence": data_args.data_licence}
-    results["training"]["recipe"] = "`recipe.yaml`"
-    for entry in results["evaluations"]:
-        entry |= {"dataset": names[0], "split": data_args.eval_split}
-        print(f"{entry['task']}  {entry['metric']}: {entry['value']:.4f} on {entry['num_examples']} rows")
-    folder = trainer.write_release(results, recipe)
-    print(f"The release is in {folder}; its card is {folder / 'README.md'}.")
-    if args.push_to_hub:
-        print(trainer.push_folder(folder, "Trained with hf_jepa"))
+    """Trains VL-JEPA."""
+    run(PROGRAM, argv)

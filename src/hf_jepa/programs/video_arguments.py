@@ -1,4 +1,4 @@
-"""What a recipe for `pretrain_video.py` may say."""
+"""What a recipe for videos may say."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,20 +8,30 @@ from ..models.vjepa.configuration_vjepa import VJEPA_SIZES
 
 @dataclass
 class VideoModelArguments:
-    generation: Literal["1", "2", "2.1"] = field(default="2", metadata={"help": "V-JEPA, V-JEPA 2 or V-JEPA 2.1."})
+    family: str = field(default="vjepa2", metadata={"help": "The method: vjepa, vjepa2 or vjepa2_1."})
+    generation: Literal["1", "2", "2.1"] | None = field(
+        default=None, metadata={"help": "The same by number: V-JEPA, V-JEPA 2 or V-JEPA 2.1."}
+    )
     size: str | None = field(default=None, metadata={"help": f"Published size: {', '.join(VJEPA_SIZES)}."})
     from_encoder: str | None = field(default=None, metadata={"help": "Continue from a released model (id or path)."})
     licence: str | None = field(
         default=None, metadata={"help": "Of the weights; default: the source's, or apache-2.0."}
     )
-    image_size: int = field(default=256, metadata={"help": "Side of the square frames, in pixels."})
-    encoder_args: str | None = field(
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the square frames, in pixels; default: the encoder's, or 256."}
+    )
+    encoder_args: dict | str | None = field(
         default=None, metadata={"help": "YAML mapping: fields of VJepaConfig; with `hidden_size`, a size of your own."}
     )
-    method: str | None = field(
+    method: dict | str | None = field(
         default=None, metadata={"help": "YAML mapping: other fields of the pretraining config."}
     )
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flash_attention_2, ..."})
+
+    def __post_init__(self) -> None:
+        if self.generation is not None:
+            self.family = {"1": "vjepa", "2": "vjepa2", "2.1": "vjepa2_1"}[self.generation]
+            self.generation = None
 
 
 @dataclass
@@ -87,8 +97,3 @@ class VideoMaskArguments:
     tube_ratio: float | None = field(
         default=None, metadata={"help": "Instead: random tubes, of which this share is hidden (V-JEPA ablation)."}
     )
-
-
-@dataclass
-class VideoRunArguments:
-    dry_run: bool = field(default=False, metadata={"help": "Print what would be run, and stop."})

@@ -1,4 +1,4 @@
-"""The pictures that end a run of `pretrain_video.py`."""
+"""The pictures that end a run on videos."""
 
 from pathlib import Path
 from typing import Any
@@ -6,15 +6,6 @@ from typing import Any
 import torch
 
 from ..training import JepaTrainer
-
-CAPTIONS = [
-    {"file": "curves.png", "caption": "The run: loss, schedules, feature statistics, speed."},
-    {"file": "masks.png", "caption": "What the context encoder sees of a clip, and what the predictor is asked for."},
-    {
-        "file": "feature_pca.png",
-        "caption": "Clips over time, and the first three principal components of their features as colours.",
-    },
-]
 
 
 def first_clips(trainer: JepaTrainer, count: int = 4) -> dict[str, Any]:
@@ -29,8 +20,8 @@ def first_clips(trainer: JepaTrainer, count: int = 4) -> dict[str, Any]:
     return batch
 
 
-def draw_pictures(trainer: JepaTrainer, folder: Path) -> list[Path]:
-    """Training curves, the masks of a clip, and PCA strips."""
+def draw_pictures(trainer: JepaTrainer, folder: Path) -> dict[Path, str]:
+    """Training curves, the masks of a clip, and PCA strips, with their captions."""
     from ..models.vjepa.encoder_vjepa import grid_of
     from ..visualization import plot_clip_masks, plot_training_curves, plot_video_pca
 
@@ -41,8 +32,15 @@ def draw_pictures(trainer: JepaTrainer, folder: Path) -> list[Path]:
     with torch.no_grad():
         features = model.get_features(clips.to(model.device)).float().cpu()
     folder.mkdir(parents=True, exist_ok=True)
-    return [
-        plot_training_curves(trainer.state.log_history, folder / "curves.png"),
-        plot_clip_masks(clips[0], batch["context_mask"], batch["target_mask"], grid, folder / "masks.png"),
-        plot_video_pca(clips, features, grid, folder / "feature_pca.png"),
-    ]
+    masks = batch["context_mask"], batch["target_mask"]
+    return {
+        plot_training_curves(trainer.state.log_history, folder / "curves.png"): (
+            "The run: loss, schedules, feature statistics, speed."
+        ),
+        plot_clip_masks(clips[0], *masks, grid, folder / "masks.png"): (
+            "What the context encoder sees of a clip, and what the predictor is asked for."
+        ),
+        plot_video_pca(clips, features, grid, folder / "feature_pca.png"): (
+            "Clips over time, and the first three principal components of their features as colours."
+        ),
+    }

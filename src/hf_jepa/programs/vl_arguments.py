@@ -1,13 +1,14 @@
-"""What a recipe for `train_vl_jepa.py` may say."""
+"""What a recipe for VL-JEPA may say."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass
 class VLModelArguments:
+    family: str = field(default="vl_jepa", metadata={"help": "The method."})
     checkpoint: str | None = field(default=None, metadata={"help": "A VL-JEPA to go on from: the stage before."})
     vision: str | None = field(default=None, metadata={"help": "X-encoder (id or path)."})
-    predictor: str | None = field(
+    predictor: dict | str | None = field(
         default=None, metadata={"help": "Id or path of a decoder, or YAML mapping with `model_type`: random weights."}
     )
     y_encoder: str | None = field(default=None, metadata={"help": "Text encoder (id or path)."})
@@ -16,7 +17,7 @@ class VLModelArguments:
     num_layers: int = field(default=8, metadata={"help": "How many of the predictor's last layers are taken."})
     predictor_layers: list[int] | None = field(default=None, metadata={"help": "Start and end of them instead."})
     y_heads: str = field(default="st", metadata={"help": "st: with a sentence-transformers folder's heads; or none."})
-    config: str | None = field(default=None, metadata={"help": "YAML mapping: other fields of VLJepaConfig."})
+    config: dict | str | None = field(default=None, metadata={"help": "YAML mapping: other fields of VLJepaConfig."})
     lora_rank: int = field(default=0, metadata={"help": "0 trains the predictor's weights; else an adapter."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of the adapter."})
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flash_attention_2, ..."})
@@ -53,9 +54,3 @@ class VLDecoderArguments:
     y_decoder_batch_size: int = field(default=64, metadata={"help": "Texts per update."})
     y_decoder_learning_rate: float = field(default=1e-3, metadata={"help": "Peak, of a cosine."})
     y_decoder_noise: float = field(default=0.5, metadata={"help": "Norm of the noise on embeddings of norm 1."})
-
-
-@dataclass
-class RunArguments:
-    dry_run: bool = field(default=False, metadata={"help": "Print what would be done, and stop."})
-    name: str | None = field(default=None, metadata={"help": "Of the model, for the card."})

@@ -1,0 +1,153 @@
+"""How a recipe of `pretrain_image.py` becomes a model, by kind of method."""
+
+from dataclasses import fields
+from typing import Any
+
+from transformers import AutoConfig, Data2VecVisionConfig, IJepaConfig, PreTrainedModel, ViTMAEConfig
+
+from ..data.defaults import input_size
+from ..methods import Method
+from ..models.data2vec_vision.configuration_data2vec_vision import ENCODER_DEFAULTS
+from .image_arguments import ModelArguments
+from .mae_baseline import ViTMAEForPreTraining
+
+
+def refuse_unknown(name: str, chosen: dict[str, Any], cls: type, *others: str) -> dict[str, Any]:
+    """The mapping `name` of a recipe, if its keys are fields of a config, which would accept misspelt ones."""
+    if unknown := sorted(chosen.keys() - {field.name for field in fields(cls)} | set(others) & chosen.keys()):
+        raise ValueError(f"`{name}` names {', '.join(unknown)}, which {cls.__name__} has not.")
+    return chosen
+
+
+def mapping(value: Any, name: str) -> dict[str, Any]:
+    """A recipe's nested mapping; none is empty."""
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"`{name}` must be a mapping such as '{{key: value}}', got {value!r}.")
+    return dict(value or {})
+
+
+def method_fields(method: Method, args: ModelArguments) -> dict[str, Any]:
+    """The recipe's `method`: fields of the method's config."""
+    return refuse_unknown("method", mapping(args.method, "method"), method.composite.load("config"), "encoder_config")
+
+
+def own_vit_sizes(args: ModelArguments) -> dict[str, int]:
+    """Config fields of a ViT whose sizes the recipe gives itself."""
+    if None in (args.hidden_size, args.num_hidden_layers, args.num_attention_heads, args.patch_size):
+        raise ValueError("Own sizes need `hidden_size`, `num_hidden_layers`, `num_attention_heads`, `patch_size`.")
+    return {
+        "hidden_size": args.hidden_size,
+        "num_hidden_layers": args.num_hidden_layers,
+        "num_attention_heads": args.num_attention_heads,
+        "intermediate_size": 4 * args.hidden_size,
+        "image_size": args.image_size or 224,
+        "patch_size": args.patch_size,
+        "num_channels": args.num_channels or 3,
+    }
+
+
+def _source(args: ModelArguments) -> str:
+    """Which of its three sources a masked model has: `size`, `from_encoder` or `own` sizes."""
+    own = (args.hidden_size, args.num_hidden_layers, args.num_attention_heads)
+    given = {"size": args.size is not None, "from_encoder": args.from_encoder is not None, "own": any(own)}
+    if sum(given.values()) != 1:
+        raise ValueError("Give one of `size`, `from_encoder`, or `hidden_size` with its layers and heads.")
+    return next(name for name, value in given.items() if value)
+
+
+def train_at(model: PreTrainedModel, image_size: int | None) -> PreTrainedModel:
+    """A model over a released encoder, to be trained at the size that is asked for, or at its own."""
+    if image_size not in (None, input_size(model)):
+        model.config.trained_size = [image_size, image_size]
+    return model
+
+
+def _from_encoder(method: Method, args: ModelArguments, chosen: dict[str, Any]) -> PreTrainedModel:
+    """A method over a released encoder; another size of image is honoured, of patches or channels refused."""
+    model = method.composite.load("model").from_encoder(args.from_encoder, **chosen)
+    for name in ("patch_size", "num_channels"):
+        has, asked = getattr(model.config.encoder_config, name, None), getattr(args, name)
+        if None not in (has, asked) and has != asked:
+            raise ValueError(
+                f"{args.from_encoder} has `{name}` {has}, not {asked}; leave --{name} out, or train an encoder of "
+                "your own sizes."
+            )
+    return train_at(model, args.image_size)
+
+
+def build_masked_model(method: Method, args: ModelArguments) -> PreTrainedModel:
+    """A published size, sizes of its own, or a released encoder."""
+    config_class, model_class = (method.composite.load(name) for name in ("config", "model"))
+    names = ("predictor_hidden_size", "predictor_num_hidden_layers", "predictor_num_attention_heads", "loss_type")
+    names += ("initialization", "vicreg_weight", "regularized")
+    chosen = {name: value for name in names if (value := getattr(args, name)) is not None}
+    refuse_unknown(method.name, chosen, config_class)
+    chosen |= method_fields(method, args)
+    source = _source(args)
+    if source == "from_encoder":
+        return _from_encoder(method, args, chosen)
+    if source == "size":
+        shape = {
+            "image_size": args.image_size or 224,
+            "patch_size": args.patch_size,
+            "num_channels": args.num_channels or 3,
+        }
+        return model_class(config_class.from_size(args.size, **shape, **chosen))
+    encoder = IJepaConfig(**own_vit_sizes(args), layer_norm_eps=1e-6)
+    return model_class(config_class(encoder_config=encoder, **chosen))
+
+
+def build_data2vec_model(method: Method, args: ModelArguments) -> PreTrainedModel:
+    """A published size, sizes of its own (`encoder_args` adds layer scale, drop path, ...), or a released encoder."""
+    config_class, model_class = (method.composite.load(name) for name in ("config", "model"))
+    chosen = method_fields(method, args)
+    source = _source(args)
+    if source == "from_encoder":
+        return _from_encoder(method, args, chosen)
+    if source == "size":
+        shape = {
+            "image_size": args.image_size or 224,
+            "patch_size": args.patch_size or 16,
+            "num_channels": args.num_channels or 3,
+        }
+        return model_class(config_class.from_size(args.size, **shape, **chosen))
+    options = refuse_unknown("encoder_args", mapping(args.encoder_args, "encoder_args"), Data2VecVisionConfig)
+    encoder = Data2VecVisionConfig(**{**ENCODER_DEFAULTS, **own_vit_sizes(args), **options})
+    return model_class(config_class(encoder_config=encoder, **chosen))
+
+
+def build_joint_embedding_model(method: Method, args: ModelArguments) -> PreTrainedModel:
+    """Any encoder by type or timm name, or a released one, under the method's projector and loss."""
+    config_class, model_class = (method.composite.load(name) for name in ("config", "model"))
+    chosen = method_fields(method, args)
+    if (args.encoder is None) == (args.from_encoder is None):
+        raise ValueError("Give one of `encoder` (vit, resnet, timm/NAME, ...) and `from_encoder`.")
+    if args.image_size is not None or args.from_encoder is None:
+        chosen["image_size"] = args.image_size or 224
+    if args.from_encoder is not None:
+        return _from_encoder(method, args, chosen)
+    options = mapping(args.encoder_args, "encoder_args")
+    if args.encoder.startswith("timm/"):
+        options.setdefault("in_chans", args.num_channels or 3)
+        name = args.encoder.removeprefix("timm/")
+        encoder = AutoConfig.for_model("timm_wrapper", architecture=name, model_args=options)
+    else:
+        options.setdefault("num_channels", args.num_channels or 3)
+        if args.hidden_size is not None:
+            options = own_vit_sizes(args) | options
+        encoder = AutoConfig.for_model(args.encoder, **options)
+        refuse_unknown("encoder_args", options, type(encoder))
+    return model_class(config_class(encoder_config=encoder, **chosen))
+
+
+def build_mae_model(method: Method, args: ModelArguments) -> ViTMAEForPreTraining:
+    """In-tree ViT-MAE of the recipe's own sizes; `predictor_*` are the decoder's."""
+    if args.size is not None or args.from_encoder is not None:
+        raise ValueError("The MAE baseline is trained from scratch: give `hidden_size` with its layers and heads.")
+    chosen = refuse_unknown("method", mapping(args.method, "method"), ViTMAEConfig)
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+        if (value := getattr(args, f"predictor_{name}")) is not None:
+            chosen[f"decoder_{name}"] = value
+    if args.predictor_hidden_size is not None:
+        chosen.setdefault("decoder_intermediate_size", 4 * args.predictor_hidden_size)
+    return ViTMAEForPreTraining(ViTMAEConfig(**own_vit_sizes(args), layer_norm_eps=1e-6, **chosen))

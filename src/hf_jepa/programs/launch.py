@@ -1,0 +1,90 @@
+"""From a recipe's name to the program that trains it, in this process or in several."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from ..methods import method_of
+
+CONFIGS = Path(str(files(__package__.rpartition(".")[0]) / "accelerate_configs"))
+
+
+def family_of(argv: Sequence[str]) -> str:
+    """
+    The method that a command line trains: its flag `--family`, or the key `family` of its recipe.
+
+    Raises:
+        ValueError: for neither.
+    """
+    from .recipes import family_in
+
+    flags = list(argv)
+    for place, flag in enumerate(flags):
+        if flag.startswith("--family"):
+            return flag.partition("=")[2] or "".join(flags[place + 1 : place + 2])
+    family = family_in(argv[0]) if argv and not argv[0].startswith("-") else None
+    if family is None:
+        raise ValueError("The recipe names no `family`, the method to train; `hf-jepa list` shows them.")
+    return family
+
+
+def train(argv: list[str]) -> None:
+    """Runs the program of a recipe's method; `argv` is `RECIPE [--key value ...]`."""
+    method_of(family_of(argv)).load("program")(argv)
+
+
+def accelerate_config(name: str) -> Path:
+    """
+    The file of an accelerate configuration: one of this package by name, or a path.
+
+    Raises:
+        ValueError: if there is neither.
+    """
+    known = {path.stem: path for path in sorted(CONFIGS.glob("*.yaml"))}
+    path = Path(name).expanduser()
+    if name not in known and not path.is_file():
+        raise ValueError(f"There is no accelerate config {name!r}; give a file, or one of {', '.join(known)}.")
+    return known.get(name, path)
+
+
+def launch(argv: list[str], config: str | None, num_processes: int | None) -> int:
+    """
+    Trains in processes of their own, which `accelerate launch` starts.
+
+    Args:
+        argv (`list[str]`): `RECIPE [--key value ...]`.
+        config (`str`, *optional*): name or file of an accelerate configuration; default: `ddp`, or on a machine
+            without a GPU `cpu`.
+        num_processes (`int`, *optional*): default: one per GPU; on CPUs one.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ValueError: for an unknown configuration or program, before anything is started.
+    """
+    import torch
+    import yaml
+
+    method_of(family_of(argv)).load("program")
+    gpus = torch.cuda.device_count()
+    path = accelerate_config(config or ("ddp" if gpus else "cpu"))
+    on_cpu = bool(yaml.safe_load(path.read_text(encoding="utf-8")).get("use_cpu")) or not gpus
+    count = num_processes or (1 if on_cpu else gpus)
+    program = ["-m", f"{__package__}", *argv]
+    environment = dict(os.environ)
+    if on_cpu:
+        # `accelerate launch` starts one process on CPUs, whatever number it is asked for, so torch's launcher does it.
+        environment["ACCELERATE_USE_CPU"] = "true"
+        flags = ["--use_cpu=true", *(["--ddp_backend=gloo"] if count > 1 else [])]
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+        command = [sys.executable, *launcher, *program, *flags]
+    else:
+        launcher = ["-m", "accelerate.commands.accelerate_cli", "launch"]
+        options = [f"--config_file={path}", f"--num_processes={count}"]
+        command = [sys.executable, *launcher, *options, *program]
+    print(f"{count} process{'es' * (count > 1)}, {'CPU' if on_cpu else path.stem}", flush=True)
+    return subprocess.run(command, env=environment, check=False).returncode
