@@ -144,7 +144,7 @@ def test_views_recipes_become_releases(program, view_recipe, tmp_path):
     card = (release / "README.md").read_text()
     assert "the **encoder**" in card
     assert "raw pixels | untrained encoder" in card
-    assert json.loads((release / "preprocessor_config.json").read_text())["size"] == {"height": 16, "width": 16}
+    assert json.loads((release / "preprocessor_config.json").read_text())["crop_size"] == {"height": 16, "width": 16}
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
-from ..data import SeededImageDataset, SeededImageStream, eval_transform, load_image_dataset
+from ..data import SeededImageDataset, SeededImageStream, load_image_dataset, processor_transform
 from ..data.defaults import input_size, statistics
 from ..evaluation import knn_accuracy, ridge_probe
 from ..hub.processors import default_processor
@@ -80,6 +80,17 @@ def stand_in_rows(model_args: ModelArguments, args: DataArguments) -> tuple[Any,
     return (train, None, None) if args.probe_split is None else (train, rows, rows)
 
 
+def build_processor(model: PreTrainedModel, args: DataArguments) -> Any:
+    """The released encoder's processor: size and statistics of the training, and the crop that the recipe names."""
+    chosen = statistics(model, args.image_mean, args.image_std)
+    processor = default_processor(model, image_mean=chosen["mean"], image_std=chosen["std"])
+    if args.probe_crop_pct != 1.0:
+        if not 0 < args.probe_crop_pct < 1 or not isinstance(size := input_size(model), int):
+            raise ValueError(f"`probe_crop_pct` is {args.probe_crop_pct}; give a share of square images, in (0, 1].")
+        processor.size = {"shortest_edge": round(size / args.probe_crop_pct)}
+    return processor
+
+
 def build_trainer(
     model_args: ModelArguments,
     data_args: DataArguments,
@@ -101,8 +112,9 @@ def build_trainer(
         seed=args.seed,
         max_bad_fraction=data_args.max_bad_fraction,
     )
-    chosen = statistics(model, data_args.image_mean, data_args.image_std)
-    seen = eval_transform(input_size(model), crop_pct=data_args.probe_crop_pct, **chosen)
+    processor = build_processor(model, data_args)
+    # Probes see what users of the release will see.
+    seen = processor_transform(processor)
     columns = {"image_column": data_args.image_column, "label_column": data_args.label_column}
     probe_train, probe_test = (None if part is None else SeededImageDataset(part, seen, **columns) for part in probes)
     return JepaTrainer(
@@ -112,7 +124,7 @@ def build_trainer(
         train_dataset=train,
         eval_dataset=probe_test,
         probe_train_dataset=probe_train,
-        processing_class=default_processor(model, image_mean=chosen["mean"], image_std=chosen["std"]),
+        processing_class=processor,
     )
 
 
