@@ -94,6 +94,17 @@ def test_the_split_counts_in_the_official_regime_and_for_images_that_are_compare
     assert "batch_per_forward" not in make_vl_trainer({"loss": "l2"})._run_description()
 
 
+def test_what_a_processor_does_to_pixels_is_compared(make_vl_trainer: Callable[..., Any], tmp_path: Path) -> None:
+    make_vl_trainer(max_steps=1, save_strategy="steps", save_steps=1).train()
+    folder = tmp_path / "run" / "checkpoint-1"
+    changed = make_vl_trainer(max_steps=1)
+    changed.processing_class.video_processor.image_mean = [0.0, 0.0, 0.0]
+    assert "data_collator.processor.video_processor.image_mean" in changes_of(changed, folder)
+    # The processor that was saved with the checkpoint is the same.
+    saved = type(changed.processing_class).from_pretrained(folder)
+    make_vl_trainer(trainer={"processing_class": saved}, max_steps=1).train(resume_from_checkpoint=True)
+
+
 def test_what_a_checkpoint_does_not_say_is_not_compared(make_trainer: Callable[..., Any], tmp_path: Path) -> None:
     make_trainer(max_steps=2, save_strategy="steps", save_steps=2).train()
     marker = tmp_path / "run" / "checkpoint-2" / COMPLETE_MARKER

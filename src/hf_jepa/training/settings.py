@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from .checkpoints import COMPLETE_MARKER, TRAINING_ARGS
 
 # Longer lists and tensors are data, not settings.
 _MAX_VALUES = 64
+# What of an image or video processor changes pixels.
+_PROCESSING = ("size", "crop_size", "do_resize", "do_center_crop", "do_normalize", "image_mean", "image_std")
 # Rows, counters, what the trainer sets, and what is compared by itself.
 _UNSETTLED = {"rows", "dataset", "samples", "counter", "num_bad", "epoch", "training", "draws_per_step", "root"}
 _UNSETTLED |= {"max_bad_fraction", "backend"}
@@ -133,6 +135,9 @@ def describe(thing: Any) -> Any:
         return [describe(value) for value in thing] if len(thing) <= _MAX_VALUES else len(thing)
     if isinstance(thing, partial):
         return {"function": thing.func.__qualname__, "args": describe(thing.args), **describe(thing.keywords)}
+    if isinstance(thing, BaseImageProcessor):
+        plain = thing.to_dict()
+        return {name: describe(plain[name]) for name in _PROCESSING if name in plain}
     known = _is_known(thing)
     held = dict(vars(thing)) if hasattr(thing, "__dict__") and not isinstance(thing, type | FunctionType) else {}
     held |= held.pop("_modules", {})
