@@ -17,6 +17,15 @@ def test_two_processes_train_and_evaluate_as_one(run_program, tmp_path):
     run_program(PROGRAM, tmp_path / "two")
     compared = ("loss", "prediction_loss", "temperature", "duplicates", "effective_negatives", "eval_loss")
     compared += ("eval_retrieval_at_1", "eval_reverse_retrieval_at_5", "eval_retrieval_median_rank")
+    WORLD["score"](tmp_path / "one")
+    files = (
+        tmp_path / "one" / "scores-0.json",
+        tmp_path / "two" / "scores-0.json",
+        tmp_path / "two" / "scores-1.json",
+    )
+    scores = [json.loads(file.read_text()) for file in files]
+    assert scores[1] == pytest.approx(scores[0], rel=1e-5)
+    assert scores[1] == scores[2]
     for case in WORLD["CASES"]:
         WORLD["run"](tmp_path / "one" / case, case, 8, None)
         expected = load_file(tmp_path / "one" / case / "weights.safetensors")

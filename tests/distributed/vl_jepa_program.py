@@ -132,7 +132,17 @@ def run(output: Path, case: str, batch_size: int, micro_batch: int | None) -> No
         (output / "log.json").write_text(json.dumps(trainer.state.log_history))
 
 
+def score(output: Path) -> None:
+    """Evaluates a loss that is a mean over a process's own rows, of which processes hold unequally many."""
+    args = build_arguments(output)
+    held_out = VisionTextDataset(build_rows(5), query_column="ask", num_frames=4)
+    metrics = VLJepaTrainer(build_model(loss="l2"), args, held_out, held_out, build_processor()).evaluate()
+    output.mkdir(parents=True, exist_ok=True)
+    (output / f"scores-{args.process_index}.json").write_text(json.dumps(metrics))
+
+
 if __name__ == "__main__":
+    score(Path(sys.argv[1]))
     for case in CASES:
         run(Path(sys.argv[1]) / case / "plain", case, 4, None)
         run(Path(sys.argv[1]) / case / "cached", case, 4, 3)

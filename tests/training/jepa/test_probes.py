@@ -22,7 +22,7 @@ def test_probes_are_scored_on_the_evaluation_set(make_trainer: Callable[..., Jep
     }
     metrics = make_trainer(trainer=given, probe_num_neighbors=3).evaluate()
     assert metrics["eval_knn_accuracy"] == 0.0
-    assert metrics["eval_linear_accuracy"] == 0.0
+    assert metrics["eval_ridge_accuracy"] == 0.0
 
 
 @pytest.mark.parametrize(("neighbors", "expected"), [(1, 1.0), (24, 23 / 24)])
