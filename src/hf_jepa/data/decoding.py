@@ -2,25 +2,30 @@ import io
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+
+from .bands import BandImage, from_array
 
 # A 1-pixel image is a tracking pixel or the placeholder of a dead link; there is nothing to predict in it.
 MIN_SIDE = 2
 
 
-def decode_image(value: Any) -> Image.Image:
+def decode_image(value: Any) -> Image.Image | BandImage:
     """
-    Decodes one cell of an image column into an 8-bit grey (`"L"`) or colour (`"RGB"`) image.
+    Decodes one cell of an image column into an 8-bit grey (`"L"`) or colour (`"RGB"`) image, or one of more channels.
 
     Alpha is composited on white, CMYK, palette and YCbCr become RGB, 16-bit grey is scaled by 1/257, EXIF rotation is
     applied (as `datasets` does).
 
     Args:
         value (`dict`, `bytes`, `str`, `PIL.Image.Image` or `np.ndarray`): `{"bytes", "path"}` as `datasets` stores an
-            undecoded image, encoded bytes, a path, or decoded pixels (uint8, `(H, W)` or `(H, W, 3)`).
+            undecoded image, encoded bytes, a path, or decoded pixels (uint8 or uint16, `(H, W)`, `(H, W, C)` or
+            `(C, H, W)`, also as nested lists, as `datasets` stores arrays). Files may be `.npy` arrays. A TIFF of
+            several grey pages of one size has them as channels.
 
     Returns:
-        `PIL.Image.Image`: A fully loaded image of mode `"L"` or `"RGB"`.
+        `PIL.Image.Image` or [`~hf_jepa.data.bands.BandImage`]: A fully loaded image of mode `"L"` or `"RGB"`; of other
+            numbers of channels than 1, 3 and 4 (with alpha), one band per channel.
 
     Raises:
         ValueError: If the image is empty, smaller than 2 pixels on a side, or of a kind without a defined 8-bit form.
@@ -29,17 +34,24 @@ def decode_image(value: Any) -> Image.Image:
     image = _open_image(value)
     if min(image.size) < MIN_SIDE:
         raise ValueError(f"the image is {image.width}x{image.height} pixels, at least {MIN_SIDE} a side are needed")
+    if isinstance(image, BandImage):
+        return image
+    if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
+        pages = [to_8bit(page.copy()) for page in ImageSequence.Iterator(image)]
+        if all(page.mode == "L" and page.size == pages[0].size for page in pages):
+            return BandImage(pages)
+        image.seek(0)
     image.load()
     if image.format not in (None, "PNG", "BMP", "GIF"):
         image = ImageOps.exif_transpose(image)
     return to_8bit(image)
 
 
-def _open_image(value: Any) -> Image.Image:
+def _open_image(value: Any) -> Image.Image | BandImage:
     if isinstance(value, Image.Image):
         return value
-    if isinstance(value, np.ndarray):
-        return Image.fromarray(value)
+    if isinstance(value, (np.ndarray, list)):
+        return from_array(_as_array(value))
     if isinstance(value, bytes):
         value = {"bytes": value, "path": None}
     elif isinstance(value, str):
@@ -47,7 +59,7 @@ def _open_image(value: Any) -> Image.Image:
     if not isinstance(value, dict):
         raise ValueError(f"the cell holds {type(value).__name__}, not an image")
     if value.get("bytes"):
-        return Image.open(io.BytesIO(value["bytes"]))
+        return _open_bytes(value["bytes"])
     if value.get("bytes") is None and value.get("path"):
         # `datasets` streams remote files through this reader; local paths work too.
         from datasets.utils.file_utils import xopen
@@ -55,8 +67,31 @@ def _open_image(value: Any) -> Image.Image:
         with xopen(value["path"], "rb") as file:
             data = file.read()
         if data:
-            return Image.open(io.BytesIO(data))
+            return _open_bytes(data)
     raise ValueError("the image is empty (zero bytes)")
+
+
+def _as_array(value: np.ndarray | list) -> np.ndarray:
+    if isinstance(value, np.ndarray):
+        return value
+    pixels = np.asarray(value)
+    # Lists have forgotten how many bits their numbers had.
+    whole = np.issubdtype(pixels.dtype, np.integer) and pixels.size and pixels.min() >= 0
+    return pixels.astype(np.uint8 if pixels.max() < 256 else np.uint16) if whole and pixels.max() < 65536 else pixels
+
+
+def _open_bytes(data: bytes) -> Image.Image | BandImage:
+    if data.startswith(b"\x93NUMPY"):
+        return from_array(np.load(io.BytesIO(data), allow_pickle=False))
+    try:
+        return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:
+        if not data.startswith((b"II*\x00", b"MM\x00*")):
+            raise
+        raise ValueError(
+            "PIL cannot read this TIFF, as those with more than 4 channels in a page: save it as .npy, or with a grey "
+            "page per channel"
+        ) from error
 
 
 def to_8bit(image: Image.Image) -> Image.Image:

@@ -9,7 +9,7 @@ from typing import Any
 LIST_SUFFIXES = (".csv", ".tsv", ".txt")
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
-_MEDIA = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+_MEDIA = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, ".npy")
 
 
 def read_list(path: Path, media_column: str | None, other_column: str, is_text: bool = False) -> Any:
@@ -37,7 +37,7 @@ def read_list(path: Path, media_column: str | None, other_column: str, is_text: 
     names, rows = _columns(text, path) or _lines(text, path, is_text)
     folder = path.parent.absolute()
     place = _path_column(names, rows, media_column, folder)
-    media = media_column or ("image" if rows[0][place].lower().endswith(IMAGE_SUFFIXES) else "video")
+    media = media_column or ("image" if rows[0][place].lower().endswith((*IMAGE_SUFFIXES, ".npy")) else "video")
     names = [media if number == place else name for number, name in enumerate(names)]
     if len(names) == 2 and other_column not in names:
         names[1 - place] = other_column

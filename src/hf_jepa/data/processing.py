@@ -3,10 +3,10 @@
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
+from .bands import as_channels, channels_first
 from .transforms import ImageTransform
 
 
@@ -16,8 +16,7 @@ def processor_transform(processor: Any, num_channels: int | None = None) -> Imag
 
     Args:
         processor (`BaseImageProcessor`): of a checkpoint, or the one that a run will release.
-        num_channels (`int`, *optional*): 1 for grey images, otherwise colour; by default as many as the processor has
-            means.
+        num_channels (`int`, *optional*): of the images; by default as many as the processor has means.
 
     Returns:
         `Callable`: PIL image -> float32 tensor `(C, H, W)`; it can be sent to data workers.
@@ -28,8 +27,7 @@ def processor_transform(processor: Any, num_channels: int | None = None) -> Imag
 
 
 def _process(image: Image.Image, processor: Any, num_channels: int) -> torch.Tensor:
-    pixels = np.array(image.convert("L" if num_channels == 1 else "RGB"))
-    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    pixels = channels_first(as_channels(image, num_channels))
     # Processors guess the layout from the shape, and guess wrong for grey and for tiny images.
     batch = processor(images=pixels, input_data_format="channels_first", return_tensors="pt")
     return batch["pixel_values"][0].float()

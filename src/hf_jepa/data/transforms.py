@@ -1,15 +1,16 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import numpy as np
 import torch
 from PIL import Image
+
+from .bands import BandImage, as_channels, channels_first
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # One tensor, or several by name.
-ImageTransform = Callable[[Image.Image], torch.Tensor | dict[str, torch.Tensor]]
+ImageTransform = Callable[[Image.Image | BandImage], torch.Tensor | dict[str, torch.Tensor]]
 
 
 def _size_pair(image_size: int | Sequence[int]) -> tuple[int, int]:
@@ -20,20 +21,15 @@ def _size_pair(image_size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def _channel_statistics(mean: Sequence[float], std: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
-    if len(mean) != len(std) or len(mean) not in (1, 3):
-        raise ValueError(f"mean and std must both have 1 (grey) or 3 (RGB) values, got {len(mean)} and {len(std)}.")
+    if len(mean) != len(std) or not len(mean):
+        raise ValueError(f"mean and std must have a value for each channel, got {len(mean)} and {len(std)}.")
     if min(std) <= 0:
         raise ValueError(f"std must be positive, got {tuple(std)}.")
     return tuple(torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
 
 
 def _to_normalized_tensor(image: Image.Image, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    mode = "L" if len(mean) == 1 else "RGB"
-    if image.mode != mode:
-        image = image.convert(mode)
-    # np.array copies: the tensor must not alias memory that PIL owns.
-    pixels = torch.from_numpy(np.array(image))
-    pixels = pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+    pixels = torch.from_numpy(channels_first(as_channels(image, len(mean))))
     # Operation by operation as torchvision's ToTensor and Normalize, so that values agree to the last bit.
     pixels = pixels.to(torch.float32, memory_format=torch.contiguous_format)
     return pixels.div_(255).sub_(mean).div_(std)
@@ -108,7 +104,8 @@ def train_transform(
     Args:
         image_size (`int` or `(int, int)`): Output side, or `(height, width)`, in pixels.
         crop_scale (`tuple[float, float]`): Range of the crop's area as a share of the image's.
-        mean (`Sequence[float]`): Channel means in [0, 1]. One value makes grey images, three RGB.
+        mean (`Sequence[float]`): Channel means in [0, 1]. One value makes grey images, three RGB;
+            other numbers take images of as many channels.
         std (`Sequence[float]`): Channel standard deviations, as many as means.
         hflip (`bool`): Mirror half of the images.
 
@@ -141,7 +138,8 @@ def eval_transform(
 
     Args:
         image_size (`int` or `(int, int)`): Output side, or `(height, width)`, in pixels.
-        mean (`Sequence[float]`): Channel means in [0, 1]. One value makes grey images, three RGB.
+        mean (`Sequence[float]`): Channel means in [0, 1]. One value makes grey images, three RGB;
+            other numbers take images of as many channels.
         std (`Sequence[float]`): Channel standard deviations, as many as means.
         crop_pct (`float`): Share of the resized image that is kept; 224/256 = 0.875 is common for photos.
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from PIL import Image, ImageOps
 
+from .bands import BandImage, as_channels
 from .transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -27,7 +29,7 @@ class ViewAugmentation:
         image_size (`int` or `(int, int)`): output side, or `(height, width)`, in pixels.
         crop_scale (`tuple[float, float]`): range of the crop's area as a share of the image's.
         color_jitter (`tuple[float, float, float, float]`): strengths of brightness, contrast, saturation and hue.
-            Grey images have no saturation and hue to change: the latter two are skipped.
+            Only colour images have saturation and hue to change: for others the latter two are skipped.
         color_jitter_probability (`float`): share of views that are jittered.
         grayscale_probability (`float`): share of views that lose their colour; nothing to lose in grey images.
         blur_probability (`float`): share of views that are blurred.
@@ -85,7 +87,7 @@ class ViewAugmentation:
         if _happens(self.blur_probability):
             image = self._blur(image)
         if _happens(self.solarize_probability):
-            image = ImageOps.solarize(image, 128)
+            image = _each(image, lambda band: ImageOps.solarize(band, 128))
         if _happens(self.flip_probability):
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return image
@@ -95,12 +97,20 @@ class ViewAugmentation:
 
         sigma = torch.empty(1).uniform_(*self.blur_sigma).item()
         kernel = self.blur_kernel_size or max(3, min(image.size) // 10 | 1)
-        return tv.gaussian_blur(image, [kernel, kernel], [sigma, sigma])
+        return _each(image, lambda band: tv.gaussian_blur(band, [kernel, kernel], [sigma, sigma]))
 
 
 def _happens(probability: float) -> bool:
     # Drawn even when it cannot matter, so that views with other probabilities see the same crops.
     return torch.rand(1).item() < probability
+
+
+def _each(image: Image.Image | BandImage, operation: Callable[[Image.Image], Image.Image]) -> Image.Image | BandImage:
+    return image.each(operation) if isinstance(image, BandImage) else operation(image)
+
+
+def _apply(image: Image.Image, operation: Callable[[Image.Image, float], Image.Image], factor: float) -> Image.Image:
+    return operation(image, factor)
 
 
 def _jitter(image: Image.Image, strengths: Sequence[float]) -> Image.Image:
@@ -113,7 +123,7 @@ def _jitter(image: Image.Image, strengths: Sequence[float]) -> Image.Image:
     order, *factors = ColorJitter.get_params(*ranges, (-strengths[3], strengths[3]))
     for index in order.tolist():
         if strengths[index] and (index < 2 or image.mode == "RGB"):
-            image = operations[index](image, factors[index])
+            image = _each(image, partial(_apply, operation=operations[index], factor=factors[index]))
     return image
 
 
@@ -124,7 +134,8 @@ class MultiViewTransform:
     Args:
         global_views (`Sequence` of [`ViewAugmentation`]): one per global view, all of one size.
         local_views (`Sequence` of [`ViewAugmentation`]): one per local view, all of one size; may be empty.
-        mean (`Sequence[float]`): channel means in [0, 1]. One value makes grey images, three RGB.
+        mean (`Sequence[float]`): channel means in [0, 1]. One value makes grey images, three RGB;
+            other numbers take images of as many channels.
         std (`Sequence[float]`): channel standard deviations, as many as means.
 
     Returns, when called with a PIL image:
@@ -163,9 +174,7 @@ class MultiViewTransform:
         self.mean, self.std = _channel_statistics(mean, std)
 
     def __call__(self, image: Image.Image) -> dict[str, torch.Tensor]:
-        mode = "L" if len(self.mean) == 1 else "RGB"
-        if image.mode != mode:
-            image = image.convert(mode)
+        image = as_channels(image, len(self.mean))
         views = {"pixel_values": self._stack(image, self.global_views)}
         if self.local_views:
             views["local_pixel_values"] = self._stack(image, self.local_views)
