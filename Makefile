@@ -8,7 +8,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 CODE := src tests trainers scripts
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-llm demo-llm-pretrained demo-video demo-vl demo-planning demo-collapse test test-slow quality style cards bench clean
+.PHONY: help install demo demo-llm demo-llm-pretrained demo-video demo-vl demo-planning demo-fork demo-collapse test test-slow quality style cards bench clean
 
 help:
 	@echo "make demo        pretrain a small I-JEPA on CPU in minutes, evaluate it, write pictures and a card (LONG=1: an hour)"
@@ -18,6 +18,7 @@ help:
 	@echo "make demo-video  pretrain a small V-JEPA 2 on moving garments; probes, surprise, real clips"
 	@echo "make demo-vl     from emoji to their names: a small VL-JEPA against a linear map; captions, streams"
 	@echo "make demo-planning   a world model plans from pixels to goals in another room; every baseline beside it"
+	@echo "make demo-fork   what a latent variable is for: a dot that turns left or right at random, in minutes"
 	@echo "make test        the test suite (CPU, offline)"
 	@echo "make test-slow   the tests that take minutes"
 	@echo "make quality     ruff check, ruff format --check"
@@ -59,6 +60,9 @@ demo-vl: $(STAMP)
 
 demo-planning: $(STAMP)
 	$(PY) -m trainers.demos.planning
+
+demo-fork: $(STAMP)
+	$(PY) -m trainers.demos.fork
 
 test: $(STAMP)
 	$(TEST_ENV) $(PY) -m pytest -n 2 -m "not slow and not network and not gpu" --durations=10
