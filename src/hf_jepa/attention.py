@@ -91,7 +91,8 @@ AttentionMaskInterface.register(MEASURED_ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS
 def cast_once(module: nn.Module, args: tuple) -> tuple:
     """Forward pre-hook: without it, autocast casts the one float32 input again for each of q, k and v."""
     device = args[0].device.type
-    if torch.is_autocast_enabled(device):
+    # Shapes are tried on `meta`, which knows no autocast.
+    if device != "meta" and torch.is_autocast_enabled(device):
         return (args[0].to(torch.get_autocast_dtype(device)), *args[1:])
     return args
 

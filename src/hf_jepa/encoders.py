@@ -6,10 +6,11 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, ViTModel
 
 from .modeling_jepa import JepaPreTrainedModel
 from .parts import build_part
+from .predictor import read_layer
 from .world_model import WorldModelConfig
 
 Pooling = Literal["auto", "cls", "mean", "pooler"]
@@ -46,6 +47,23 @@ def run_encoder(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> Any:
     if resized and "interpolate_pos_encoding" in inspect.signature(encoder.forward).parameters:
         return encoder(pixel_values, interpolate_pos_encoding=True)
     return encoder(pixel_values)
+
+
+def cls_token(encoder: ViTModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """
+    A ViT's CLS token after the final norm, at any size of image. The last layer computes nothing else.
+
+    Args:
+        encoder (`ViTModel`).
+        pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`).
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch, width)`.
+    """
+    hidden_states = encoder.embeddings(pixel_values, interpolate_pos_encoding=True)
+    for layer in encoder.layers[:-1]:
+        hidden_states = layer(hidden_states)
+    return encoder.layernorm(read_layer(encoder.layers[-1], hidden_states, slice(0, 1)))[:, 0]
 
 
 def patch_tokens(encoder: nn.Module, states: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -26,11 +26,41 @@ def gather_tokens(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.gather(tokens.expand(mask.shape[0], -1, -1), 1, index)
 
 
+def read_layer(layer: nn.Module, hidden_states: torch.Tensor, read: slice) -> torch.Tensor:
+    """
+    What an in-tree ViT's layer makes of the tokens that are read; the others serve as keys and values only. The same
+    result as cutting them out of all, for the last layer's share of the work.
+
+    Args:
+        layer (`nn.Module`): an `IJepaLayer` or `ViTLayer`.
+        hidden_states (`torch.Tensor` of shape `(batch, tokens, width)`).
+        read (`slice`): of the tokens.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, tokens read, width)`.
+    """
+    attention, tail = layer.attention, hidden_states[:, read]
+    (normed,) = cast_once(attention, (layer.layernorm_before(hidden_states),))
+
+    def heads(tokens: torch.Tensor) -> torch.Tensor:
+        return tokens.view(*tokens.shape[:-1], -1, attention.head_dim).transpose(1, 2)
+
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
+    output, _ = attend(
+        attention,
+        heads(attention.q_proj(normed[:, read])),
+        heads(attention.k_proj(normed)),
+        heads(attention.v_proj(normed)),
+        None,
+        dropout=attention.attention_dropout if layer.training else 0.0,
+        scaling=attention.scaling,
+    )
+    tail = tail + layer.dropout(attention.o_proj(output.reshape(*tail.shape[:-1], -1)))
+    return tail + layer.dropout(layer.mlp(layer.layernorm_after(tail)))
+
+
 class TailLayer(IJepaLayer):
-    """
-    An in-tree layer, the predictor's last, that computes only what is read: the tokens from `start` on. Those before
-    still serve as keys and values. Same parameters, same result.
-    """
+    """An in-tree layer, the predictor's last, that computes only what is read: the tokens from `start` on."""
 
     def forward(self, hidden_states: torch.Tensor, start: int) -> torch.Tensor:
         """
@@ -41,24 +71,7 @@ class TailLayer(IJepaLayer):
         Returns:
             `torch.Tensor` of shape `(batch, tokens - start, width)`.
         """
-        attention, tail = self.attention, hidden_states[:, start:]
-        (normed,) = cast_once(attention, (self.layernorm_before(hidden_states),))
-
-        def heads(tokens: torch.Tensor) -> torch.Tensor:
-            return tokens.view(*tokens.shape[:-1], -1, attention.head_dim).transpose(1, 2)
-
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
-        output, _ = attend(
-            attention,
-            heads(attention.q_proj(normed[:, start:])),
-            heads(attention.k_proj(normed)),
-            heads(attention.v_proj(normed)),
-            None,
-            dropout=attention.attention_dropout if self.training else 0.0,
-            scaling=attention.scaling,
-        )
-        tail = tail + self.dropout(attention.o_proj(output.reshape(*tail.shape[:-1], -1)))
-        return tail + self.dropout(self.mlp(self.layernorm_after(tail)))
+        return read_layer(self, hidden_states, slice(start, None))
 
 
 class MaskedTokenPredictor(IJepaPreTrainedModel):

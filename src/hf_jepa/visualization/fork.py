@@ -93,5 +93,5 @@ def _draw_places(axis, places: Mapping[str, Tensor]) -> None:
         axis.scatter(moved[:, 0], moved[:, 1], s=22, marker=marker, linewidths=1, label=label, **style)
     axis.plot(0, 0, "s", color=INK, markersize=4)
     axis.annotate("now", (0, 0), (5, -2), textcoords="offset points", fontsize=FONT_SIZE - 1, color=INK)
-    axis.set(xlabel="to the right", ylabel="up", aspect="equal", xlim=(-0.2, 0.2), ylim=(-0.07, 0.19))
+    axis.set(xlabel="to the right", ylabel="up", aspect="equal", xlim=(-0.18, 0.18), ylim=(-0.11, 0.15))
     axis.legend(frameon=False, fontsize=FONT_SIZE - 1, loc="lower center")

@@ -21,7 +21,7 @@ def model(case):
 
 def _hidden_states(model, frames, actions):
     """What the encoder's and the predictor's layers make of them, by the recorded names."""
-    recorded, hooks = {}, []
+    recorded = {}
 
     def record(name):
         def hook(module, inputs, output):
@@ -29,17 +29,22 @@ def _hidden_states(model, frames, actions):
 
         return hook
 
+    def run(modules, call):
+        hooks = [module.register_forward_hook(record(name)) for name, module in modules.items()]
+        result = call()
+        for hook in hooks:
+            hook.remove()
+        return result
+
     modules = {"vit_embeddings": model.encoder.embeddings, "vit_last": model.encoder.layernorm}
     modules |= {f"vit_layer_{index}": layer for index, layer in enumerate(model.encoder.layers)}
-    modules |= {f"predictor_layer_{index}": layer for index, layer in enumerate(model.predictor.layers)}
-    modules |= {"predictor_out": model.predictor, "act_emb": model.predictor.action_encoder}
-    hooks = [module.register_forward_hook(record(name)) for name, module in modules.items()]
+    run(modules, lambda: model.encoder(frames.flatten(0, 1)))
+    recorded["cls"] = model._pool(frames.flatten(0, 1), "cls")[:, 0].unflatten(0, frames.shape[:2])
     latents = model.encode(frames)
-    recorded["emb"] = latents.squeeze(2)
-    recorded["pred"] = model._predict(latents[:, :-1], actions[:, : frames.shape[1] - 1]).squeeze(2)
-    for hook in hooks:
-        hook.remove()
-    return recorded
+    modules = {f"predictor_layer_{index}": layer for index, layer in enumerate(model.predictor.layers)}
+    modules |= {"predictor_out": model.predictor, "act_emb": model.predictor.action_encoder}
+    predicted = run(modules, lambda: model._predict(latents[:, :-1], actions[:, : frames.shape[1] - 1]))
+    return recorded | {"emb": latents.squeeze(2), "pred": predicted.squeeze(2)}
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
@@ -47,12 +52,10 @@ def _hidden_states(model, frames, actions):
 def test_frames_latents_and_predictions(case, model, mode):
     model.train(mode == "train")
     found = _hidden_states(model, case["input/pixels"], case["input/action"])
-    for name in ("emb", "pred"):
+    for name in ("cls", "emb", "pred"):
         assert_close(found[name], case[f"{mode}/{name}"])
     assert_close(found["act_emb"].squeeze(), case[f"{mode}/act_emb"][:, :3].squeeze())
     assert_close(found["predictor_out"].squeeze(2), case[f"{mode}/predictor_out"])
-    cls = found["vit_last"][:, 0].unflatten(0, (3, 4))
-    assert_close(cls, case[f"{mode}/cls"])
     if mode == "eval":
         for name in ("vit_embeddings", "vit_layer_0", "vit_layer_1", "vit_last"):
             assert_close(found[name][:2], case[f"debug/{name}"])

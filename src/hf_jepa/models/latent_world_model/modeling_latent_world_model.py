@@ -2,12 +2,13 @@
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel, ViTModel
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
 from ...encoders import (
     build_encoder,
+    cls_token,
     configured_size,
     normalized_frames,
     patch_tokens,
@@ -202,6 +203,8 @@ class LatentWorldModel(WorldModelMixin, JepaPreTrainedModel):
         return normalized_frames(pixel_values, config.image_mean, config.image_std, self._image_size(), self.dtype)
 
     def _pool(self, frames: torch.Tensor, pooling: str) -> torch.Tensor:
+        if pooling == "cls" and type(self.encoder) is ViTModel:
+            return cls_token(self.encoder, frames)[:, None]
         outputs = run_encoder(self.encoder, frames)
         if pooling == "patches":
             return patch_tokens(self.encoder, outputs.last_hidden_state, frames)
