@@ -356,6 +356,10 @@ def normalized_frames(
             f"{frames.dtype} frames need `image_mean` and `image_std` in the config to be normalised, and only uint8 "
             "ones can be."
         )
+    if len(image_mean) not in (1, frames.shape[-3]):
+        raise ValueError(
+            f"Frames of {frames.shape[-3]} channels cannot be normalised with an `image_mean` of {len(image_mean)}."
+        )
     frames = frames.to(dtype) / 255
     if size is not None and tuple(frames.shape[-2:]) != size:
         batch, images = frames.shape[:-3], frames.flatten(0, -4)

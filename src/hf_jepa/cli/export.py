@@ -35,6 +35,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> None:
     from transformers import AutoTokenizer
 
+    from ..hub.checks import PRETRAINING_FOLDER
     from ..hub.processors import default_processor, saved_processor
     from ..hub.release import load_pretraining, save_release
     from ..hub.text_release import save_text_release
@@ -64,4 +65,6 @@ def run(args: argparse.Namespace) -> None:
     if processor is None:
         processor = default_processor(model, image_mean=args.image_mean, image_std=args.image_std)
     folder = save_release(model, args.output, results=results, processor=processor, which=args.which)
-    print(f"wrote {folder} ({args.which} encoder at the root, composite in pretraining/)")
+    has_floors = (folder / PRETRAINING_FOLDER).is_dir()
+    content = f"{args.which} encoder at the root, composite in pretraining/" if has_floors else "the whole model"
+    print(f"wrote {folder} ({content})")

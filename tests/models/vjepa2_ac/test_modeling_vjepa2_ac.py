@@ -164,6 +164,22 @@ def test_raw_frames_are_squeezed_and_normalised():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("channels", [1, 12])
+def test_frames_of_any_number_of_channels(channels):
+    encoder = VJepaConfig(**ENCODERS["vjepa 2.1"].to_diff_dict() | {"in_chans": channels})
+    pixels = torch.randint(0, 256, (2, 2, channels, 16, 16), dtype=torch.uint8)
+    model = VJepa2ACModel(tiny_config(encoder_config=encoder)).eval()
+    assert model.encode(torch.randn(2, 2, channels, 16, 16)).shape == (2, 2, 16, 32)
+    with pytest.raises(ValueError, match="need `image_mean`"):
+        model.encode(pixels)
+    model = VJepa2ACModel(tiny_config(encoder_config=encoder, image_mean=[0.5] * 3, image_std=[0.2] * 3)).eval()
+    with pytest.raises(ValueError, match="`image_mean` of 3"):
+        model.encode(pixels)
+    model.config.image_mean, model.config.image_std = [0.5] * channels, [0.2] * channels
+    assert model.encode(pixels).shape == (2, 2, 16, 32)
+
+
+@torch.no_grad()
 def test_numbers_of_double_precision_are_taken():
     model, given = new_model(), window(2)
     actions, states = given["actions"].double(), given["states"][:, :1].double()
@@ -294,7 +310,7 @@ def test_weights_start_as_released():
         ({"actions": torch.full((2, 4, 7), float("inf"))}, "`actions` hold NaN or infinite"),
         ({"extrinsics": torch.zeros(2, 5, 6)}, "use_extrinsics=False"),
         ({"latents": torch.zeros(2, 5, 16, 31)}, "tokens, 32"),
-        ({"latents": torch.zeros(2, 1, 16, 32)}, "at least two frames"),
+        ({"latents": torch.zeros(2, 1, 16, 32), "rollout_steps": 0}, "at least two frames"),
         ({"latents": None}, "either `latents` or the clips"),
         ({"rollout_steps": 5}, "needs 6 frames"),
     ],
@@ -312,6 +328,8 @@ def test_rollouts_that_do_not_fit_are_refused():
         model.rollout(latents, torch.ones(2, 5, 7), states)
     with pytest.raises(ValueError, match="beyond the bounds"):
         model.rollout(latents, torch.full((2, 2, 7), 1.1), states)
+    with pytest.raises(ValueError, match="tokens, 32"):
+        model.rollout(latents[..., :31], torch.ones(2, 2, 7), states)
     with pytest.raises(ValueError, match="`states` are missing"):
         model.rollout(latents, torch.ones(2, 2, 7))
     with pytest.raises(ValueError, match="goal"):

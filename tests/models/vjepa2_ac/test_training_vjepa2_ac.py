@@ -7,6 +7,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModel
 
 from hf_jepa import JepaTrainer, JepaTrainingArguments, VJepa2ACModel
+from hf_jepa.cli import main
 
 from .conftest import tiny_config
 
@@ -107,3 +108,13 @@ def test_distributed_training_finds_every_parameter_used(tmp_path, use_extrinsic
             model(**batch).loss.backward()
     finally:
         distributed.destroy_process_group()
+
+
+def test_checkpoints_are_exported_whole(tmp_path, capsys):
+    model = build()
+    model.save_pretrained(tmp_path / "checkpoint")
+    assert main(["export", str(tmp_path / "checkpoint"), str(tmp_path / "release"), "--license", "mit"]) == 0
+    assert "the whole model" in capsys.readouterr().out
+    released = AutoModel.from_pretrained(tmp_path / "release").state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, released[name]), name

@@ -19,7 +19,8 @@ class VJepa2ACConfig(WorldModelConfig):
     Configuration of [`VJepa2ACModel`] (arXiv 2506.09985): a predictor of what an action does, on a frozen encoder.
     Defaults are the released model's, on V-JEPA 2's ViT-g. The fields of
     [`~hf_jepa.world_model.WorldModelConfig`] apply; actions are pose differences in metres, radians and gripper
-    openings, which the original does not normalise: `action_mean` and `action_std` default to 0 and 1.
+    openings, which the original does not normalise: `action_mean` and `action_std` default to 0 and 1. `image_mean`
+    and `image_std` default to ImageNet's, for frames of three channels.
 
     Args:
         encoder_config (`dict` or `PreTrainedConfig`, *optional*): the frozen encoder of frames: `vjepa`, in-tree
@@ -91,7 +92,9 @@ class VJepa2ACConfig(WorldModelConfig):
             self.latent_size = getattr(self.encoder_config, "hidden_size", None)
         if self.action_mean is None and self.action_std is None:
             self.action_mean, self.action_std = [0.0] * self.raw_action_dim, [1.0] * self.raw_action_dim
-        if self.image_mean is None and self.image_std is None:
+        known = (getattr(self.encoder_config, name, None) for name in ("in_chans", "num_channels"))
+        channels = next(filter(None, known), 3)
+        if self.image_mean is None and self.image_std is None and channels == len(IMAGENET_DEFAULT_MEAN):
             self.image_mean, self.image_std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
 
     @property

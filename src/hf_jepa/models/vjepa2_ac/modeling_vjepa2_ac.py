@@ -213,6 +213,9 @@ class VJepa2ACModel(WorldModelMixin, JepaPreTrainedModel):
         is computed once per example. States that are not given follow from the last given one and the actions (see
         [`integrate`](VJepa2ACModel.integrate)); the camera stays where it was.
 
+        With a cache every frame but the last keeps `2 * num_hidden_layers * tokens * hidden_size` numbers per
+        candidate; a planner's `max_rollouts` bounds how many candidates do so at a time.
+
         Args:
             latents, actions, past_actions, use_cache: as there.
             states (`torch.FloatTensor` of shape `(batch, known, state_dim)`): of at least the context frames.
@@ -223,6 +226,7 @@ class VJepa2ACModel(WorldModelMixin, JepaPreTrainedModel):
         Raises:
             `ValueError`: for input that does not fit.
         """
+        self._check_width(latents)
         self.check_rollout(latents, actions, past_actions, **self._conditions(states, extrinsics))
         context, candidates = latents.shape[1], len(actions) // len(latents)
 
@@ -325,16 +329,18 @@ class VJepa2ACModel(WorldModelMixin, JepaPreTrainedModel):
         return torch.stack(frames[: actions.shape[1]], dim=1)
 
     def _clip(self, latents: torch.Tensor | None, pixel_values: torch.Tensor | None) -> torch.Tensor:
-        """Latents of at least two frames, given or encoded."""
+        """Latents, given or encoded."""
         if (latents is None) == (pixel_values is None):
             raise ValueError("Give either `latents` or the clips that they are made of, not both.")
         latents = self.encode(pixel_values) if latents is None else latents
-        if latents.ndim != 4 or latents.shape[1] < 2 or latents.shape[-1] != self.config.latent_size:
-            raise ValueError(
-                f"`latents` must be (batch, at least two frames, tokens, {self.config.latent_size}), got shape "
-                f"{tuple(latents.shape)}."
-            )
+        self._check_width(latents)
         return latents
+
+    def _check_width(self, latents: torch.Tensor) -> None:
+        if latents.ndim != 4 or latents.shape[-1] != self.config.latent_size:
+            raise ValueError(
+                f"`latents` must be (batch, time, tokens, {self.config.latent_size}), got {tuple(latents.shape)}."
+            )
 
     def _conditions(
         self, states: torch.Tensor | None, extrinsics: torch.Tensor | None
