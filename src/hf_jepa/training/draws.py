@@ -42,11 +42,11 @@ class DrawCountedStream(IterableDataset):
     batches `w`, `w + W`, ... of its rank, and batch `c` of rank `r` holds the draws from `(c * world_size + r) *
     batch_size` on. All samples of an optimizer step hence share that step's mask sizes, for any number of workers.
 
-    A [`~hf_jepa.data.SeededImageStream`] is split over ranks and workers by its shards, and each rank augments by
-    seeds of its own. Any other stream, a plain one of `datasets` included, is expected to give the same samples
-    everywhere and is read in full by each worker, which keeps its own batches: nothing is lost, and samples are the
-    same for any split, but workers do not share the work. Shuffle such a stream before random transforms are mapped
-    over it: what comes before `shuffle` runs in threads, whose random numbers nobody can seed.
+    A [`~hf_jepa.data.SeededImageStream`] is split over ranks and workers by its shards. Any other stream, a plain one
+    of `datasets` included, is expected to give the same samples everywhere and is read in full by each worker, which
+    keeps its own batches: nothing is lost, and samples are the same for any split, but workers do not share the work.
+    Shuffle such a stream before random transforms are mapped over it: what comes before `shuffle` runs in threads,
+    whose random numbers nobody can seed.
 
     Args:
         stream (`IterableDataset`): yields dicts such as `{"pixel_values": (C, H, W) float32}`.
@@ -144,9 +144,6 @@ def _split_stream(stream: SeededImageStream, rank: int, world_size: int, num_wor
             f"(or no multiple of {world_size}); lower `dataloader_num_workers` to 1 or split the data into more files."
         )
     stream = copy(stream)
-    if rank:
-        # It counts its own samples, as every other rank does.
-        stream.seed = mix_seed(stream.seed, rank)
     if world_size > 1:
         stream.dataset = split_dataset_by_node(stream.dataset, rank=rank, world_size=world_size)
     return stream
