@@ -21,6 +21,7 @@ from ..methods import Method
 from .clip_sampling import ClipSampler
 from .collators import MaskCollator, MultiViewCollator
 from .dataset import SeededImageDataset, SeededImageStream
+from .processing import processor_transform
 from .transforms import IMAGENET_MEAN, IMAGENET_STD, ImageTransform, eval_transform, train_transform
 from .video_collator import VideoMaskCollator
 from .video_dataset import SeededVideoDataset
@@ -360,14 +361,20 @@ def training_samples(method: Method, model: Any, dataset: Any, seed: int = 0) ->
     return _seeded(method, model, dataset, transform, column, None, seed, random_start=True)
 
 
-def labelled_samples(method: Method, model: Any, dataset: Any) -> Any:
-    """As [`training_samples`], through the evaluation transform and with labels, for probes."""
+def labelled_samples(method: Method, model: Any, dataset: Any, processor: Any | None = None) -> Any:
+    """
+    As [`training_samples`], with labels, for probes: images through the processor that will be released, if there is
+    one, and clips through the evaluation transform.
+    """
     if isinstance(dataset, dict):
-        return {name: labelled_samples(method, model, part) for name, part in dataset.items()}
+        return {name: labelled_samples(method, model, part, processor) for name, part in dataset.items()}
     if not is_plain(dataset):
         return dataset
-    make: Callable = video_eval_transform if method.batches == "clips" else eval_transform
-    transform = make(input_size(model), **statistics(model, None, None))
+    if method.batches != "clips" and processor is not None:
+        transform = processor_transform(processor)
+    else:
+        make: Callable = video_eval_transform if method.batches == "clips" else eval_transform
+        transform = make(input_size(model), **statistics(model, None, None))
     return _seeded(method, model, dataset, transform, media_column(dataset), label_column(dataset), 0, False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,15 +77,25 @@ def _patch_size(model: PreTrainedModel) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
+def _grid_of(num_tokens: int, height: int, width: int, name: str) -> tuple[int, int]:
+    """Rows and columns of tokens that tile an image, whatever encoder made them."""
+    rows = round((num_tokens * height / width) ** 0.5)
+    if num_tokens < 4 or not rows or num_tokens % rows or height % rows or width % (num_tokens // rows):
+        raise ValueError(
+            f"{name} makes {num_tokens} tokens of {height}x{width} pixels, which do not tile them: there is no map to "
+            "draw. Larger images may have one."
+        )
+    return rows, num_tokens // rows
+
+
 def _read_images(
     repo: str, model: PreTrainedModel, files: Sequence[Path], revision: str | None, imagenet_statistics: bool
 ) -> torch.Tensor:
-    from PIL import Image
-
+    from ..data import decode_image
     from ..evaluation import load_image_transform
 
     transform = load_image_transform(repo, model, revision, imagenet_statistics)
-    return torch.stack([transform(Image.open(path)) for path in files])
+    return torch.stack([transform(decode_image(str(path))) for path in files])
 
 
 def _draw_images(model: PreTrainedModel, pixels: torch.Tensor, kind: str, output: Path, seed: int) -> Path:
@@ -94,11 +105,16 @@ def _draw_images(model: PreTrainedModel, pixels: torch.Tensor, kind: str, output
     from ..objectives.distances import normalize_targets
     from . import plot_feature_pca, plot_masks, plot_prediction_similarity
 
-    patch = _patch_size(model)
     size = tuple(pixels.shape[-2:])
-    grid = (size[0] // patch[0], size[1] // patch[1])
     if kind == "pca":
-        return plot_feature_pca(pixels, pooled_features(model, pixels, "none"), grid, output)
+        features = pooled_features(model, pixels, "none")
+        return plot_feature_pca(pixels, features, _grid_of(features.shape[1], *size, type(model).__name__), output)
+    if "context_mask" not in inspect.signature(model.forward).parameters and not isinstance(
+        model, Data2VecVisionForPreTraining
+    ):
+        raise ValueError(f"--kind {kind} is for models that predict masked patches, not for {type(model).__name__}.")
+    patch = _patch_size(model)
+    grid = (size[0] // patch[0], size[1] // patch[1])
     # A picture wants blocks on any grid; the default of 10 tokens at least is for training.
     min_keep = min(10, grid[0] * grid[1] // 16)
     generator = MultiBlockMaskGenerator(size, patch, min_keep=min_keep, mode="balanced", seed=seed)
@@ -149,11 +165,15 @@ def _draw_videos(model: PreTrainedModel, clips: torch.Tensor, kind: str, output:
 
     if kind == "surprise":
         return plot_surprise(clips, model.energy(clips, per_time_step=True), output)
-    patch, frames = _patch_size(model), clips.shape[1]
-    config = getattr(model.config, "encoder_config", model.config)
-    grid = (max(1, frames // config.tubelet_size), clips.shape[3] // patch[0], clips.shape[4] // patch[1])
+    frames, config = clips.shape[1], getattr(model.config, "encoder_config", model.config)
+    tubelet = getattr(config, "tubelet_size", 1)
+    steps = max(1, frames // (tubelet if isinstance(tubelet, int) else tubelet[0]))
     if kind == "pca":
-        return plot_video_pca(clips, pooled_features(model, clips, "none"), grid, output)
+        features = pooled_features(model, clips, "none")
+        rows = _grid_of(features.shape[1] // steps, *clips.shape[3:], type(model).__name__)
+        return plot_video_pca(clips, features, (steps, *rows), output)
+    patch = _patch_size(model)
+    grid = (steps, clips.shape[3] // patch[0], clips.shape[4] // patch[1])
     masks = [
         MultiBlock3DMaskGenerator(
             tuple(clips.shape[3:]), patch, frames, config.tubelet_size, **recipe, mode="balanced", seed=seed
