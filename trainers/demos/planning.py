@@ -59,7 +59,7 @@ PLANNER = {
     "result": "best",
     "over": "path",
 }
-EXECUTE = 6
+EXECUTE = 3
 
 # Loads the release in a process of its own and plans: the actions must be those of this one.
 STRANGER = """
@@ -300,7 +300,10 @@ def main() -> None:
     print("Training what it is compared with.", flush=True)
     alone = {"sigreg_weight": 0.0, "inverse_dynamics_weight": 0.0}
     models = {OURS: model}
-    for name, changes in ((COLLAPSED, alone), (UNTRAINED, {**alone, "freeze_encoder": True})):
+    for name, changes in (
+        (COLLAPSED, alone),
+        (UNTRAINED, {**alone, "freeze_encoder": True, "latent_space": "layer_norm"}),
+    ):
         folder = f"{options.output_dir}/baselines"
         models[name], _ = train(build_config(data, **changes), data, int(STEPS * share / 3), seed, folder)
     policies = goal_conditioned(model, data, seed, share)

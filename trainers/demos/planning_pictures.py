@@ -29,11 +29,11 @@ CAPTIONS = [
     },
     {
         "file": "distance.png",
-        "caption": "How far a goal is from everywhere: in latents, in steps the planner's way, straight ahead.",
+        "caption": "How far a goal is from everywhere: in latents, on foot through the door, in a straight line.",
     },
     {
         "file": "landscape.png",
-        "caption": "What the planner sees: the cost of holding an action for as long as it looks ahead.",
+        "caption": "What the planner sees: the cost of holding an action for eight steps, and the action it chose.",
     },
 ]
 
@@ -102,7 +102,7 @@ def distance_maps(model: LatentWorldModel, tasks: PlanningTasks, path: Path) -> 
 
 @torch.no_grad()
 def landscape(model: LatentWorldModel, planner: CEMPlanner, tasks: PlanningTasks, path: Path) -> Path:
-    """The cost of holding each action over the planner's horizon, at the starts of three tasks."""
+    """The cost of holding each action for eight steps, at the starts of three tasks."""
     grid = np.linspace(-two_rooms.MAX_STEP, two_rooms.MAX_STEP, 21, dtype=np.float32)
     held = torch.from_numpy(np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 1, 2)).to(model.device)
     frames = two_rooms.render(tasks.starts[:3])

@@ -1,0 +1,7 @@
+"""Trains a world model: a launcher for `accelerate launch`; `hf-jepa train RECIPE` does the same."""
+
+from hf_jepa.programs.command_line import run_program
+from hf_jepa.programs.train_world_model import main
+
+if __name__ == "__main__":
+    run_program(main)
