@@ -342,3 +342,12 @@ def test_robots_without_poses_tell_their_states():
     assert model.rollout(latents, actions, torch.randn(2, 3, 4)).shape == (2, 3, 16, 32)
     with pytest.raises(ValueError, match="give `states` of every frame"):
         model.rollout(latents, actions, torch.randn(2, 1, 4))
+
+
+def test_the_released_size_is_the_default():
+    with torch.device("meta"):
+        model = VJepa2ACModel(VJepa2ACConfig())
+    count = sum(parameter.numel() for parameter in model.predictor.parameters())
+    assert count == pytest.approx(305.2e6, rel=2e-4)
+    assert (model.config.latent_size, model.encoder.config.num_hidden_layers) == (1408, 40)
+    assert model.encoder.predictor is None
