@@ -1,6 +1,5 @@
 """Runs that are told to leave: Ctrl-C, SIGTERM, preemption; and folders that another run has used."""
 
-import json
 import os
 import signal
 import subprocess
@@ -14,7 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from hf_jepa.training import TrainingInterrupted
-from hf_jepa.training.checkpoints import COMPLETE_MARKER, incompleteness
+from hf_jepa.training.checkpoints import incompleteness
 
 
 class Tell(TrainerCallback):
@@ -120,16 +119,6 @@ def test_a_preempted_checkpoint_of_transformers_is_complete(make_trainer: Callab
     whole.train()
     expected = weights(whole)
     assert all(torch.equal(expected[name], value) for name, value in weights(resumed).items())
-
-
-def test_a_transient_older_checkpoint_is_complete(make_trainer: Callable[..., Any], tmp_path: Path) -> None:
-    """As earlier versions of the package have marked it."""
-    make_trainer(max_steps=1, save_strategy="steps", save_steps=1).train()
-    folder = tmp_path / "run" / "checkpoint-1"
-    marker = json.loads((folder / COMPLETE_MARKER).read_text())
-    marker["files"]["checkpoint-is-incomplete.txt"] = 50
-    (folder / COMPLETE_MARKER).write_text(json.dumps(marker))
-    assert incompleteness(folder) is None
 
 
 SCRIPT = """

@@ -24,7 +24,7 @@ SCHEDULER_STATE = "scheduler.json"
 SCALER_STATE = "scaler.json"
 TRAINING_ARGS = "training_args.json"
 
-# Written into a checkpoint by transformers' preemption (`enable_jit_checkpoint`) and taken away once it is complete.
+# Lies in a checkpoint while transformers' preemption (`enable_jit_checkpoint`) writes it, and is then taken away.
 _TRANSIENT = {"checkpoint-is-incomplete.txt"}
 
 
@@ -37,9 +37,7 @@ def mark_complete(folder: Path, run: dict[str, Any]) -> None:
         run (`dict`): what else a resumed run is compared with, such as the global batch size.
     """
     files = {
-        str(path.relative_to(folder)): path.stat().st_size
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in _TRANSIENT
+        str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()
     }
     marker = folder / COMPLETE_MARKER
     unfinished = folder / (COMPLETE_MARKER + ".part")
