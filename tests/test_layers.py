@@ -22,7 +22,7 @@ LAYERS = [
         "streaming",
         "version",
     },
-    {"adapters", "encoders", "predictor", "regularized", "world_model"},
+    {"adapters", "encoders", "predictor", "regularized", "token_layouts", "world_model"},
     {"data"},
     {"models"},
     {"evaluation", "hub", "pipelines", "planning"},

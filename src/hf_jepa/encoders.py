@@ -1,29 +1,29 @@
 """What the outputs of any vision encoder mean: which tokens are patches, and what stands for the whole."""
 
+import copy
 import inspect
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ViTModel
 
 from .modeling_jepa import JepaPreTrainedModel
-from .parts import build_part
+from .parts import build_part, dry_run
+from .positions import pair
 from .predictor import read_layer
+from .token_layouts import num_prefix_tokens, patch_tokens
 from .world_model import WorldModelConfig
 
 Pooling = Literal["auto", "cls", "mean", "pooler"]
 
 # Float pixels beyond this are no normalised ones: somebody forgot to divide by 255.
 _LARGEST_PIXEL = 60.0
-# CLS, distillation and register tokens stand before the patches; no in-tree ViT has more than this.
-_MAX_PREFIX_TOKENS = 16
 # CLS tokens stand before the patches; no in-tree video model has more than this.
 _MAX_CLIP_PREFIX_TOKENS = 4
 
 
-def run_encoder(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> Any:
+def run_encoder(encoder: PreTrainedModel, pixel_values: torch.Tensor, **options: Any) -> Any:
     """
     The encoder's output; at another size than its config's with interpolated positions, where the encoder has that
     option. A video encoder gets an image as the shortest clip that it takes, all frames the same.
@@ -31,6 +31,7 @@ def run_encoder(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> Any:
     Args:
         encoder (`PreTrainedModel`): any vision encoder, timm wrappers included.
         pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`): in any precision.
+        options: for its forward pass, such as `output_hidden_states`.
 
     Raises:
         `ValueError`: as [`clip_tokens`].
@@ -42,11 +43,12 @@ def run_encoder(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> Any:
         encodes_only = "skip_predictor" in inspect.signature(encoder.forward).parameters
         return encoder(clips, **({"skip_predictor": True} if encodes_only else {}))
     size = getattr(encoder.config, "image_size", None)
-    configured = (size, size) if isinstance(size, int) else tuple(size or ())
-    resized = size is not None and tuple(pixel_values.shape[-2:]) != configured
+    resized = size is not None and tuple(pixel_values.shape[-2:]) != pair(size)
     if resized and "interpolate_pos_encoding" in inspect.signature(encoder.forward).parameters:
-        return encoder(pixel_values, interpolate_pos_encoding=True)
-    return encoder(pixel_values)
+        options["interpolate_pos_encoding"] = True
+    if encoder.config.model_type == "vit_mae":
+        return _run_without_masking(encoder, pixel_values, options)
+    return encoder(pixel_values, **options)
 
 
 def cls_token(encoder: ViTModel, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -66,48 +68,16 @@ def cls_token(encoder: ViTModel, pixel_values: torch.Tensor) -> torch.Tensor:
     return encoder.layernorm(read_layer(encoder.layers[-1], hidden_states, slice(0, 1)))[:, 0]
 
 
-def patch_tokens(encoder: nn.Module, states: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-    """
-    Hidden states as patch tokens: feature maps flattened, CLS, distillation and register tokens left out.
-
-    Args:
-        encoder (`nn.Module`): that made them.
-        states (`torch.Tensor` of shape `(batch, tokens, width)` or `(batch, width, rows, columns)`).
-        pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): that they were made of.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, patches, width)`.
-
-    Raises:
-        `ValueError`: for states of any other shape.
-    """
-    if states.ndim == 4 and states.shape[-1] == _channels_last_width(encoder):
-        return states.flatten(1, 2)
-    if states.ndim == 4:  # feature maps of convolutional and hierarchical models
-        return states.flatten(2).transpose(1, 2)
-    if states.ndim != 3:
-        raise ValueError(f"{type(encoder).__name__} gives states of shape {tuple(states.shape)}, not tokens.")
-    return states[:, num_prefix_tokens(encoder, states.shape[1], pixel_values) :]
-
-
-def _channels_last_width(encoder: nn.Module) -> int | None:
-    """Width of feature maps that come as (batch, rows, columns, width), as timm's Swin gives them."""
-    timm_model = getattr(encoder, "timm_model", None)
-    return timm_model.num_features if getattr(timm_model, "output_fmt", "NCHW") == "NHWC" else None
-
-
-def num_prefix_tokens(encoder: nn.Module, num_tokens: int, pixel_values: torch.Tensor) -> int:
-    """How many of an encoder's tokens stand before the patches."""
-    timm_model = getattr(encoder, "timm_model", None)
-    if timm_model is not None:
-        return getattr(timm_model, "num_prefix_tokens", 0)
-    patch_size = getattr(encoder.config, "patch_size", None)
-    if patch_size is None:
-        return 0
-    patch_height, patch_width = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)[-2:]
-    height, width = pixel_values.shape[-2:]
-    prefix = num_tokens - (height // patch_height) * (width // patch_width)
-    return prefix if 0 <= prefix <= _MAX_PREFIX_TOKENS else 0
+def _run_without_masking(encoder: PreTrainedModel, pixel_values: torch.Tensor, options: dict[str, Any]) -> Any:
+    """In-tree ViT-MAE keeps a random quarter of the patches, in random order: all of them in theirs."""
+    config, patch = encoder.config, encoder.config.patch_size
+    rows, columns = (side // patch for side in pixel_values.shape[-2:])
+    order = torch.arange(rows * columns, device=pixel_values.device, dtype=torch.float32)
+    ratio, config.mask_ratio = config.mask_ratio, 0.0
+    try:
+        return encoder(pixel_values, noise=order.expand(len(pixel_values), -1), **options)
+    finally:
+        config.mask_ratio = ratio
 
 
 def is_video_encoder(model: PreTrainedModel) -> bool:
@@ -148,7 +118,7 @@ def clip_tokens(model: PreTrainedModel, clips: torch.Tensor) -> torch.Tensor:
     tokens = backbone(clips).last_hidden_state
     # Without patches in the config (ViViT) they are those of the tubelet.
     patch_size = getattr(config, "patch_size", None) or config.tubelet_size[-2:]
-    patch = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+    patch = pair(patch_size)
     prefix = tokens.shape[1] % ((clips.shape[-2] // patch[0]) * (clips.shape[-1] // patch[1]))
     return tokens[:, prefix:] if prefix <= _MAX_CLIP_PREFIX_TOKENS else tokens
 
@@ -185,10 +155,11 @@ def resolve_pooling(encoder: PreTrainedModel, outputs: Any, pixel_values: torch.
         return pooling
     states = getattr(outputs, "last_hidden_state", None)
     is_tokens = isinstance(states, torch.Tensor) and states.ndim == 3
-    has_pooler = isinstance(getattr(outputs, "pooler_output", None), torch.Tensor)
+    pooler = getattr(outputs, "pooler_output", None)
+    has_pooler = isinstance(pooler, torch.Tensor) and pooler.numel() == pooler.shape[0] * pooler.shape[1]
     if has_pooler and (not is_tokens or hasattr(encoder, "timm_model")):
         return "pooler"
-    return "cls" if is_tokens and num_prefix_tokens(encoder, states.shape[1], pixel_values) else "mean"
+    return "cls" if is_tokens and num_prefix_tokens(encoder, states, pixel_values) else "mean"
 
 
 def pooled_output(
@@ -225,7 +196,7 @@ def pooled_output(
     if pooling == "mean" and has_states:
         return patch_tokens(encoder, states, pixel_values).mean(dim=1)
     has_tokens = has_states and states.ndim == 3
-    if pooling == "cls" and has_tokens and num_prefix_tokens(encoder, states.shape[1], pixel_values):
+    if pooling == "cls" and has_tokens and num_prefix_tokens(encoder, states, pixel_values):
         return states[:, 0]
     outputs_given = {"last_hidden_state": states, "pooler_output": pooler}
     shapes = [f"{key} {tuple(value.shape)}" for key, value in outputs_given.items() if isinstance(value, torch.Tensor)]
@@ -240,18 +211,18 @@ def vision_width(encoder: PreTrainedModel) -> int:
     Width of an encoder's patch tokens.
 
     Raises:
-        `ValueError`: if its config does not tell.
+        `ValueError`: if it gives none.
     """
-    if hasattr(encoder, "timm_model"):
-        return encoder.timm_model.num_features
-    config = encoder.config
-    width = getattr(config, "hidden_size", None) or (getattr(config, "hidden_sizes", None) or [None])[-1]
-    if width is None:
-        raise ValueError(
-            f"The config of {type(encoder).__name__} names no `hidden_size`; set `vision_hidden_size` to the width of "
-            "its patch tokens. (Of a model with two towers, pass the vision tower.)"
-        )
-    return width
+    if is_video_encoder(encoder):
+        return encoder.config.hidden_size
+    return dry_run(encoder, lambda: encode_frames(encoder, example_images(encoder.config)).shape[-1])[0]
+
+
+def example_images(config: PreTrainedConfig) -> torch.Tensor:
+    """Images of the configured size on the meta device, of shape `(1, channels, height, width)`, for dry runs."""
+    options = getattr(config, "model_args", None) or {}
+    channels = (getattr(config, "num_channels", None), getattr(config, "in_chans", None), options.get("in_chans"), 3)
+    return torch.empty(1, next(filter(None, channels)), *(configured_size(config) or (224, 224)), device="meta")
 
 
 def without_unused_parts(encoder: PreTrainedModel) -> PreTrainedModel:
@@ -311,16 +282,48 @@ def _shortest_clip(config: PreTrainedConfig) -> int:
     return getattr(config, "num_frames", None) or getattr(config, "tubelet_size", 1)
 
 
-def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
-    """A vision encoder of any kind, new, with the parts that give tokens only: see [`without_unused_parts`]."""
-    return without_unused_parts(build_part(config))
+def build_encoder(config: PreTrainedConfig, image_size: int | tuple[int, int] | None = None) -> PreTrainedModel:
+    """
+    A vision encoder of any kind, new, for whole images, with the parts that give tokens only: see
+    [`without_unused_parts`].
+
+    Args:
+        config (`PreTrainedConfig`): left as it is.
+        image_size (`int` or `(height, width)`, *optional*): of the images, in pixels. timm's ViTs, which take one
+            size only unless told, are made for it and interpolate their positions at others.
+    """
+    if config.model_type == "timm_wrapper" and image_size is not None:
+        config = _timm_for_views(config, image_size)
+    encoder = without_unused_parts(build_part(config))
+    if config.model_type == "vit_mae":
+        # Also for those who load it later: its users would get random quarters.
+        encoder.config.mask_ratio = 0.0
+    return encoder
+
+
+def _timm_for_views(config: PreTrainedConfig, image_size: int | tuple[int, int]) -> PreTrainedConfig:
+    import timm
+
+    config, given = copy.deepcopy(config), dict(config.model_args or {})
+    with torch.device("meta"):
+        known = inspect.signature(type(timm.create_model(config.architecture, num_classes=0, **given))).parameters
+    wanted = {"img_size": pair(image_size), "dynamic_img_size": True, "strict_img_size": False, "dynamic_mask": True}
+    config.model_args = {**{name: value for name, value in wanted.items() if name in known}, **given}
+    return config
+
+
+def keep_timm_size(config: PreTrainedConfig, encoder: PreTrainedModel) -> None:
+    """Writes the size that a timm ViT has its table for into the config, in place: weights fit no other."""
+    embedding = getattr(getattr(encoder, "timm_model", None), "patch_embed", None)
+    if getattr(embedding, "img_size", None) is not None:
+        config.model_args = {"img_size": tuple(embedding.img_size), **(config.model_args or {})}
 
 
 def configured_size(config: PreTrainedConfig) -> tuple[int, int] | None:
     """Height and width that an encoder is configured for; `None` where its config does not say."""
     options = getattr(config, "model_args", None) or {}
     size = getattr(config, "image_size", None) or getattr(config, "crop_size", None) or options.get("img_size")
-    return (size, size) if isinstance(size, int) else tuple(size) if size else None
+    return pair(size) if size else None
 
 
 def normalized_frames(

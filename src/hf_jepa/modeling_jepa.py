@@ -1,16 +1,17 @@
 """What every JEPA model shares: the target encoder's life, features, export, and loading that is never partial."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .parts import tie_as_declared
+from .parts import StrictLoading, TrainableParts, refuse_unknown_fields, tie_as_declared
+from .positions import pair
 
 
 @dataclass
@@ -85,7 +86,7 @@ def _come_apart(model: PreTrainedModel, tied: dict[str, str]) -> None:
             setattr(model.get_submodule(module), attribute, nn.Parameter(torch.empty_like(parameter)))
 
 
-class JepaPreTrainedModel(PreTrainedModel):
+class JepaPreTrainedModel(TrainableParts, StrictLoading, PreTrainedModel):
     """
     Base of the pretraining models: an in-tree `encoder` (the context encoder), an in-tree `target_encoder` that
     follows it by exponential moving average and never receives gradients, and a `predictor`, held side by side.
@@ -102,33 +103,6 @@ class JepaPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     model_tags = ["hf-jepa", "jepa"]
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """
-        As `PreTrainedModel.from_pretrained`, but every key must be restored.
-
-        Raises:
-            `ValueError`: if the checkpoint has missing, unexpected or mis-shaped keys.
-        """
-        wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path,
-            *model_args,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **kwargs,
-        )
-        problems = {name: sorted(map(str, keys)) for name, keys in info.items() if keys and name != "error_msgs"}
-        if problems or info.get("error_msgs"):
-            lines = [f"  {name}: {', '.join(keys[:5])}{' ...' * (len(keys) > 5)}" for name, keys in problems.items()]
-            raise ValueError(
-                f"{pretrained_model_name_or_path} does not hold a whole {cls.__name__}; nothing was loaded:\n"
-                + "\n".join(lines + list(info.get("error_msgs") or []))
-                + "\nTo start from an encoder alone use `from_encoder`; for an original checkpoint `hf-jepa convert`."
-            )
-        model.freeze_target()
-        return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, state_dict: dict | None = None, **kwargs: Any) -> None:
         """As `PreTrainedModel.save_pretrained`, of what [`saved_state_dict`] holds."""
@@ -170,31 +144,80 @@ class JepaPreTrainedModel(PreTrainedModel):
         super().init_weights()
 
     @classmethod
-    def from_encoder(cls, encoder: str | PreTrainedModel, **config_kwargs) -> "JepaPreTrainedModel":
+    def from_encoder(
+        cls,
+        encoder: str | PreTrainedModel,
+        image_size: int | tuple[int, int] | None = None,
+        patch_size: int | tuple[int, int] | None = None,
+        **config_kwargs: Any,
+    ) -> "JepaPreTrainedModel":
         """
         Starts pretraining from a released encoder: it becomes both context and target encoder; the predictor is new.
 
         Args:
-            encoder (`str` or `PreTrainedModel`): a model id, a local folder, or a loaded in-tree encoder.
+            encoder (`str` or `PreTrainedModel`): a model id, a local folder, or a loaded in-tree encoder, in any
+                precision.
+            image_size (`int` or `(height, width)`, *optional*): to go on with, in pixels; by default the encoder's.
+            patch_size (`int` or `(height, width)`, *optional*): the encoder's, if given.
             config_kwargs: fields of the pretraining config, such as `predictor_num_hidden_layers`.
+
+        Raises:
+            `ValueError`: for another patch size than the encoder's, an image size that it cannot go on with, and
+                names that are no fields of the config.
         """
         if isinstance(encoder, str):
             encoder = AutoModel.from_pretrained(encoder, dtype=torch.float32)
-        config = cls.config_class(encoder_config=copy.deepcopy(encoder.config), **config_kwargs)
+        config = cls._config_for(encoder, image_size, patch_size, config_kwargs)
         model = cls(config)
-        model.encoder.load_state_dict(encoder.state_dict())
+        own, given = model.encoder.state_dict(), encoder.state_dict()
+        # Tables that are computed for the size asked for.
+        new = {name: own[name] for name in cls._sized_keys if name in given and given[name].shape != own[name].shape}
+        model.encoder.load_state_dict({**given, **new})
         model.sync_target()
         return model
+
+    # Weights of an encoder that are a function of its image size.
+    _sized_keys: tuple[str, ...] = ()
+
+    @classmethod
+    def _config_for(
+        cls, encoder: PreTrainedModel, image_size: Any, patch_size: Any, fields: dict[str, Any]
+    ) -> PreTrainedConfig:
+        refuse_unknown_fields(cls.config_class, fields)
+        config = cls._encoder_config(encoder)
+        own = getattr(config, "patch_size", None)
+        if patch_size is not None and (own is None or pair(own) != pair(patch_size)):
+            raise ValueError(
+                f"patch_size={patch_size}, but the encoder's patches are {own}: its patch embedding fits no others. "
+                "Leave `patch_size` out, or train an encoder from scratch."
+            )
+        if image_size is not None:
+            cls._resize(config, image_size, fields)
+        return cls.config_class(encoder_config=config, **fields)
+
+    @classmethod
+    def _encoder_config(cls, encoder: PreTrainedModel) -> PreTrainedConfig:
+        """A copy of an encoder's config, as the pretraining config holds it."""
+        return copy.deepcopy(encoder.config)
+
+    @classmethod
+    def _resize(cls, encoder_config: PreTrainedConfig, image_size: Any, fields: dict[str, Any]) -> None:
+        """Makes an encoder's config, or the fields beside it, those of another image size."""
+        own = encoder_config.image_size
+        if pair(own) != pair(image_size):
+            raise ValueError(
+                f"image_size={image_size}, but the encoder is one for {own} pixels, and {cls.__name__} keeps its "
+                "table of positions. Leave `image_size` out and pass images of any size: the table is interpolated."
+            )
 
     @property
     def has_target_encoder(self) -> bool:
         """Whether there is an EMA target encoder beside the context encoder."""
         return getattr(self, "target_encoder", None) is not None
 
-    def freeze_target(self) -> None:
-        """Turns gradients off where the method has none: target encoder and fixed position tables."""
+    def frozen(self) -> Iterator[nn.Module | nn.Parameter]:
         if self.has_target_encoder:
-            self.target_encoder.requires_grad_(False)
+            yield self.target_encoder
 
     def train(self, mode: bool = True) -> "JepaPreTrainedModel":
         super().train(mode)

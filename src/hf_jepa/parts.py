@@ -1,9 +1,13 @@
-"""Models made of models: one way to copy a part's config, to build the part, and to tie its weights."""
+"""Models made of models: how a part's config is copied, the part built, its weights tied and what it reads found."""
 
 import copy
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 
@@ -34,6 +38,19 @@ def build_part(config: PreTrainedConfig, auto_class: type = AutoModel) -> PreTra
     return build(config, dtype=dtype)
 
 
+def refuse_unknown_fields(config_class: type, given: dict[str, Any]) -> None:
+    """
+    Raises:
+        `ValueError`: for a name that is no field of a config, which would keep it and never read it.
+    """
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    for name in given.keys() - fields:
+        near = difflib.get_close_matches(name, fields, 1)
+        raise ValueError(
+            f"{config_class.__name__} has no field `{name}`" + (f"; did you mean `{near[0]}`?" if near else ".")
+        )
+
+
 def tie_as_declared(part: PreTrainedModel) -> None:
     """
     Makes tied parameters of a part one, in place. `from_pretrained` builds models untied, and has no names of weights
@@ -44,3 +61,137 @@ def tie_as_declared(part: PreTrainedModel) -> None:
         if name in named and source in named:
             module, _, attribute = name.rpartition(".")
             setattr(part.get_submodule(module), attribute, named[source])
+
+
+def dry_run(part: nn.Module, run: Callable[[], Any]) -> tuple[Any, dict[str, torch.Tensor]]:
+    """
+    What a part would give, without computing it: its weights stand on the meta device, in eval mode, with a gradient.
+
+    Args:
+        part (`nn.Module`): left as it is.
+        run (`Callable`): calls the part on tensors of the meta device.
+
+    Returns:
+        What `run` returns, and the weights that it was computed with, by name.
+    """
+    weights = {
+        name: torch.empty_like(weight, device="meta").requires_grad_(weight.is_floating_point())
+        for name, weight in part.named_parameters()
+    }
+    buffers = {name: torch.empty_like(buffer, device="meta") for name, buffer in part.named_buffers()}
+    configs = {id(m.config): m.config for m in part.modules() if isinstance(m, PreTrainedModel)}.values()
+    attention = [config._attn_implementation for config in configs]
+    modes = {module: module.training for module in part.modules()}
+    try:
+        for config in configs:
+            # Kernels of other packages know no meta device.
+            config._attn_implementation = "eager"
+        part.eval()
+        with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+            return torch.func.functional_call(
+                _Call(part, run), {f"part.{k}": v for k, v in {**weights, **buffers}.items()}, ()
+            ), weights
+    finally:
+        for config, implementation in zip(configs, attention, strict=True):
+            config._attn_implementation = implementation
+        for module, mode in modes.items():
+            module.training = mode
+
+
+class _Call(nn.Module):
+    def __init__(self, part: nn.Module, run: Callable[[], Any]):
+        super().__init__()
+        self.part, self.run = part, run
+
+    def forward(self) -> Any:
+        return self.run()
+
+
+def unread_parameters(part: nn.Module, run: Callable[[], torch.Tensor]) -> set[str]:
+    """
+    Names of the parameters that an output does not depend on, by a dry backward: such as a pooler beside the tokens
+    that are read, or the mask token of a model that masks nothing. They never get a gradient, and DDP would wait for
+    it in every step.
+
+    Args:
+        part (`nn.Module`): left as it is.
+        run (`Callable`): as in [`dry_run`]; returns a floating-point tensor.
+    """
+    output, weights = dry_run(part, lambda: run().sum())
+    gradients = torch.autograd.grad(output, list(weights.values()), allow_unused=True)
+    return {name for name, gradient in zip(weights, gradients, strict=True) if gradient is None}
+
+
+class TrainableParts:
+    """
+    What of a model trains, in one place. Mixed into models, which say it by [`frozen`] and [`unread`].
+    """
+
+    def frozen(self) -> Iterator[nn.Module | nn.Parameter]:
+        """What the method keeps as it is, or moves by other means than a gradient."""
+        yield from ()
+
+    def unread(self) -> set[str]:
+        """Names of parameters that the loss does not depend on; see [`unread_parameters`]."""
+        return set()
+
+    def apply_requires_grad(self) -> None:
+        """
+        Turns gradients off where there are none, and nowhere on. Call it again after loading, which replaces
+        parameters and forgets.
+        """
+        for part in self.frozen():
+            part.requires_grad_(False)
+        if self.device.type != "meta":
+            for name in self.unread():
+                self.get_parameter(name).requires_grad_(False)
+
+
+class StrictLoading:
+    """Loading that never leaves a part as it was drawn. Mixed into models, before `PreTrainedModel`."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, ignore_mismatched_sizes=False, **kwargs):
+        """
+        As `PreTrainedModel.from_pretrained`, but every key must be restored.
+
+        Raises:
+            `ValueError`: if the checkpoint has missing, unexpected or mis-shaped keys.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path,
+            *model_args,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **kwargs,
+        )
+        model.check_loaded(pretrained_model_name_or_path, info, ignore_mismatched_sizes)
+        model.apply_requires_grad()
+        return (model, info) if wants_info else model
+
+    def check_loaded(self, source: Any, info: dict[str, Any], ignore_mismatched_sizes: bool = False) -> None:
+        """
+        Refuses what is not restored whole.
+
+        Args:
+            source: what was loaded, for the message.
+            info (`dict`): transformers' loading report.
+            ignore_mismatched_sizes (`bool`): not honoured here.
+
+        Raises:
+            `ValueError`: naming the keys.
+        """
+        problems = {name: sorted(map(str, keys)) for name, keys in info.items() if keys and name != "error_msgs"}
+        if problems or info.get("error_msgs"):
+            lines = [f"  {name}: {cut(keys)}" for name, keys in problems.items()]
+            raise ValueError(
+                f"{source} does not hold a whole {type(self).__name__}; nothing was loaded:\n"
+                + "\n".join(lines + list(info.get("error_msgs") or []))
+                + "\nTo start from an encoder alone use `from_encoder`; for an original checkpoint `hf-jepa convert`."
+            )
+
+
+def cut(keys: list[str]) -> str:
+    """The first five keys of a list, for a message."""
+    return f"{', '.join(keys[:5])}{' ...' * (len(keys) > 5)}"

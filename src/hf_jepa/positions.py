@@ -7,6 +7,11 @@ import torch
 import torch.nn.functional as F
 
 
+def pair(value: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
+    """`(height, width)` of a size given as one number or two; of three, those of an image in a clip."""
+    return (value, value) if isinstance(value, int) else tuple(value)[-2:]
+
+
 def sincos_1d(positions: torch.Tensor, dim: int) -> torch.Tensor:
     """
     Sine-cosine code of scalar positions: `dim / 2` sines followed by `dim / 2` cosines at geometric frequencies.

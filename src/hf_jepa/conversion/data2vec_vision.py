@@ -250,7 +250,7 @@ def convert_data2vec_vision_checkpoint(
     weights = convert_groups(groups, _key_maps(config, groups), model.state_dict(), "a data2vec vision model", faults)
     fill_twins(weights, _TWINS)
     model.load_state_dict(weights, strict=True, assign=True)
-    model.freeze_target()
+    model.apply_requires_grad()
     return save_converted(
         model,
         output_dir,

@@ -179,7 +179,7 @@ def convert_sorted(
     weights = convert_groups(checkpoint.groups, maps, model.state_dict(), name, faults)
     fill_twins(weights, _TWINS)
     model.load_state_dict(weights, strict=True, assign=True)
-    model.freeze_target()
+    model.apply_requires_grad()
     return save_converted(
         model,
         output_dir,

@@ -132,7 +132,7 @@ def convert_vjepa2_ac_checkpoint(
             unused[other] = twin | unused.get(other, {})
     weights = convert_groups(groups, ac_key_maps(config, group), model.state_dict(), "a V-JEPA 2-AC", faults)
     model.load_state_dict(weights, strict=True, assign=True)
-    model.freeze_target()
+    model.apply_requires_grad()
     results = {
         "model": {"name": Path(output_dir).resolve().name, "family": config.model_type},
         "data": {"fps": 4},

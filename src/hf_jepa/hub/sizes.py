@@ -8,9 +8,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from ..encoders import configured_size, is_video_encoder, run_encoder
-from ..models.ijepa.configuration_ijepa import pair
 from ..models.ijepa.modeling_ijepa import IJepaForPreTraining, encode_tokens, position_embeddings_at
 from ..models.vjepa.modeling_vjepa import in_tree_obstacles
+from ..positions import pair
 
 # Features of the encoder released and of the one trained differ by less than this.
 _TOLERANCE = 1e-5

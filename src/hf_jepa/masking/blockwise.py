@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from ..positions import pair
 from .image import hashed_bits
 
 # The original tries this often to place a block of a round before it gives the round up.
@@ -92,8 +93,8 @@ class BlockwiseMaskGenerator:
         mode: Literal["reference", "balanced"] = "reference",
         seed: int = 0,
     ):
-        image = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        patch = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+        image = pair(image_size)
+        patch = pair(patch_size)
         if min(*image, *patch) < 1 or image[0] % patch[0] or image[1] % patch[1]:
             raise ValueError(f"The image size {image} must be divisible by the patch size {patch}.")
         if mode not in ("reference", "balanced"):

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
+from ..positions import pair
+
 logger = logging.get_logger(__name__)
 
 # Draws before the reference mode gives up one target's exclusion.
@@ -59,10 +61,6 @@ def hashed_uniform(seed: int, stream: int, keys: np.ndarray, count: int) -> np.n
     return (hashed_bits(seed, stream, keys, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _pair(value: int | tuple[int, int] | list[int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
-
-
 class MultiBlockMaskGenerator:
     """
     Multi-block masks (I-JEPA, arXiv 2301.08243, section 3): a few rectangular target blocks, and a large context block
@@ -111,7 +109,7 @@ class MultiBlockMaskGenerator:
         mode: Literal["reference", "balanced"] = "reference",
         seed: int = 0,
     ):
-        image, patch = _pair(image_size), _pair(patch_size)
+        image, patch = pair(image_size), pair(patch_size)
         if min(*image, *patch) < 1 or image[0] % patch[0] or image[1] % patch[1]:
             raise ValueError(f"The image size {image} must be divisible by the patch size {patch}.")
         if mode not in ("reference", "balanced"):

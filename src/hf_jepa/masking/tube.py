@@ -6,7 +6,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from .image import _pair, hashed_bits
+from ..positions import pair
+from .image import hashed_bits
 from .video import clip_grid
 
 
@@ -40,7 +41,7 @@ class TubeMaskGenerator:
         seed: int = 0,
     ):
         self.grid_size = clip_grid(image_size, patch_size, num_frames, tubelet_size)
-        self.clip_size = (num_frames, *_pair(image_size))
+        self.clip_size = (num_frames, *pair(image_size))
         if mode not in ("reference", "balanced"):
             raise ValueError(f'`mode` must be "reference" or "balanced", got {mode!r}.')
         frame = math.prod(self.grid_size[1:])

@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from .image import _pair, hashed_bits, hashed_uniform
+from ..positions import pair
+from .image import hashed_bits, hashed_uniform
 
 # Published recipes: eight small blocks or two large ones, all through the whole clip; and V-JEPA 2.1's for images.
 SHORT_RANGE = {"num_blocks": 8, "spatial_scale": (0.15, 0.15)}
@@ -56,7 +57,7 @@ def clip_grid(
     Raises:
         `ValueError`: if patches do not divide the image, or tubelets the frames.
     """
-    image, patch = _pair(image_size), _pair(patch_size)
+    image, patch = pair(image_size), pair(patch_size)
     if min(*image, *patch) < 1 or image[0] % patch[0] or image[1] % patch[1]:
         raise ValueError(f"The image size {image} must be divisible by the patch size {patch}.")
     if min(num_frames, tubelet_size) < 1 or num_frames % tubelet_size:
@@ -136,7 +137,7 @@ class MultiBlock3DMaskGenerator:
         seed: int = 0,
     ):
         self.grid_size = clip_grid(image_size, patch_size, num_frames, tubelet_size)
-        self.clip_size = (num_frames, *_pair(image_size))
+        self.clip_size = (num_frames, *pair(image_size))
         if mode not in ("reference", "balanced"):
             raise ValueError(f'`mode` must be "reference" or "balanced", got {mode!r}.')
         for name, (low, high), most in (

@@ -53,7 +53,7 @@ def test_it_says_what_it_was_taught(model, make_args):
 
 def test_given_embeddings_and_a_frozen_language_model(model, make_args):
     model.config.freeze_y_decoder = True
-    model.freeze_target()
+    model.apply_requires_grad()
     weights = {name: value.clone() for name, value in model.y_decoder.state_dict().items()}
     train_y_decoder(model, WORLD["build_processor"](), TEXTS, make_args(max_steps=3), embeds=torch.randn(8, 12))
     moved = {name for name, value in model.y_decoder.state_dict().items() if not torch.equal(value, weights[name])}

@@ -29,8 +29,7 @@ class CJepaForPreTraining(IJepaForPreTraining):
 
     config: CJepaPreTrainingConfig
 
-    def __init__(self, config: CJepaPreTrainingConfig):
-        super().__init__(config)
+    def build_head(self, config: CJepaPreTrainingConfig) -> None:
         hidden, output = config.projector_hidden_size, config.projector_output_size
         self.projector = nn.Sequential(
             nn.Linear(config.encoder_config.hidden_size, hidden),
@@ -41,15 +40,11 @@ class CJepaForPreTraining(IJepaForPreTraining):
             nn.ReLU(),
             nn.Linear(hidden, output, bias=False),
         )
-        self.post_init()
-        if self.device.type != "meta":
-            self.sync_target()
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
         super().initialize_weights()
-        # The first call comes from the parent's constructor, before the projector stands.
-        for child in getattr(self, "projector", ()):
+        for child in self.projector:
             if isinstance(child, nn.Linear):
                 # A projector of 0.02 weights would start with a variance far below the hinge's target of 1.
                 init.normal_(child.weight, std=child.in_features**-0.5)

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
@@ -121,14 +122,20 @@ class Data2VecVisionForPreTraining(JepaPreTrainedModel):
             self.target_encoder = build_part(config.encoder_config)
         self.head = nn.Linear(width, width)
         self.target_head = nn.Linear(width, width)
-        self.freeze_target()
         self.post_init()
+        self.apply_requires_grad()
         # post_init draws student and teacher independently (they are equal only from here on).
         if self.device.type != "meta":
             self.sync_target()
 
     @classmethod
-    def from_encoder(cls, encoder: str | PreTrainedModel, **config_kwargs) -> "Data2VecVisionForPreTraining":
+    def from_encoder(
+        cls,
+        encoder: str | PreTrainedModel,
+        image_size: int | None = None,
+        patch_size: int | None = None,
+        **config_kwargs: Any,
+    ) -> "Data2VecVisionForPreTraining":
         """
         Starts pretraining from a released encoder, which becomes both student and teacher; the head is new. So are a
         mask token or final norm that the encoder lacks (the `facebook/data2vec-vision-*` repositories have no mask
@@ -136,6 +143,7 @@ class Data2VecVisionForPreTraining(JepaPreTrainedModel):
 
         Args:
             encoder (`str` or `PreTrainedModel`): a model id, a local folder, or a loaded `Data2VecVisionModel`.
+            image_size, patch_size (`int`, *optional*): the encoder's, if given.
             config_kwargs: fields of the pretraining config, such as `target_layers`.
 
         Raises:
@@ -152,7 +160,7 @@ class Data2VecVisionForPreTraining(JepaPreTrainedModel):
             new = set(info["missing_keys"])
         elif encoder.config.model_type != "data2vec-vision":
             raise ValueError(f"data2vec needs a 'data2vec-vision' encoder, got {encoder.config.model_type!r}.")
-        model = cls(cls.config_class(encoder_config=as_student_config(encoder.config), **config_kwargs))
+        model = cls(cls._config_for(encoder, image_size, patch_size, config_kwargs))
         state = {key: value for key, value in encoder.state_dict().items() if key not in new}
         missing, unexpected = model.encoder.load_state_dict(state, strict=False)
         if set(missing) - _MAY_BE_NEW or unexpected:
@@ -164,9 +172,13 @@ class Data2VecVisionForPreTraining(JepaPreTrainedModel):
         model.sync_target()
         return model
 
-    def freeze_target(self) -> None:
-        super().freeze_target()
-        self.target_head.requires_grad_(False)
+    @classmethod
+    def _encoder_config(cls, encoder: PreTrainedModel) -> PreTrainedConfig:
+        return as_student_config(encoder.config)
+
+    def frozen(self) -> Iterator[nn.Module | nn.Parameter]:
+        yield from super().frozen()
+        yield self.target_head
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """The original's rule: the class token does not decay; mask token and position bias table do."""

@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, IJepaConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from ...positions import pair
 from ...regularized import RegularizedPreTrainingConfig
 
 # name: (hidden size, layers, heads, intermediate size, predictor layers, patch size). Sizes of the released code;
@@ -18,11 +19,6 @@ IJEPA_SIZES = {
     "huge": (1280, 32, 16, 5120, 12, 14),
     "giant": (1408, 40, 16, 6144, 16, 16),
 }
-
-
-def pair(value: int | list[int] | tuple[int, int]) -> tuple[int, int]:
-    """`(height, width)` of a size given as one number or two."""
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
 @strict

@@ -1,8 +1,11 @@
 """I-JEPA pretraining: context encoder, EMA target encoder, narrow predictor (arXiv 2301.08243)."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
@@ -10,10 +13,10 @@ from ...attention import MEASURED_ATTENTION, cast_attention_inputs_once
 from ...modeling_jepa import JepaOutput, JepaPreTrainedModel, check_masks
 from ...objectives.distances import distance, normalize_targets
 from ...parts import build_part
-from ...positions import sincos_2d
+from ...positions import pair, sincos_2d
 from ...predictor import MaskedTokenPredictor, gather_tokens
 from ...regularized import build_regularizer, regularized_loss
-from .configuration_ijepa import IJepaPreTrainingConfig, pair
+from .configuration_ijepa import IJepaPreTrainingConfig
 
 
 def embed_patches(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -106,6 +109,7 @@ class IJepaForPreTraining(JepaPreTrainedModel):
     """
 
     config: IJepaPreTrainingConfig
+    _sized_keys = ("embeddings.position_embeddings",)
 
     def __init__(self, config: IJepaPreTrainingConfig):
         if config._attn_implementation is None:
@@ -120,16 +124,25 @@ class IJepaForPreTraining(JepaPreTrainedModel):
             )
         self.regularizer = build_regularizer(config)
         cast_attention_inputs_once(self)
-        self.freeze_target()
+        self.build_head(config)
         self.post_init()
+        self.apply_requires_grad()
         # post_init draws the two encoders independently (they are equal only from here on).
         if self.device.type != "meta":
             self.sync_target()
 
-    def freeze_target(self) -> None:
-        super().freeze_target()
-        self.encoder.embeddings.position_embeddings.requires_grad_(False)
-        self.predictor.position_embeddings.requires_grad_(False)
+    def build_head(self, config: IJepaPreTrainingConfig) -> None:
+        """Makes what a subclass has beside encoders and predictor, before the weights are drawn."""
+
+    def frozen(self) -> Iterator[nn.Module | nn.Parameter]:
+        yield from super().frozen()
+        yield self.encoder.embeddings.position_embeddings
+        yield self.predictor.position_embeddings
+
+    @classmethod
+    def _resize(cls, encoder_config: PreTrainedConfig, image_size: Any, fields: dict[str, Any]) -> None:
+        # The table is a function of the size.
+        encoder_config.image_size = list(image_size) if isinstance(image_size, tuple) else image_size
 
     @torch.no_grad()
     def initialize_weights(self) -> None:

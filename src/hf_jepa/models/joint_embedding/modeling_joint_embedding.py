@@ -1,16 +1,20 @@
 """What LeJEPA, Rectified LpJEPA, VICReg and SimSiam share: one encoder, several views, a projector."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-from ...encoders import Pooling, patch_tokens, pooled_output, resolve_pooling, run_encoder
+from ...encoders import Pooling, build_encoder, keep_timm_size, pooled_output, resolve_pooling, run_encoder
 from ...modeling_jepa import JepaPreTrainedModel
 from ...objectives.distributed import world_size
 from ...objectives.inputs import at_least_float32
-from ...parts import build_part
+from ...parts import dry_run, unread_parameters
+from ...positions import pair
+from ...token_layouts import patch_tokens
 from .configuration_joint_embedding import JointEmbeddingPreTrainingConfig
 
 
@@ -53,7 +57,7 @@ class JointEmbeddingPreTrainedModel(JepaPreTrainedModel):
 
     def __init__(self, config: JointEmbeddingPreTrainingConfig):
         super().__init__(config)
-        self.encoder = build_part(config.encoder_config)
+        self.encoder = build_encoder(config.encoder_config, config.image_size)
         if not isinstance(self.encoder, PreTrainedModel):
             raise ValueError(f"`encoder_config` builds a {type(self.encoder).__name__}, which is no vision encoder.")
         self.supports_gradient_checkpointing = self.encoder.supports_gradient_checkpointing
@@ -64,26 +68,24 @@ class JointEmbeddingPreTrainedModel(JepaPreTrainedModel):
         # All ranks count alike. DDP's broadcast would rewrite the count, which then has to be read from the device.
         counters = [name for name, _ in self.named_buffers() if name.endswith("global_step")]
         self._ddp_params_and_buffers_to_ignore = counters
-        self.freeze_target()
         self.post_init()
         if self.device.type != "meta":
             self._restore_timm_initialization()
+        self.apply_requires_grad()
 
     def build_head(self, config: JointEmbeddingPreTrainingConfig) -> None:
         """Makes `projector` and whatever else follows the encoder; each model has its own."""
 
     @torch.no_grad()
     def _find_pooling(self) -> tuple[Pooling, int]:
-        size = self.config.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        was_training = self.encoder.training
-        self.encoder.eval()
-        pixel_values = torch.zeros(1, self.config.num_channels, height, width, device=self.device)
-        outputs = run_encoder(self.encoder, pixel_values)
-        pooling = resolve_pooling(self.encoder, outputs, pixel_values, self.config.pooling)
-        pooled = pooled_output(self.encoder, outputs, pixel_values, pooling)
-        self.encoder.train(was_training)
-        return pooling, pooled.shape[1]
+        pixel_values = torch.empty(1, self.config.num_channels, *pair(self.config.image_size), device="meta")
+
+        def run() -> tuple[Pooling, int]:
+            outputs = run_encoder(self.encoder, pixel_values)
+            pooling = resolve_pooling(self.encoder, outputs, pixel_values, self.config.pooling)
+            return pooling, pooled_output(self.encoder, outputs, pixel_values, pooling).shape[1]
+
+        return dry_run(self.encoder, run)[0]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -101,17 +103,26 @@ class JointEmbeddingPreTrainedModel(JepaPreTrainedModel):
             return
         import timm
 
-        options = self.config.encoder_config.model_args or {}
+        options = self.encoder.config.model_args or {}
         # Without a head, as the wrapper builds it.
         fresh = timm.create_model(self.config.encoder_config.architecture, num_classes=0, **options)
         self.encoder.timm_model.load_state_dict(fresh.state_dict())
 
-    def freeze_target(self) -> None:
-        super().freeze_target()
-        # A pooler that nothing reads gets no gradient, and DDP would wait for it.
-        pooler = getattr(self.encoder, "pooler", None)
-        if hasattr(pooler, "dense") and self.config.pooling != "pooler":
-            pooler.requires_grad_(False)
+    def unread(self) -> set[str]:
+        size = (1, self.config.num_channels, *pair(self.config.image_size))
+        found = unread_parameters(self.encoder, lambda: self._pool(torch.empty(size, device="meta")))
+        return {f"encoder.{name}" for name in found}
+
+    @classmethod
+    def _resize(cls, encoder_config: PreTrainedConfig, image_size: Any, fields: dict[str, Any]) -> None:
+        # The encoder stays as it is, and interpolates its positions where it can.
+        fields["image_size"] = image_size
+
+    @classmethod
+    def _encoder_config(cls, encoder: PreTrainedModel) -> PreTrainedConfig:
+        config = super()._encoder_config(encoder)
+        keep_timm_size(config, encoder)
+        return config
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
         # The timm wrapper has a way of its own.

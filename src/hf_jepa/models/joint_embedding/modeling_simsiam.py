@@ -1,5 +1,7 @@
 """SimSiam: predict one view's embedding from the other's, gradient on one side only (arXiv 2011.10566)."""
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -47,10 +49,10 @@ class SimSiamForPreTraining(JointEmbeddingPreTrainedModel):
         self.projector = nn.Sequential(*layers, nn.BatchNorm1d(output, affine=False))
         self.predictor = nn.Sequential(*mlp([output, config.predictor_hidden_size, output], hidden_bias=False))
 
-    def freeze_target(self) -> None:
-        super().freeze_target()
+    def frozen(self) -> Iterator[nn.Module | nn.Parameter]:
+        yield from super().frozen()
         # A batch norm follows: the released code leaves this bias at its initial value.
-        self.projector[-2].bias.requires_grad_(False)
+        yield self.projector[-2].bias
 
     @can_return_tuple
     def forward(

@@ -1,5 +1,7 @@
 """A world model from pixels: an encoder, a predictor of the next latent frame, and terms that forbid collapse."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel, ViTModel
@@ -94,8 +96,8 @@ class LatentWorldModel(WorldModelMixin, JepaPreTrainedModel):
         # All ranks count alike. DDP's broadcast would rewrite the count, which then has to be read from the device.
         counters = [name for name, _ in self.named_buffers() if name.endswith("global_step")]
         self._ddp_params_and_buffers_to_ignore = counters
-        self.freeze_target()
         self.post_init()
+        self.apply_requires_grad()
 
     def _build_predictor(self, width: int) -> nn.Module:
         config = self.config
@@ -184,10 +186,10 @@ class LatentWorldModel(WorldModelMixin, JepaPreTrainedModel):
         """A V-JEPA encoder without its predictor, as it is held here, is no model by itself."""
         return self.encoder.config.model_type in ("vjepa", "vjepa2")
 
-    def freeze_target(self) -> None:
-        super().freeze_target()
+    def frozen(self) -> Iterator[nn.Module]:
+        yield from super().frozen()
         if self.config.freeze_encoder:
-            self.encoder.requires_grad_(False)
+            yield self.encoder
 
     def train(self, mode: bool = True) -> "LatentWorldModel":
         super().train(mode)

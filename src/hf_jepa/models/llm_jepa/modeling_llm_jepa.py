@@ -1,6 +1,7 @@
 """LLM-JEPA: a causal language model whose states of Text predict its states of Code (arXiv 2509.14252)."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from ...masking.attention import Tokens, attention_masks, is_varlen, visible_fro
 from ...masking.text import Layout, resolve_layout
 from ...modeling_jepa import JepaPreTrainedModel
 from ...objectives.inputs import at_least_float32
-from ...parts import build_part
+from ...parts import build_part, refuse_unknown_fields
 from ...regularized import build_regularizer
 from .configuration_llm_jepa import LLMJepaConfig
 from .decoder_checks import check_decoder
@@ -97,14 +98,16 @@ class LLMJepaForCausalLM(JepaPreTrainedModel):
         check_vocabulary(self.causal_lm, config.predictor_token_ids or ())
         if config.target == "ema":
             self.target_encoder = copy.deepcopy(self.encoder)
-        self.freeze_target()
         self.post_init()
+        self.apply_requires_grad()
 
-    def freeze_target(self) -> None:
-        super().freeze_target()
+    def frozen(self) -> Iterator[nn.Module | nn.Parameter]:
+        yield from super().frozen()
         if self.config.decoder_adapter is not None:
-            for name, parameter in self.decoder.named_parameters():
-                parameter.requires_grad_(name in self._trained_by_adapter)
+            named = self.decoder.named_parameters()
+            yield from (parameter for name, parameter in named if name not in self._trained_by_adapter)
+        if self.config.jepa_lambda == 0:
+            yield from (part for part in (self.predictor_tokens, self.predictor_head) if part is not None)
 
     def initialize_weights(self) -> None:
         super().initialize_weights()
@@ -176,6 +179,7 @@ class LLMJepaForCausalLM(JepaPreTrainedModel):
             if tokenizer is not None and "predictor_token_ids" not in config_kwargs:
                 add_predictor_tokens(plain, tokenizer, number)
                 config_kwargs["predictor_token_ids"] = predictor_token_ids(tokenizer, number, position)
+        refuse_unknown_fields(cls.config_class, config_kwargs)
         config = cls.config_class(decoder_config=copy.deepcopy(plain.config), **config_kwargs)
         config._attn_implementation = plain.config._attn_implementation
         with plain.device:

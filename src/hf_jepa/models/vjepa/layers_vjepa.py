@@ -12,6 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit.modeling_vit import eager_attention_forward
 
 from ...attention import cast_once
+from ...parts import StrictLoading, TrainableParts
 from ...positions import rotary_3d
 from .configuration_vjepa import VJepaConfig
 
@@ -236,12 +237,13 @@ def rotary_tables(
         return None
     stretch_to = 256 // config.patch_size if stretch else None
     if config.rope_dtype == "float32":
-        with torch.autocast(token_ids.device.type, enabled=False):
+        device = token_ids.device.type
+        with torch.autocast("cpu" if device == "meta" else device, enabled=False):
             return rotary_3d(token_ids, grid_size, head_dim, config.rope_layout, torch.float32, stretch_to)
     return rotary_3d(token_ids, grid_size, head_dim, config.rope_layout, dtype, stretch_to)
 
 
-class VJepaPreTrainedModel(PreTrainedModel):
+class VJepaPreTrainedModel(TrainableParts, StrictLoading, PreTrainedModel):
     """Base of the video models: how weights are drawn, and what is supported."""
 
     config: VJepaConfig

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import VJEPA2Config, VJEPA2Model
@@ -10,6 +11,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from ...attention import MEASURED_ATTENTION
+from ...parts import cut
 from .configuration_vjepa import VJepaConfig
 from .encoder_vjepa import VJepaEncoder, VJepaPatchEmbeddings, check_each_mask, grid_of
 from .layers_vjepa import Segment, VJepaPreTrainedModel, unpack
@@ -203,32 +205,14 @@ class VJepaModel(VJepaPreTrainedModel):
         model.load_state_dict(self.state_dict())
         return model.to(self.device).eval()
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """
-        As `PreTrainedModel.from_pretrained`, but encoder and predictor must be whole. A classifier's head is passed
-        over.
-
-        Raises:
-            `ValueError`: if a parameter is missing or mis-shaped.
-        """
-        wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path,
-            *model_args,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **kwargs,
-        )
+    def check_loaded(self, source: Any, info: dict[str, Any], ignore_mismatched_sizes: bool = False) -> None:
+        """As [`~hf_jepa.parts.StrictLoading.check_loaded`], but a classifier's head is passed over."""
         problems = {name: sorted(map(str, info[name])) for name in ("missing_keys", "mismatched_keys") if info[name]}
         if problems:
             raise ValueError(
-                f"{pretrained_model_name_or_path} does not hold a whole {cls.__name__}: "
-                + "; ".join(
-                    f"{name}: {', '.join(keys[:5])}{' ...' * (len(keys) > 5)}" for name, keys in problems.items()
-                )
+                f"{source} does not hold a whole {type(self).__name__}: "
+                + "; ".join(f"{name}: {cut(keys)}" for name, keys in problems.items())
             )
-        return (model, info) if wants_info else model
 
 
 def check_pairs(context_mask: list[torch.Tensor], target_mask: list[torch.Tensor]) -> None:

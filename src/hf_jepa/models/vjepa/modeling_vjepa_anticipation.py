@@ -110,10 +110,11 @@ class VJepaForActionAnticipation(VJepaHeadModel):
 
     def __init__(self, config: VJepaActionAnticipationConfig):
         super().__init__(config, num_queries=3)
+
+    def build_head(self, config: VJepaActionAnticipationConfig) -> None:
         self.verb_classifier = nn.Linear(config.hidden_size, config.num_verbs)
         self.noun_classifier = nn.Linear(config.hidden_size, config.num_nouns)
         self.action_classifier = nn.Linear(config.hidden_size, config.num_actions)
-        self.post_init()
 
     def anticipated_tokens(
         self, pixel_values_videos: torch.Tensor, anticipation_time: float | torch.Tensor

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from ...parts import cut, unread_parameters
 from .configuration_vjepa import VJepaConfig
 from .layers_vjepa import VJepaPreTrainedModel
 from .modeling_vjepa import VJepaModel
@@ -62,10 +64,22 @@ class VJepaHeadModel(VJepaPreTrainedModel):
             layer_norm_eps=config.pooler_layer_norm_eps,
             attention_dropout=config.attention_dropout,
         )
+        self.build_head(config)
+        self.post_init()
+        self.apply_requires_grad()
 
-    def freeze_unused(self) -> None:
-        """Turns gradients off where none will ever come, which DDP would wait for."""
-        self.pooler.freeze_unused()
+    def build_head(self, config: VJepaConfig) -> None:
+        """Makes the linear layers, before the weights are drawn; each model has its own."""
+
+    def unread(self) -> set[str]:
+        config = self.config
+        clips = (1, config.frames_per_clip, config.in_chans, config.crop_size, config.crop_size)
+
+        def run() -> torch.Tensor:
+            outputs = self(torch.empty(clips, device="meta"))
+            return sum(value.sum() for name, value in outputs.items() if name.endswith("logits"))
+
+        return unread_parameters(self, run)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -79,27 +93,19 @@ class VJepaHeadModel(VJepaPreTrainedModel):
         if isinstance(module, VJepaAttentivePooler):
             init_attentive_pooler(module, self.config.initializer_range)
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, ignore_mismatched_sizes=False, **kwargs):
+    def check_loaded(self, source: Any, info: dict[str, Any], ignore_mismatched_sizes: bool = False) -> None:
         """
-        As `PreTrainedModel.from_pretrained`. A checkpoint without any of the head, such as an encoder's, gets a new
-        one; `facebook/vjepa2-*` classifiers load unchanged.
+        Refuses what is not restored whole. A checkpoint without any of the head, such as an encoder's, gets a new one;
+        `facebook/vjepa2-*` classifiers load unchanged.
 
         Args:
+            source, info: as in [`~hf_jepa.parts.StrictLoading.check_loaded`].
             ignore_mismatched_sizes (`bool`, defaults to `False`): whether parts of the head that have another size in
                 the checkpoint, such as a classifier of other classes, are drawn anew.
 
         Raises:
             `ValueError`: if the encoder or a part of the head is missing, or a size differs.
         """
-        wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path,
-            *model_args,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **kwargs,
-        )
         differing = [
             f"{key} is {tuple(theirs)} in the checkpoint and {tuple(ours)} in the model"
             for key, theirs, ours in sorted(info["mismatched_keys"])
@@ -107,21 +113,18 @@ class VJepaHeadModel(VJepaPreTrainedModel):
         ]
         if differing:
             raise ValueError(
-                f"{pretrained_model_name_or_path} does not fit {cls.__name__}: {'; '.join(differing[:3])}"
+                f"{source} does not fit {type(self).__name__}: {'; '.join(differing[:3])}"
                 f"{' ...' * (len(differing) > 3)}. Set the config's sizes (such as `num_labels`) to the checkpoint's, "
                 "or ask for a new head with `ignore_mismatched_sizes=True`."
             )
         missing = set(info["missing_keys"])
-        head = {key for key in model.state_dict() if not key.startswith("vjepa2.")}
+        head = {key for key in self.state_dict() if not key.startswith("vjepa2.")}
         # All of the head may be new, or none of it.
         lost = missing if missing & head and not head <= missing else missing - head
         if lost:
             raise ValueError(
-                f"{pretrained_model_name_or_path} does not hold a whole {cls.__name__}: missing_keys: "
-                f"{', '.join(sorted(lost)[:5])}{' ...' * (len(lost) > 5)}"
+                f"{source} does not hold a whole {type(self).__name__}: missing_keys: {cut(sorted(lost))}"
             )
-        model.freeze_unused()
-        return (model, info) if wants_info else model
 
 
 class VJepaForVideoClassification(VJepaHeadModel):
@@ -143,14 +146,9 @@ class VJepaForVideoClassification(VJepaHeadModel):
 
     def __init__(self, config: VJepaConfig):
         super().__init__(config, num_queries=1)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()
-        self.freeze_unused()
 
-    def freeze_unused(self) -> None:
-        super().freeze_unused()
-        # It is there because released classifiers hold it.
-        self.vjepa2.predictor.requires_grad_(False)
+    def build_head(self, config: VJepaConfig) -> None:
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 
     @can_return_tuple
     def forward(

@@ -1,15 +1,19 @@
 """V-JEPA, V-JEPA 2 and V-JEPA 2.1 pretraining: context encoder, EMA target encoder, predictor."""
 
 import copy
-from typing import Literal, NamedTuple
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, VJEPA2Model
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
 from ...attention import MEASURED_ATTENTION
 from ...modeling_jepa import JepaOutput, JepaPreTrainedModel
+from ...parts import refuse_unknown_fields
+from ...positions import pair
 from ...predictor import gather_tokens
 from .configuration_vjepa import VJepaConfig
 from .configuration_vjepa_pretraining import VJepa2PreTrainingConfig, VJepaPreTrainingConfig
@@ -85,14 +89,20 @@ class VJepaForPreTraining(JepaPreTrainedModel):
             self.predictor = VJepaPredictor(config.encoder_config)
         # V-JEPA 2.1 warms this up: a trainer may set it, as a number or a scalar tensor, before every step.
         self.context_loss_weight = float(config.context_loss_weight)
-        self.freeze_target()
         self.post_init()
+        self.apply_requires_grad()
         # post_init draws the two encoders independently (they are equal only from here on).
         if self.device.type != "meta":
             self.sync_target()
 
     @classmethod
-    def from_encoder(cls, encoder: str | PreTrainedModel, **config_kwargs) -> "VJepaForPreTraining":
+    def from_encoder(
+        cls,
+        encoder: str | PreTrainedModel,
+        image_size: int | tuple[int, int] | None = None,
+        patch_size: int | None = None,
+        **config_kwargs: Any,
+    ) -> "VJepaForPreTraining":
         """
         Continues pretraining from a released model: its encoder becomes both context and target encoder, and its
         predictor is the predictor. A release that was converted from an encoder alone has none; then one of the
@@ -102,10 +112,14 @@ class VJepaForPreTraining(JepaPreTrainedModel):
             encoder (`str` or `PreTrainedModel`): a model id or local folder of in-tree `vjepa2` or of [`VJepaModel`],
                 or such a model, loaded. With a [`VJepaModel`], a release of a model trained on clips that are not
                 square has one at its root, where in-tree V-JEPA 2 would give other features.
-            config_kwargs: fields of the pretraining config.
+            image_size (`int`, *optional*): height and width to go on with; the same as `crop_size`.
+            patch_size (`int`, *optional*): the encoder's, if given.
+            config_kwargs: fields of the pretraining config, and `crop_size` and `frames_per_clip` of its
+                `encoder_config`.
 
         Raises:
-            `ValueError`: for another kind of model.
+            `ValueError`: for another kind of model, another patch size than its own, sizes that are not square, and a
+                size other than that of a sine-cosine table.
         """
         given_ours = isinstance(encoder, VJepaModel)
         if isinstance(encoder, str):
@@ -120,7 +134,27 @@ class VJepaForPreTraining(JepaPreTrainedModel):
         has_predictor = fields.pop("has_predictor", True)
         if not has_predictor:
             fields = {name: value for name, value in fields.items() if not name.startswith("pred_")}
-        model = cls(cls.config_class(encoder_config=VJepaConfig(**fields), **config_kwargs))
+        asked = {name: config_kwargs.pop(name) for name in ("crop_size", "frames_per_clip") if name in config_kwargs}
+        if image_size is not None:
+            height, width = pair(image_size)
+            if height != width:
+                raise ValueError(
+                    f"The configured clip is square, got image_size={image_size}; clips may be of any shape."
+                )
+            asked["crop_size"] = height
+        if patch_size not in (None, fields["patch_size"]):
+            raise ValueError(
+                f"patch_size={patch_size}, but the encoder's patches are {fields['patch_size']}: its patch embedding "
+                "fits no others. Leave `patch_size` out, or train an encoder from scratch."
+            )
+        changed = {name: value for name, value in asked.items() if value != fields[name]}
+        if changed and fields.get("position_embedding_type") == "sincos":
+            raise ValueError(
+                f"{changed} was asked of an encoder with a sine-cosine table of another size. Leave it out and pass "
+                "clips of any size: the table is interpolated."
+            )
+        refuse_unknown_fields(cls.config_class, config_kwargs)
+        model = cls(cls.config_class(encoder_config=VJepaConfig(**{**fields, **asked}), **config_kwargs))
         if given_ours:
             model.config.from_vjepa_model = True
         model.encoder.load_state_dict(encoder.encoder.state_dict())
@@ -129,11 +163,11 @@ class VJepaForPreTraining(JepaPreTrainedModel):
         model.sync_target()
         return model
 
-    def freeze_target(self) -> None:
-        super().freeze_target()
-        for part in (self.encoder, self.predictor):
-            if self.config.encoder_config.position_embedding_type == "sincos":
-                part.embeddings.position_embeddings.requires_grad_(False)
+    def frozen(self) -> Iterator[nn.Module | nn.Parameter]:
+        yield from super().frozen()
+        if self.config.encoder_config.position_embedding_type == "sincos":
+            yield self.encoder.embeddings.position_embeddings
+            yield self.predictor.embeddings.position_embeddings
 
     @can_return_tuple
     def forward(
@@ -191,12 +225,12 @@ class VJepaForPreTraining(JepaPreTrainedModel):
     def _context_loss(self, result: Prediction) -> torch.Tensor:
         """V-JEPA 2.1's loss on visible tokens (arXiv 2603.14482, released code), before its weight."""
         losses = []
-        for pair, prediction, target in zip(
+        for found, prediction, target in zip(
             result.pairs, result.context_predictions, result.context_targets, strict=True
         ):
             error = power_distance(prediction, target, self.config.loss_exponent).mean(dim=-1)
             if self.config.context_loss_distance:
-                error = error * context_weights(pair.context, pair.target, pair.grid[1:])
+                error = error * context_weights(found.context, found.target, found.grid[1:])
             losses.append(error.mean())
         return torch.stack(losses).mean()
 

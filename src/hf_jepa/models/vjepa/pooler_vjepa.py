@@ -167,11 +167,8 @@ class VJepaAttentivePooler(nn.Module):
         self.self_attention_layers = nn.ModuleList(
             VJepaPoolerSelfAttentionLayer(*sizes) for _ in range(num_self_attention_layers)
         )
-        self.freeze_unused()
-
-    def freeze_unused(self) -> None:
-        """Turns gradients off for V-JEPA 1's unused projection, which never gets one."""
-        if self.self_attention_on == "query":
+        if self_attention_on == "query":
+            # Nothing reads it.
             self.cross_attention_layer.cross_attn.out_proj.requires_grad_(False)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:

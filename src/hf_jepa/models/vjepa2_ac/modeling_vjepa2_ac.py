@@ -1,8 +1,10 @@
 """V-JEPA 2-AC: what an action does to the latents of a frozen encoder, and plans that follow from it."""
 
 import copy
+from collections.abc import Iterator
 
 import torch
+from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
@@ -52,8 +54,8 @@ class VJepa2ACModel(WorldModelMixin, JepaPreTrainedModel):
         with init.no_init_weights():
             self.encoder = build_encoder(config.encoder_config)
             self.predictor = VJepa2ACPredictor(config)
-        self.freeze_target()
         self.post_init()
+        self.apply_requires_grad()
         self.encoder.eval()
 
     @classmethod
@@ -72,10 +74,11 @@ class VJepa2ACModel(WorldModelMixin, JepaPreTrainedModel):
         model.encoder.load_state_dict({name: weights[name] for name in weights if name in held})
         return model
 
-    def freeze_target(self) -> None:
-        """Turns gradients off for the encoder, and for the extrinsics' encoder where nothing reads it."""
-        self.encoder.requires_grad_(False)
-        self.predictor.extrinsics_encoder.requires_grad_(self.config.use_extrinsics)
+    def frozen(self) -> Iterator[nn.Module]:
+        yield self.encoder
+        if not self.config.use_extrinsics:
+            # Nothing reads it.
+            yield self.predictor.extrinsics_encoder
 
     def train(self, mode: bool = True) -> "VJepa2ACModel":
         super().train(mode)

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -13,10 +14,17 @@ from transformers.modeling_utils import local_torch_dtype
 from transformers.utils.generic import can_return_tuple
 
 from ...adapters import adapter_of, plain_adapter_config, restore_original_rows, trained_names, with_adapter
-from ...encoders import encode_frames, join_tokens, vision_width, without_unused_parts
+from ...encoders import (
+    encode_frames,
+    example_images,
+    is_video_encoder,
+    join_tokens,
+    vision_width,
+    without_unused_parts,
+)
 from ...objectives import InfoNCE
 from ...objectives.inputs import at_least_float32
-from ...parts import build_part
+from ...parts import build_part, refuse_unknown_fields, unread_parameters
 from ...regularized import build_regularizer
 from .components_vl_jepa import bidirectional, load_components, load_frozen_part
 from .configuration_vl_jepa import VLJepaConfig
@@ -84,10 +92,10 @@ class VLJepaModel(VLJepaPreTrainedModel):
             self.target_encoder = copy.deepcopy(self.y_encoder)
         if config.predictor_adapter is not None:
             self._set_adapter(config.predictor_adapter)
-        self.freeze_target()
         self.post_init()
         if not config.save_frozen:
             self._keys_to_ignore_on_load_missing.update(f"^{prefix}" for prefix in self._frozen_prefixes().values())
+        self.apply_requires_grad()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -140,6 +148,7 @@ class VLJepaModel(VLJepaPreTrainedModel):
             raise ValueError(f"`num_layers` must be at least 1, got {num_layers}.")
         layers = (-num_layers, None) if predictor_layers is None else predictor_layers
         components = load_components(given, layers, y_heads, revisions or {}, options)
+        refuse_unknown_fields(cls.config_class, config_kwargs)
         config = cls.config_class(**{**components.config, **config_kwargs})
         with local_torch_dtype(dtype, cls.__name__):
             model = cls(config, **components.parts)
@@ -171,19 +180,32 @@ class VLJepaModel(VLJepaPreTrainedModel):
         """Names of the parts whose own weights are frozen, which a checkpoint may keep by reference."""
         return list(self._frozen_prefixes())
 
-    def freeze_target(self) -> None:
+    def apply_requires_grad(self) -> None:
         """Turns gradients off in all that does not train, and notes of the rest that its source is not it any more."""
-        super().freeze_target()
+        super().apply_requires_grad()
         for part, source in (self.config.sources or {}).items():
             if part not in self._frozen_prefixes():
                 source["changed"] = True
-        for module in self._frozen_modules():
-            module.requires_grad_(False)
+
+    def frozen(self) -> Iterator[nn.Module | nn.Parameter]:
+        yield from super().frozen()
+        yield from self._frozen_modules()
         if self.config.predictor_adapter is not None:
-            for name, parameter in self.predictor.named_parameters():
-                parameter.requires_grad_(name in self._trained_by_adapter)
+            named = self.predictor.named_parameters()
+            yield from (parameter for name, parameter in named if name not in self._trained_by_adapter)
         if self.config.freeze_token_embeddings:
-            self.get_input_embeddings().requires_grad_(False)
+            yield self.get_input_embeddings()
+
+    def unread(self) -> set[str]:
+        if self.config.freeze_vision:
+            return set()
+        images = example_images(self.vision.config)
+        unread = unread_parameters(self.vision, lambda: encode_frames(self.vision, images))
+        if is_video_encoder(self.vision):
+            frames = getattr(self.vision.config, "num_frames", None) or self.vision.config.tubelet_size
+            clips = images[:, None].expand(-1, frames, -1, -1, -1)
+            unread &= unread_parameters(self.vision, lambda: encode_frames(self.vision, pixel_values_videos=clips))
+        return {f"vision.{name}" for name in unread}
 
     def _frozen_modules(self) -> list[nn.Module]:
         modules = [self.vision] if self.config.freeze_vision else []
@@ -256,7 +278,7 @@ class VLJepaModel(VLJepaPreTrainedModel):
         if not isinstance(peft_config, LoraConfig):
             raise ValueError(f"The predictor's adapter must be a peft.LoraConfig, got {type(peft_config).__name__}.")
         self._set_adapter(plain_adapter_config(peft_config))
-        self.freeze_target()
+        self.apply_requires_grad()
         self.all_tied_weights_keys = self.tied_names()
 
     def _set_adapter(self, adapter: dict[str, Any]) -> None:
@@ -274,7 +296,7 @@ class VLJepaModel(VLJepaPreTrainedModel):
         if self.config.predictor_adapter is not None:
             self.predictor = self.predictor.merge_and_unload().requires_grad_(True)
             self.config.predictor_adapter = None
-            self.freeze_target()
+            self.apply_requires_grad()
             self.all_tied_weights_keys = self.tied_names()
 
     # ---- Embeddings ----

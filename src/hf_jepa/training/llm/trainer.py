@@ -83,8 +83,7 @@ class LLMJepaTrainer(BaseTrainer):
                 model, ', or set `regime="official"`, which trains in bfloat16 as the released code does'
             )
         _align_special_tokens(model, processing_class)
-        if model.config.jepa_lambda == 0:
-            _freeze_unused(model)
+        model.apply_requires_grad()
         self.pair_format = pair_format or PairFormat()
         self._num_pairs: torch.Tensor | int | None = None
         self.guard = PairingGuardCallback(self._describe_step)
@@ -326,10 +325,3 @@ def _align_special_tokens(model: PreTrainedModel, tokenizer: Any) -> None:
         generation.eos_token_id = [*known, tokenizer.eos_token_id]
     if generation.pad_token_id is None:
         generation.pad_token_id = tokenizer.pad_token_id
-
-
-def _freeze_unused(model: PreTrainedModel) -> None:
-    # DDP waits for gradients that lambda = 0 never gives.
-    for name, parameter in model.named_parameters():
-        if name.startswith("predictor_"):
-            parameter.requires_grad_(False)

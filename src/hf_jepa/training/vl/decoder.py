@@ -69,7 +69,7 @@ def train_y_decoder(
         decoder.load_state_dict(before)
         raise
     finally:
-        model.freeze_target()
+        model.apply_requires_grad()
         model.eval()
 
 
