@@ -6,6 +6,7 @@ it needs: `hf-jepa --help` imports no torch.
 """
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -67,6 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.function(args) or 0
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:
         if args.debug:
             raise
