@@ -259,3 +259,11 @@ def test_failures_are_one_line(arguments, message, release, pictures, tmp_path, 
 def test_debug_shows_the_traceback():
     with pytest.raises(FileNotFoundError):
         main(["convert", "ijepa", "absent.pth.tar", "out", "--debug"])
+
+
+@pytest.mark.parametrize(("flags", "private"), [(["--private"], True), ([], None)])
+def test_push_creates_a_private_repository_when_told(flags, private, tmp_path, monkeypatch, capsys):
+    asked = {}
+    monkeypatch.setattr("hf_jepa.hub.release.push_release", lambda *args, **options: asked.update(options) or "url")
+    assert main(["push", str(tmp_path), "me/x", *flags]) == 0
+    assert asked == {"private": private, "revision": None}

@@ -23,13 +23,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--license", dest="licence", help="of the weights; known where the source has a results.json")
     parser.add_argument("--keep-predictor-tokens", action="store_true", help="LLM-JEPA: of the vocabulary, if any")
     parser.add_argument("--merge-adapter", action="store_true", help="LLM-JEPA: a whole model, not the adapter alone")
-    statistics = "for a checkpoint without an image processor (default: ImageNet's)"
-    parser.add_argument(
-        "--image-mean", type=float, nargs="+", default=[0.485, 0.456, 0.406], metavar="M", help=statistics
-    )
-    parser.add_argument(
-        "--image-std", type=float, nargs="+", default=[0.229, 0.224, 0.225], metavar="S", help=statistics
-    )
+    statistics = "for a checkpoint without an image processor (default: ImageNet's; 0.5 of other than three channels)"
+    parser.add_argument("--image-mean", type=float, nargs="+", metavar="M", help=statistics)
+    parser.add_argument("--image-std", type=float, nargs="+", metavar="S", help=statistics)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -38,7 +34,9 @@ def run(args: argparse.Namespace) -> None:
     from ..hub.checks import PRETRAINING_FOLDER
     from ..hub.processors import default_processor, saved_processor
     from ..hub.release import load_pretraining, save_release
+    from ..hub.sources import carry_sources, source_names
     from ..hub.text_release import save_text_release
+    from ..training.results import checkpoint_results
 
     model = load_pretraining(args.checkpoint, **({"subfolder": args.subfolder} if args.subfolder else {}))
     source = Path(args.checkpoint, args.subfolder)
@@ -51,7 +49,14 @@ def run(args: argparse.Namespace) -> None:
     elif recorded is not None:
         # What was measured there was measured on another encoder perhaps; whose work it is stays the same.
         known = json.loads(recorded.read_text(encoding="utf-8"))
-        results |= {name: known[name] for name in (*results, "data", "conversion") if name in known}
+        results |= {name: known[name] for name in (*results, "base_model", "data", "conversion") if name in known}
+    else:
+        facts = checkpoint_results(source)
+        if args.which == "context" and getattr(model, "has_target_encoder", False):
+            facts.pop("evaluations", None)  # of the target encoder
+        results |= facts
+    results = carry_sources(results, source_names(model))
+    results["licence"] = args.licence or results["licence"]
     if not results["licence"]:
         raise ValueError("The licence of the weights is not known: pass --license, e.g. --license apache-2.0.")
     results["model"] = {"name": args.output.resolve().name} | results.get("model", {})

@@ -7,9 +7,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import (
+    EvalResult,
+    EvalResultEntry,
+    ModelCard,
+    ModelCardData,
+    eval_result_entries_to_yaml,
+)
 
 from ..methods import METHODS, Method
+from .sources import HUB_NAME, is_hub_name
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
 _TEXT_TEMPLATE = Path(__file__).with_name("card_text_template.md")
@@ -18,7 +25,6 @@ _TEMPLATES = {"text": _TEXT_TEMPLATE, "vision-language": _VL_TEMPLATE}
 NOT_EVALUATED = "not evaluated"
 NOT_MEASURED = "not measured"
 _ROW = ("task", "dataset", "split", "features", "metric")
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def _number(value: float | int | None, missing: str = NOT_EVALUATED) -> str:
@@ -68,6 +74,14 @@ def _results_table(results: dict[str, Any]) -> list[list[str]]:
     return table
 
 
+def _library(model: dict[str, Any]) -> str:
+    """What loads the root of a release."""
+    if model.get("is_adapter"):
+        return "peft"
+    needs_import = model.get("needs_hf_jepa") or model.get("num_labels") or model.get("modality") == "vision-language"
+    return "hf_jepa" if needs_import else "transformers"
+
+
 def _pipeline(results: dict[str, Any]) -> str:
     if results["model"].get("num_labels"):
         return "video-classification"
@@ -96,6 +110,33 @@ def _eval_results(results: dict[str, Any]) -> list[EvalResult]:
     return entries
 
 
+def eval_result_files(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """
+    What the Hub reads beside the card, of scores on data sets that it has: file name -> content for YAML.
+
+    Args:
+        results (`dict`): see [`render_card`].
+    """
+    files: dict[str, list[EvalResultEntry]] = {}
+    environment, data = (results.get(section) or {} for section in ("environment", "data"))
+    for (task, dataset, split, features, metric), group in _grouped(results.get("evaluations") or []).items():
+        values = _values(group)
+        if not values or not is_hub_name(dataset):
+            continue
+        notes = [f"{metric} on {split}" if split else metric, features, f"mean of {len(values)} seeds"]
+        files.setdefault(f"{dataset.replace('/', '--')}.yaml", []).append(
+            EvalResultEntry(
+                dataset_id=dataset,
+                task_id=re.sub(r"\W+", "_", f"{task}_{metric}"),
+                value=round(statistics.fmean(values), 6),
+                dataset_revision=data.get("revision") if data.get("name") == dataset else None,
+                date=environment.get("date"),
+                notes="; ".join(note for note in notes[: 2 + (len(values) > 1)] if note),
+            )
+        )
+    return {name: eval_result_entries_to_yaml(entries) for name, entries in files.items()}
+
+
 def _compute_lines(compute: dict[str, Any]) -> list[str]:
     lines = []
     for key, label in (("gpu_seconds", "GPU time"), ("cpu_seconds", "CPU time")):
@@ -118,6 +159,13 @@ def _size(config: dict[str, Any]) -> str:
     """Pixels of a side, or height x width."""
     size = config.get("crop_size") or config.get("image_size") or ""
     return " x ".join(map(str, size)) if isinstance(size, list | tuple) else str(size)
+
+
+def _example(example: str | list[dict[str, str]] | None) -> str:
+    """A conversation for the snippet, as Python."""
+    if isinstance(example, list):
+        return json.dumps(example, ensure_ascii=False)
+    return json.dumps([{"role": "user", "content": example or "lines with the string 'dog'"}], ensure_ascii=False)
 
 
 def _sampling(config: dict[str, Any], data: dict[str, Any]) -> str:
@@ -162,13 +210,17 @@ def render_card(results: dict[str, Any]) -> str:
     family = model["family"]
     method = METHODS.get(family, Method(family, family))
     dataset = data.get("name")
+    bases = results.get("base_model") or model.get("base_model") or []
+    bases = [name for name in ([bases] if isinstance(bases, str) else bases) if HUB_NAME.fullmatch(name)]
+    relation = {"base_model_relation": "adapter" if model.get("is_adapter") else "finetune"} if bases else {}
     card_data = ModelCardData(
-        library_name="transformers",
+        library_name=_library(model),
         pipeline_tag=_pipeline(results),
         license=results["licence"],
         tags=["hf-jepa", "jepa", family],
-        datasets=[dataset] if dataset and _HUB_NAME.fullmatch(dataset) else None,
-        base_model=results.get("base_model"),
+        datasets=[dataset] if dataset and HUB_NAME.fullmatch(dataset) else None,
+        base_model=(bases[0] if len(bases) == 1 else bases) or None,
+        **relation,
         model_name=model["name"],
         eval_results=_eval_results(results) or None,
     )
@@ -196,6 +248,7 @@ def render_card(results: dict[str, Any]) -> str:
         commands=list(dict.fromkeys(commands)),
         pictures=results.get("pictures") or [],
         limits=results.get("limits") or [],
+        example=_example(model.get("example")),
         licence=results["licence"],
         source_licence=results.get("source_licence"),
         number=_number,

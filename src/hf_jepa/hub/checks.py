@@ -11,6 +11,7 @@ from .processors import PROCESSOR_FILES
 
 PRETRAINING_FOLDER = "pretraining"
 ADAPTER_CONFIG = "adapter_config.json"
+EVAL_RESULTS = ".eval_results"
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".tar", ".npy", ".npz"}
 _TEXTS = {".json", ".yaml", ".yml", ".md", ".txt"}
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}\b")

@@ -11,7 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from transformers.utils import logging
 
 from .card import render_card
-from .checks import check_release
+from .checks import EVAL_RESULTS, check_release
 
 logger = logging.get_logger(__name__)
 
@@ -104,6 +104,9 @@ def push_release(
         raise ValueError(f"`attempts` must be at least 1, got {attempts}.")
     _name_repository(folder, repo_id)
     api = api or HfApi()
+    # The Hub reads scores from a folder whose name starts with a dot; others are nobody else's business.
+    names = [item.name for item in folder.iterdir() if item.name.startswith(".") and item.name != EVAL_RESULTS]
+    hidden = [pattern for name in names for pattern in (name, f"{name}/*")]
     attempt = 0
     while True:
         attempt += 1
@@ -117,7 +120,7 @@ def push_release(
                 folder_path=folder,
                 commit_message=commit_message,
                 revision=revision,
-                ignore_patterns=["checkpoint-*", ".*"],
+                ignore_patterns=["checkpoint-*", *hidden],
                 delete_patterns=_WEIGHTS,
             )
             return str(commit)

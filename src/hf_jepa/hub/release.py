@@ -1,5 +1,6 @@
 """What a published repository holds, and how it gets to the Hub."""
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,9 +13,11 @@ from ..encoders import is_video_encoder
 from ..regularized import deviations
 from ..world_model import WorldModelConfig
 from .checks import PRETRAINING_FOLDER, check_release, check_weights
+from .pooling import save_cls_pooling
 from .processors import default_image_processor, default_video_processor, fit_processor
 from .push import PushError, push_release
 from .sizes import channels_of, check_releasable, released_size, resize_encoder, view_size
+from .sources import carry_sources, forget_folders, source_names
 from .staging import staged_release
 
 __all__ = [
@@ -166,10 +169,14 @@ def save_release(
     encoder.config.jepa_encoder = which
     processor = fit_processor(processor, model)
     facts = {"model": {**results.get("model", {}), **describe_model(model, encoder, which)}}
+    results = carry_sources(results, source_names(model))
     with staged_release(folder, results | facts, recipe, pictures) as staged:
         encoder.save_pretrained(staged)
         processor.save_pretrained(staged)
+        if getattr(model.config, "pooling", None) == "cls":
+            save_cls_pooling(staged, encoder.config.hidden_size)
         model.save_pretrained(staged / PRETRAINING_FOLDER)
+        forget_folders(staged / PRETRAINING_FOLDER / "config.json")
         if finish is not None:
             finish(staged)
     return Path(folder)
@@ -239,7 +246,16 @@ def save_video_classifier(
         The folder.
     """
     facts = {"family": _family_of(model), "num_labels": model.config.num_labels}
-    return _save_one_floor(model, folder, results, processor, facts, finish)
+
+    def finish_classifier(staged: Path) -> None:
+        # The pipeline of transformers asks for it.
+        config = json.loads((staged / "config.json").read_text(encoding="utf-8"))
+        config["num_frames"] = model.config.frames_per_clip
+        (staged / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if finish is not None:
+            finish(staged)
+
+    return _save_one_floor(model, folder, results, processor, facts, finish_classifier)
 
 
 def _save_one_floor(

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from transformers.utils import logging
 
-from .card import render_card
-from .checks import ADAPTER_CONFIG, PRETRAINING_FOLDER, check_release
+from .card import eval_result_files, render_card
+from .checks import ADAPTER_CONFIG, EVAL_RESULTS, PRETRAINING_FOLDER, check_release
 from .replacing import recover, replace_folder
 
 logger = logging.get_logger(__name__)
@@ -64,6 +64,9 @@ def staged_release(
             shutil.copyfile(picture, staged / picture.name)
         if recipe is not None:
             (staged / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+        for name, content in eval_result_files(results).items():
+            (staged / EVAL_RESULTS).mkdir(exist_ok=True)
+            (staged / EVAL_RESULTS / name).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
         results["files"] = sorted({item.name for item in staged.iterdir()} | {"README.md", "results.json"})
         (staged / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         (staged / "README.md").write_text(render_card(results), encoding="utf-8")

@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
-from .release import staged_release
+from .sources import carry_sources, is_hub_name, source_names
+from .staging import staged_release
+
+logger = logging.get_logger(__name__)
 
 _CARD_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
 
@@ -71,16 +75,35 @@ def save_text_release(
         `ValueError`: for a picture that does not exist, or a release that fails [`~hf_jepa.hub.check_release`].
     """
     published = model.export_decoder(merge_adapter=merge_adapter, keep_predictor_tokens=keep_predictor_tokens)
-    base_model = results.get("base_model")
-    if hasattr(published, "peft_config"):
-        base_model = base_model or next(iter(published.peft_config.values())).base_model_name_or_path
+    is_adapter = hasattr(published, "peft_config")
+    source = next(iter(source_names(model)), None)
+    if is_adapter:
+        source = next(iter(published.peft_config.values())).base_model_name_or_path or source
+    results = carry_sources(results, [source] if source else [])
+    base_model = results.get("base_model") or (source if is_adapter else None)
     facts = {"model": {**results.get("model", {}), **describe_text_model(model, published, base_model)}}
+    if is_adapter:
+        rows = published.get_input_embeddings().weight.shape[0]
+        facts["model"]["vocabulary_rows"] = None if rows == _rows_of(base_model) else rows
+        if not is_hub_name(base_model):
+            logger.warning(
+                f"The adapter is for {base_model!r}, which nobody else has: name the repository of its base model in "
+                '`results["base_model"]`, or release a whole model with `merge_adapter=True`.'
+            )
     with staged_release(folder, results | facts, recipe, pictures) as staged:
         published.save_pretrained(staged)
         tokenizer.save_pretrained(staged)
         if not keep_predictor_tokens and model.config.predictor_token_ids:
             _drop_tokens(staged, set(model.config.predictor_token_ids))
     return Path(folder)
+
+
+def _rows_of(base_model: str | None) -> int | None:
+    """Rows of the vocabulary that a base model has; `None` where its config is not on this disk."""
+    try:
+        return AutoConfig.from_pretrained(base_model, local_files_only=True).get_text_config().vocab_size
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
 
 
 def _drop_tokens(folder: Path, ids: set[int]) -> None:

@@ -1,13 +1,13 @@
 """What a published VL-JEPA repository holds: the whole model, its processor, and a card."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..models.vl_jepa import VLJepaModel, VLJepaProcessor
-from .release import staged_release
+from .sources import carry_sources, forget_folders, source_names
+from .staging import staged_release
 
 _NAMES = {
     "vision": "X-encoder",
@@ -61,18 +61,6 @@ def _public(name: str) -> str:
     return Path(name).name if os.path.isabs(name) else name
 
 
-def _forget_folders(file: Path) -> None:
-    """Takes folders of this machine out of a saved config."""
-    config = json.loads(file.read_text(encoding="utf-8"))
-    for part in _NAMES:
-        if os.path.exists((config.get(f"{part}_config") or {}).get("_name_or_path", "")):
-            del config[f"{part}_config"]["_name_or_path"]
-    sources = config.get("sources") or {}
-    kept = {part: source for part, source in sources.items() if not os.path.isabs(source["name_or_path"])}
-    config["sources"] = kept or None
-    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
 def save_vl_release(
     model: VLJepaModel,
     folder: str | os.PathLike,
@@ -109,8 +97,9 @@ def save_vl_release(
                 "else has; set `config.save_frozen=True`, or name a repository in `config.sources`."
             )
     facts = {"model": {**results.get("model", {}), **describe_vl_model(model)}}
+    results = carry_sources(results, source_names(model))
     with staged_release(folder, results | facts, recipe, pictures) as staged:
         model.save_pretrained(staged)
-        _forget_folders(staged / "config.json")
+        forget_folders(staged / "config.json")
         processor.save_pretrained(staged)
     return Path(folder)

@@ -1,5 +1,7 @@
 """What a run itself has measured, in the form of `results.json`. Nothing is filled in that was not measured."""
 
+import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 from transformers import Trainer
 
 from ..hub.environment import environment_info
+from .checkpoints import COMPLETE_MARKER
 
 
 def last_entry(trainer: Trainer, name: str) -> dict[str, float]:
@@ -71,3 +74,60 @@ def run_results(trainer: Trainer, rate: str, evaluations: Iterable[dict[str, Any
         "evaluations": list(evaluations),
         "licence": "unknown",
     }
+
+
+# Score of a log -> task and metric of a card.
+_SCORES = {
+    "knn_accuracy": ("knn", "accuracy"),
+    "ridge_accuracy": ("ridge", "accuracy"),
+    "linear_accuracy": ("linear", "accuracy"),
+    "exact_match": ("generation", "exact match"),
+    "startswith": ("generation", "startswith"),
+    "lm_loss": ("language modelling", "loss per label"),
+    **{f"retrieval_at_{k}": ("retrieval of texts by prediction", f"recall@{k}") for k in (1, 5, 10)},
+    **{f"reverse_retrieval_at_{k}": ("retrieval of predictions by text", f"recall@{k}") for k in (1, 5, 10)},
+}
+_SCORE = re.compile(rf"eval_(?:(.+?)_)??({'|'.join(sorted(_SCORES, key=len, reverse=True))})")
+
+
+def checkpoint_results(folder: Path) -> dict[str, Any]:
+    """
+    What a training checkpoint on disk knows of its run, in the form of `results.json`: steps, batch, throughput,
+    number of examples, and the scores of exactly these weights.
+
+    Args:
+        folder (`Path`): with `trainer_state.json`; without one nothing is known.
+
+    Returns:
+        `dict[str, Any]`: sections `data`, `training` and `evaluations`, as far as they are known.
+    """
+    file = folder / "trainer_state.json"
+    if not file.is_file():
+        return {}
+    state = json.loads(file.read_text(encoding="utf-8"))
+    history, step = state["log_history"], state["global_step"]
+    training = {"steps": step}
+    for rate in ("images_per_second", "tokens_per_second", "pairs_per_second"):
+        if rates := sorted(entry[rate] for entry in history if rate in entry):
+            training[rate] = rates[len(rates) // 2]
+    marker = folder / COMPLETE_MARKER
+    run = json.loads(marker.read_text(encoding="utf-8"))["run"] if marker.is_file() else {}
+    if "global_batch_size" in run:
+        training["batch_size"] = run["global_batch_size"]
+    logged = {name: value for entry in history if entry.get("step") == step for name, value in entry.items()}
+    scores = {match: value for name, value in logged.items() if (match := _SCORE.fullmatch(name))}
+    evaluations = [
+        {
+            "task": _SCORES[match[2]][0],
+            "dataset": match[1] or "eval_dataset",
+            "split": "eval",
+            "metric": _SCORES[match[2]][1],
+            "value": value,
+            "num_examples": None,
+            "features": None,
+            "seed": None,
+            "command": None,
+        }
+        for match, value in scores.items()
+    ]
+    return {"data": {"num_examples": run.get("num_examples")}, "training": training, "evaluations": evaluations}

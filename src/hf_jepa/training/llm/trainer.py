@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, TrainerControl, TrainerState, Training
 from transformers.utils import logging
 
 from ...data import PairFormat, TextPairCollator, TextPairDataset
+from ...data.chat_views import as_messages
 from ...data.pair_collator import OfficialPairCollator
 from ...hub.text_release import save_text_release
 from ..base_trainer import BaseTrainer
@@ -214,6 +215,15 @@ class LLMJepaTrainer(BaseTrainer):
 
     def _save_release(self, model: PreTrainedModel, folder: Path, *content: Any, **options: bool) -> None:
         save_text_release(model, folder, self.processing_class, *content, **options)
+
+    def measured_results(self) -> dict[str, Any]:
+        """As [`~hf_jepa.training.base_trainer.BaseTrainer.measured_results`], with a question of the data itself."""
+        results, fmt = super().measured_results(), self.pair_format
+        rows = getattr(self.train_dataset, "rows", self.train_dataset)
+        if hasattr(rows, "__getitem__") and len(rows):
+            columns = (fmt.messages_column, fmt.text_column, fmt.code_column, fmt.system_prompt)
+            results["model"]["example"] = as_messages(rows[0], *columns)[:-1]
+        return results
 
     def _reported(self, rows: Any) -> list[dict[str, Any]]:
         labelled = "answer token" if self.pair_format.train_on == "response" else "token"
