@@ -81,13 +81,13 @@ def test_a_recipe_trains_a_model_that_plans(recording, tmp_path):
     assert (release / "recipe.yaml").is_file()
 
 
-def test_frames_are_skipped_and_robots_take_states(recording, tmp_path):
+def test_robots_take_states_and_actions_as_they_are(recording, tmp_path):
     encoder = "{model_type: vjepa, crop_size: 16, patch_size: 8, frames_per_clip: 2, hidden_size: 12, "
     encoder += "num_hidden_layers: 1, num_attention_heads: 2}"
     method = "{action_dim: 2, state_dim: 2, hidden_size: 12, num_hidden_layers: 1, num_attention_heads: 2}"
     arguments = ["--family=vjepa2_ac", f"--encoder_args={encoder}", f"--method={method}", "--num_steps=4"]
-    release = run(f"--dataset={recording}", "--no_normalize_actions", *arguments, folder=tmp_path / "run")
-    config = json.loads((release / "pretraining" / "config.json").read_text())
+    release = run(f"--dataset={recording}", "--normalize_actions=false", *arguments, folder=tmp_path / "run")
+    config = json.loads((release / "config.json").read_text())
     assert config["action_mean"] == [0.0, 0.0]
     assert config["action_std"] == [1.0, 1.0]
 
@@ -107,7 +107,7 @@ def test_published_recipes_are_read(name):
     [
         (["--dataset=nowhere/at_all/here"], "Repo id must|nowhere"),
         (["--layout=zarr"], "lerobot or droid"),
-        (["--family=dreamer"], "one of latent_world_model, vjepa2_ac"),
+        (["--family=dreamer"], "dreamer"),
         (["--method={horizon: 3}"], "LatentWorldModelConfig has not"),
         (["--num_steps=30", "--method={sigreg_weight: 0.1}"], "needs 30 rows, the longest"),
         (["--held_out=1.0"], "leaves none of 6 episodes"),

@@ -69,7 +69,7 @@ BATCHES: dict[str, dict[str, str]] = {
         "pictures": ".programs.video_pictures:draw_pictures",
     },
     "pairs": {},
-    "actions": {},
+    "actions": {"program": ".programs.train_world_model:main"},
 }
 
 

@@ -7,17 +7,14 @@ Trains a world model on trajectories, from a recipe:
 The release holds the statistics of the actions, without which nothing can plan.
 """
 
-import json
-import shlex
-import time
 from typing import Any
 
+import numpy as np
 import torch
-import yaml
 from transformers import AutoConfig, PreTrainedModel
 
 from ..data import (
-    ActionStatistics,
+    ArrayTrajectories,
     DroidTrajectories,
     LeRobotTrajectories,
     Trajectories,
@@ -26,19 +23,13 @@ from ..data import (
     collate_windows,
 )
 from ..hub.processors import default_processor
-from ..models.latent_world_model import LatentWorldModel, LatentWorldModelConfig
-from ..models.vjepa2_ac import VJepa2ACConfig, VJepa2ACModel
+from ..models.latent_world_model import LatentWorldModelConfig
 from ..training import JepaTrainer, JepaTrainingArguments
-from .image_arguments import RunArguments
-from .image_families import mapping
-from .pretrain_image import estimate, licence_of, origin_of
-from .recipes import parse_recipe, resolved
+from .facts import licence_of, method_for, origin_of
+from .image_models import mapping, refuse_unknown
+from .program import Program
+from .run import run
 from .world_model_arguments import TrajectoryArguments, WorldModelArguments
-
-_CLASSES = {
-    "latent_world_model": (LatentWorldModelConfig, LatentWorldModel),
-    "vjepa2_ac": (VJepa2ACConfig, VJepa2ACModel),
-}
 
 
 def load_trajectories(args: TrajectoryArguments) -> Trajectories:
@@ -52,20 +43,41 @@ def load_trajectories(args: TrajectoryArguments) -> Trajectories:
     return LeRobotTrajectories(args.dataset, args.camera, args.action_column, args.state_column)
 
 
+def stand_in_trajectories(args: TrajectoryArguments) -> Trajectories:
+    """Noise as the frames, actions and states of a robot arm, for a dry run without the data."""
+    draws = np.random.default_rng(0)
+    rows = args.num_steps * args.frameskip + 2
+    return ArrayTrajectories(
+        [draws.normal(size=(rows - 1, 7)) for _ in range(4)],
+        [draws.integers(0, 256, (rows, 64, 64, 3), dtype=np.uint8) for _ in range(4)],
+        [draws.normal(size=(rows, 7)) for _ in range(4)],
+    )
+
+
+def training_episodes(args: TrajectoryArguments, trajectories: Trajectories) -> range:
+    """All but the last ones, which are held out."""
+    train = range(len(trajectories) - round(args.held_out * len(trajectories)))
+    if not train:
+        raise ValueError(f"held_out={args.held_out:g} leaves none of {len(trajectories)} episodes to train on.")
+    return train
+
+
 def build_model(
-    model_args: WorldModelArguments, data_args: TrajectoryArguments, statistics: ActionStatistics
+    model_args: WorldModelArguments,
+    data_args: TrajectoryArguments,
+    args: JepaTrainingArguments,
+    trajectories: Trajectories,
 ) -> PreTrainedModel:
     """The world model a recipe describes, with the statistics of its data in its config."""
-    if model_args.family not in _CLASSES:
-        raise ValueError(f"`family` is one of {', '.join(_CLASSES)}, got {model_args.family!r}.")
-    config_class, model_class = _CLASSES[model_args.family]
-    chosen, encoder = mapping(model_args.method, "method"), mapping(model_args.encoder_args, "encoder_args")
-    if unknown := sorted(set(chosen) - set(config_class().to_dict())):
-        raise ValueError(f"`method` names {', '.join(unknown)}, which {config_class.__name__} has not.")
+    method = method_for(model_args, __name__)
+    config_class, model_class = (method.composite.load(name) for name in ("config", "model"))
+    chosen = refuse_unknown("method", mapping(model_args.method, "method"), config_class, "encoder_config")
+    encoder = mapping(model_args.encoder_args, "encoder_args")
     if encoder and model_args.from_encoder:
         raise ValueError("`from_encoder` brings its own config; leave out `encoder_args`.")
     if model_args.preset and config_class is not LatentWorldModelConfig:
         raise ValueError("`preset` is of latent world models.")
+    statistics = action_statistics(trajectories, training_episodes(data_args, trajectories))
     width = len(statistics.mean)
     fields: dict[str, Any] = {
         "action_dim": width * data_args.frameskip,
@@ -76,6 +88,7 @@ def build_model(
         "action_high": statistics.high,
         **chosen,
     }
+    torch.manual_seed(args.seed)
     if model_args.from_encoder:
         preset = {"preset": model_args.preset} if model_args.preset else {}
         return model_class.from_encoder(model_args.from_encoder, **preset, **fields)
@@ -97,23 +110,23 @@ def collate_robot_windows(samples: list[dict[str, Any]]) -> dict[str, torch.Tens
 
 
 def build_trainer(
-    model_args: WorldModelArguments, data_args: TrajectoryArguments, args: JepaTrainingArguments
+    model_args: WorldModelArguments,
+    data_args: TrajectoryArguments,
+    args: JepaTrainingArguments,
+    trajectories: Trajectories | None = None,
+    model: PreTrainedModel | None = None,
 ) -> JepaTrainer:
     """Everything a recipe describes, ready to train."""
-    trajectories = load_trajectories(data_args)
-    train = range(len(trajectories) - round(data_args.held_out * len(trajectories)))
-    if not train:
-        raise ValueError(f"held_out={data_args.held_out:g} leaves none of {len(trajectories)} episodes to train on.")
-    torch.manual_seed(args.seed)
-    model = build_model(model_args, data_args, action_statistics(trajectories, train))
-    is_robot = model_args.family == "vjepa2_ac"
+    trajectories = load_trajectories(data_args) if trajectories is None else trajectories
+    model = build_model(model_args, data_args, args, trajectories) if model is None else model
+    is_robot = model.main_input_name == "pixel_values_videos"
     windows = TrajectoryWindows(
         trajectories,
         data_args.num_steps,
         data_args.frameskip,
         mean=model.config.action_mean,
         std=model.config.action_std,
-        episodes=train,
+        episodes=training_episodes(data_args, trajectories),
         states=is_robot,
         max_bad_fraction=data_args.max_bad_fraction,
     )
@@ -126,28 +139,28 @@ def build_trainer(
     )
 
 
+def describe(
+    model_args: WorldModelArguments, data_args: TrajectoryArguments, args: JepaTrainingArguments
+) -> dict[str, Any]:
+    """Licence and data; numbers come from `hf-jepa evaluate --task planning`."""
+    method_for(model_args, __name__)
+    return {
+        "licence": licence_of(model_args.licence, model_args.from_encoder),
+        "data": origin_of(data_args.dataset) if data_args.dataset else {},
+        "scored": {},
+    }
+
+
+PROGRAM = Program(
+    argument_types=(WorldModelArguments, TrajectoryArguments, JepaTrainingArguments),
+    load_rows=lambda model_args, data_args, args: load_trajectories(data_args),
+    stand_in_rows=lambda model_args, data_args, args: stand_in_trajectories(data_args),
+    build_model=build_model,
+    build_trainer=build_trainer,
+    describe=describe,
+)
+
+
 def main(argv: list[str]) -> None:
-    """Trains, releases and, if asked, pushes."""
-    model_args, data_args, args, run_args = parse_recipe(
-        (WorldModelArguments, TrajectoryArguments, JepaTrainingArguments, RunArguments), argv
-    )
-    recipe, licence = resolved(model_args, data_args, args), licence_of(model_args)
-    trainer = build_trainer(model_args, data_args, args)
-    if run_args.dry_run:
-        print(yaml.safe_dump({"recipe": recipe, **estimate(trainer)}, sort_keys=False))
-        return
-    started = time.process_time()
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    seconds = time.process_time() - started
-    if not trainer.is_world_process_zero():
-        return
-    results = trainer.measured_results()
-    results["data"] |= origin_of(data_args.dataset)
-    results["compute"] = {"cpu_seconds": seconds} if args.device.type == "cpu" else {}
-    results["training"] |= {"recipe": "`recipe.yaml`", "command": shlex.join(["hf-jepa", "train", *argv])}
-    results["licence"] = licence
-    folder = trainer.write_release(results=results, recipe=recipe)
-    print(f"The release is in {folder}; its card is {folder / 'README.md'}.")
-    print(json.dumps(trainer.state.log_history[-2:], indent=2))
-    if args.push_to_hub:
-        print(trainer.push_folder(folder, "Trained with hf_jepa"))
+    """Trains a world model."""
+    run(PROGRAM, argv)

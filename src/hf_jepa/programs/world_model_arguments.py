@@ -13,11 +13,11 @@ class WorldModelArguments:
         default=None, metadata={"help": "Latent world models: `lewm`, `smwm`, `pldm`, `eb_jepa` or `dino_wm`."}
     )
     from_encoder: str | None = field(default=None, metadata={"help": "Start from this encoder, by name or folder."})
-    encoder_args: str | None = field(
-        default=None, metadata={"help": "Config of a new encoder, with its `model_type`, as a YAML mapping."}
+    encoder_args: dict | str | None = field(
+        default=None, metadata={"help": "YAML mapping: config of a new encoder, with its `model_type`."}
     )
-    method: str | None = field(
-        default=None, metadata={"help": "Fields of the world model's config, as a YAML mapping."}
+    method: dict | str | None = field(
+        default=None, metadata={"help": "YAML mapping: fields of the world model's config."}
     )
     licence: str | None = field(default=None, metadata={"help": "Of the weights, as the Hub spells it."})
 
