@@ -48,11 +48,11 @@ def model(mae):
 
 @pytest.fixture
 def recipe(tmp_path) -> list[str]:
-    noise = np.random.default_rng(0).integers(0, 256, (24, 16, 16), dtype=np.uint8)
-    rows = {"image": [PILImage.fromarray(pixels) for pixels in noise], "label": [index % 3 for index in range(24)]}
     features = Features({"image": Image(), "label": Value("int64")})
     (tmp_path / "images").mkdir()
-    for split in ("train", "validation"):
+    for seed, split in enumerate(("train", "validation")):
+        noise = np.random.default_rng(seed).integers(0, 256, (24, 16, 16), dtype=np.uint8)
+        rows = {"image": [PILImage.fromarray(pixels) for pixels in noise], "label": [index % 3 for index in range(24)]}
         Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "images" / f"{split}.parquet"))
     content = {
         "family": "vit_mae",

@@ -21,10 +21,10 @@ def program():
 
 @pytest.fixture
 def content(tmp_path) -> dict:
-    noise = np.random.default_rng(0).integers(0, 256, (24, 16, 16), dtype=np.uint8)
-    rows = {"image": [PILImage.fromarray(pixels) for pixels in noise], "label": [index % 3 for index in range(24)]}
     (tmp_path / "images").mkdir()
-    for split in ("train", "validation"):
+    for seed, split in enumerate(("train", "validation")):
+        noise = np.random.default_rng(seed).integers(0, 256, (24, 16, 16), dtype=np.uint8)
+        rows = {"image": [PILImage.fromarray(pixels) for pixels in noise], "label": [index % 3 for index in range(24)]}
         dataset = Dataset.from_dict(rows, features=Features({"image": Image(), "label": Value("int64")}))
         dataset.to_parquet(str(tmp_path / "images" / f"{split}.parquet"))
     return {

@@ -25,10 +25,10 @@ def program():
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("images")
-    noise = np.random.default_rng(0).integers(0, 256, (48, 16, 16), dtype=np.uint8)
-    rows = {"image": [PILImage.fromarray(pixels) for pixels in noise], "label": [index % 3 for index in range(48)]}
     features = Features({"image": Image(), "label": Value("int64")})
-    for split in ("train", "validation"):
+    for seed, split in enumerate(("train", "validation")):
+        noise = np.random.default_rng(seed).integers(0, 256, (48, 16, 16), dtype=np.uint8)
+        rows = {"image": [PILImage.fromarray(pixels) for pixels in noise], "label": [index % 3 for index in range(48)]}
         Dataset.from_dict(rows, features=features).to_parquet(str(folder / f"{split}.parquet"))
     return folder
 
@@ -233,3 +233,8 @@ def test_bad_recipes_are_named_before_training(program, recipe, flags, message):
     with pytest.raises(Exception, match=message) as error:
         program.main([*recipe, *flags])
     assert isinstance(error.value, ValueError) or "Strict" in type(error.value).__name__
+
+
+def test_probes_are_not_scored_on_what_they_are_fitted_on(program, recipe, dataset):
+    with pytest.raises(ValueError, match="48 of the 48 rows of test are also in train"):
+        program.main([*recipe, "--probe_split=train"])

@@ -82,7 +82,14 @@ def recipe(tmp_path, videos) -> list[str]:
 
 @pytest.mark.parametrize("generation", ["1", "2"])
 def test_a_recipe_becomes_a_release(program, recipe, videos, tmp_path, generation, capsys):
-    probes = ["--probe_dataset", str(videos / "train.csv"), "--probe_split", "train"]
+    probes = [
+        "--probe_dataset",
+        str(videos / "train.csv"),
+        "--probe_train_split",
+        "train[:8]",
+        "--probe_split",
+        "train[8:]",
+    ]
     program.main([*recipe, "--generation", generation, *probes])
     release = tmp_path / "run" / "release"
     composite = AutoModelForPreTraining.from_pretrained(release, subfolder="pretraining")

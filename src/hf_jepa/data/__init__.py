@@ -3,6 +3,7 @@ from .clip_sampling import ClipSampler, clip_indices, frame_step_for_fps
 from .collators import MaskCollator, MultiViewCollator
 from .dataset import SeededImageDataset, SeededImageStream, TooManyBadImagesError
 from .decoding import decode_image
+from .labels import fit_and_score
 from .latent_cache import CachedLatents
 from .loading import load_image_dataset, load_text_dataset, load_video_dataset, load_vision_text_dataset
 from .pair_collator import OfficialPairCollator, TextPairCollator
@@ -65,6 +66,7 @@ __all__ = [
     "decode_image",
     "encode_pair",
     "eval_transform",
+    "fit_and_score",
     "forked_rng",
     "frame_step_for_fps",
     "load_image_dataset",

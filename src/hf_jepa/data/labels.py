@@ -88,6 +88,14 @@ def align_labels(train: Any, test: Any, column: str) -> tuple[Any, Any]:
     return train, test
 
 
+def fit_and_score(train: Any, test: Any, column: str, label_column: str) -> tuple[Any, Any]:
+    """
+    Two splits as rows to fit on and rows to score: see [`refuse_shared_rows`] and [`align_labels`], which may raise.
+    """
+    refuse_shared_rows(train, test, column)
+    return align_labels(train, test, label_column)
+
+
 def hold_out(rows: Any, column: str | None, fraction: float, seed: int) -> tuple[Any, Any]:
     """
     Parts a dataset at random, in every class alike.

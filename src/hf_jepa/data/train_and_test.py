@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .labels import align_labels, hold_out, refuse_shared_rows
+from .labels import fit_and_score, hold_out
 from .splits import WAYS_OUT, Source
 
 
@@ -98,10 +98,7 @@ class SplitChoice:
         if not fits:
             return ChosenRows(None, test, split)
         train = subset(train, self.max_train, self.seed)
-        refuse_shared_rows(train, test, column)
-        if label_column is not None:
-            train, test = align_labels(train, test, label_column)
-        return ChosenRows(train, test, split)
+        return ChosenRows(*fit_and_score(train, test, column, label_column), split)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
-from ..data import SeededImageDataset, SeededImageStream, load_image_dataset, processor_transform
+from ..data import SeededImageDataset, SeededImageStream, fit_and_score, load_image_dataset, processor_transform
 from ..data.defaults import input_size, statistics
 from ..evaluation import knn_accuracy, ridge_probe
 from ..hub.processors import default_processor
@@ -62,7 +62,7 @@ def load_rows(args: DataArguments) -> tuple[Any, Any, Any]:
     for split in (args.probe_train_split or args.train_split, args.probe_split):
         rows = load(args.probe_dataset or args.dataset, split, args.label_column)
         probes.append(rows.shuffle(seed=0).select(range(min(args.probe_examples, len(rows)))))
-    return train, *probes
+    return train, *fit_and_score(*probes, args.image_column, args.label_column)
 
 
 def stand_in_rows(model_args: ModelArguments, args: DataArguments) -> tuple[Any, Any, Any]:

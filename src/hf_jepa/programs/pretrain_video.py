@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..data import MixedVideoDataset, SeededVideoDataset, load_video_dataset, video_eval_transform
+from ..data import MixedVideoDataset, SeededVideoDataset, fit_and_score, load_video_dataset, video_eval_transform
 from ..data.defaults import clip_sampler, input_size, one_for_each, statistics
 from ..hub.processors import default_processor
 from ..methods import Method
@@ -77,7 +77,7 @@ def load_rows(args: VideoDataArguments) -> tuple[list[Any], Any, Any]:
     for split in (args.probe_train_split, args.probe_split):
         rows = load_video_dataset(args.probe_dataset, split, args.video_column[0], args.label_column)
         probes.append(rows.shuffle(seed=0).select(range(min(args.probe_examples, len(rows)))))
-    return train, *probes
+    return train, *fit_and_score(*probes, args.video_column[0], args.label_column)
 
 
 def stand_in_rows(model_args: VideoModelArguments, args: VideoDataArguments) -> tuple[list[Any], Any, Any]:
