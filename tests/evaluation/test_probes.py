@@ -13,7 +13,7 @@ from hf_jepa.evaluation import (
     low_shot_accuracy,
     ridge_probe,
 )
-from hf_jepa.evaluation.closed_form import _fit_ridge
+from hf_jepa.evaluation.closed_form import _fit_ridge, held_out_rows
 from hf_jepa.evaluation.linear_probe import _Heads
 from hf_jepa.evaluation.low_shot import draw_labelled_rows
 
@@ -249,3 +249,48 @@ def test_a_head_takes_the_steps_of_torch_sgd(batch_norm):
         optimizer.step()
     torch.testing.assert_close(heads.weight[1].T, linear.weight.detach(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(heads.bias[1, 0], linear.bias.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("probe", ["linear", "ridge", "logistic", "attentive"])
+def test_what_is_chosen_does_not_depend_on_what_is_scored(probe):
+    """Whatever the test labels are, the setting that held-out train rows prefer is the one that is scored."""
+    train, labels, test, test_labels = blobs(120, noise=2.5)
+    run = {
+        "linear": lambda *data: linear_probe(*data, epochs=4, batch_size=16),
+        "ridge": ridge_probe,
+        "logistic": lambda *data: logistic_probe(*data, penalties=(1e-4, 1e-2, 1.0, 100.0), max_iterations=30),
+        "attentive": lambda train, labels, test, scored: attentive_probe(
+            train[:, None],
+            labels,
+            test[:, None],
+            scored,
+            learning_rates=(1e-4, 1e-3, 1e-2, 3e-1),
+            epochs=3,
+            batch_size=16,
+        ),
+    }[probe]
+    results = [run(train, labels, test, test_labels)]
+    for seed in range(6):
+        shuffled = test_labels[torch.randperm(len(test_labels), generator=torch.Generator().manual_seed(seed))]
+        results.append(run(train, labels, test, shuffled))
+    assert all(result.chosen == results[0].chosen for result in results)
+    assert len({result.accuracy for result in results}) > 1
+    best = max(candidate["held_out_accuracy"] for candidate in results[0].candidates)
+    assert results[0].chosen["held_out_accuracy"] == best
+    # Otherwise the settings would be as good as each other, and anything could be chosen.
+    assert len({candidate["held_out_accuracy"] for candidate in results[0].candidates}) > 1
+
+
+def test_the_penalty_is_picked_on_rows_that_were_not_fitted():
+    """In wide noise the weakest penalty fits its rows best and new rows worst."""
+    train, labels, test, test_labels = blobs(80, width=200, noise=4.0)
+    result = ridge_probe(train, labels, test, test_labels)
+    kept, held_out = held_out_rows(80, 0.2, 0)
+    scaler = StandardScaler().fit(train[kept].double().numpy())
+    rows, others = (scaler.transform(train[part].double().numpy()) for part in (kept, held_out))
+    targets = torch.nn.functional.one_hot(labels[kept]).double().numpy()
+    for candidate in result.candidates:
+        model = Ridge(alpha=max(candidate["penalty"] * len(kept), 1e-9)).fit(rows, targets)
+        expected = (model.predict(others).argmax(1) == labels[held_out].numpy()).mean()
+        assert candidate["held_out_accuracy"] == pytest.approx(expected)
+        assert candidate["held_out_accuracy"] < 0.9
