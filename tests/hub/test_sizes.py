@@ -89,7 +89,8 @@ def features(folder, pixels):
         return AutoModel.from_pretrained(folder).eval()(pixels).last_hidden_state
 
 
-@pytest.mark.parametrize("size", [(24, 24), (16, 24)])
+# 16x64 pixels are 4x16 patches, as many as 8x8.
+@pytest.mark.parametrize("size", [(24, 24), (16, 24), (16, 64)])
 def test_ijepa_continued_at_another_size(tmp_path, size):
     masks = MaskCollator(MultiBlockMaskGenerator(size, 4, mode="balanced", min_keep=2))
     trainer = train(continued_ijepa(tmp_path), masks, Noise("pixel_values", 3, *size), tmp_path / "run")
@@ -103,6 +104,10 @@ def test_ijepa_continued_at_another_size(tmp_path, size):
         made = AutoImageProcessor.from_pretrained(folder)(picture, return_tensors="pt")["pixel_values"]
         assert tuple(made.shape[-2:]) == size
         assert json.loads((folder / "config.json").read_text())["image_size"] in (size[0], list(size))
+        with torch.no_grad():
+            released = AutoModel.from_pretrained(folder).eval()
+            interpolated = released(pixels, interpolate_pos_encoding=True).last_hidden_state
+        torch.testing.assert_close(interpolated, model.get_features(pixels), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [24, (24, 32)])

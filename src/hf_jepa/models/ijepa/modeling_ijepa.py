@@ -17,6 +17,9 @@ from ...positions import pair, sincos_2d
 from ...predictor import MaskedTokenPredictor, gather_tokens
 from ...regularized import build_regularizer, regularized_loss
 from .configuration_ijepa import IJepaPreTrainingConfig
+from .in_tree_ijepa import use_table_at_configured_size
+
+use_table_at_configured_size()
 
 
 def embed_patches(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
