@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .modeling_jepa import JepaOutput, JepaPreTrainedModel
     from .models import *
     from .pipelines import VLJepaPipeline
+    from .planning import CEMPlanner, GradientPlanner, MPCPolicy, MPPIPlanner
     from .training import (
         JepaTrainer,
         JepaTrainingArguments,
@@ -21,12 +22,16 @@ if TYPE_CHECKING:
 
 # Public name -> the room that has it; the classes of the methods stand in their table.
 _HOME = {
+    "CEMPlanner": ".planning",
+    "GradientPlanner": ".planning",
     "JepaOutput": ".modeling_jepa",
     "JepaPreTrainedModel": ".modeling_jepa",
     "JepaTrainer": ".training",
     "JepaTrainingArguments": ".training",
     "LLMJepaTrainer": ".training",
     "LLMJepaTrainingArguments": ".training",
+    "MPCPolicy": ".planning",
+    "MPPIPlanner": ".planning",
     "VLJepaPipeline": ".pipelines",
     "VLJepaTrainer": ".training",
     "VLJepaTrainingArguments": ".training",

@@ -122,8 +122,9 @@ def test_a_latent_and_a_callable_are_goals_too(point):
 
     runs = [
         drive(MPCPolicy(model, planner(), torch.as_tensor), model, 1, 4, aim, [0]).actions
-        for aim in (targets[:1], latents[:1], shared)
+        for aim in (targets[:1], latents[:1], shared, np.stack([0 * targets[:1], targets[:1]], axis=1))
     ]
+    assert np.array_equal(runs[3], runs[0])
     np.testing.assert_allclose(runs[1], runs[0])
     np.testing.assert_allclose(runs[2], runs[0], atol=1e-3)
 

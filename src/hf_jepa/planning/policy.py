@@ -90,8 +90,8 @@ class MPCPolicy:
         Starts new episodes.
 
         Args:
-            goals: Per episode a frame, as `preprocess` takes it, or a latent `(tokens, width)`; or one callable for
-                all, as in [`~Planner.plan`], with `numbers`.
+            goals: Per episode a frame, as `preprocess` takes it, a clip of frames `(time, ...)`, whose last one
+                counts, or a latent `(tokens, width)`; or one callable for all, see [`~Planner.plan`], with `numbers`.
             numbers (sequence of `int`, *optional*): The episodes' own numbers, which seed their draws; 0, 1, ... if
                 omitted.
             where (sequence of `int`, *optional*): The environments that these episodes run in, while the others go on
@@ -107,7 +107,7 @@ class MPCPolicy:
         else:
             self._shared_goal = None
             if isinstance(goals, np.ndarray):
-                goals = self.model.encode_goal(self._pixels(goals))
+                goals = self.model.encode_goal(self._pixels(goals[:, -1] if goals.ndim == 5 else goals))
         numbers = range(len(goals)) if numbers is None else numbers
         if len(numbers) != len(goals):
             raise ValueError(f"{len(goals)} goals need as many episode numbers, got {len(numbers)}.")
