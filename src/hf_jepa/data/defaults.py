@@ -17,12 +17,12 @@ from ..masking import (
     MultiBlockMaskGenerator,
     TubeMaskGenerator,
 )
-from ..methods import Method
+from ..methods import method_of_model
 from .clip_sampling import ClipSampler
 from .collators import MaskCollator, MultiViewCollator
 from .dataset import SeededImageDataset, SeededImageStream
 from .processing import processor_transform
-from .transforms import IMAGENET_MEAN, IMAGENET_STD, ImageTransform, eval_transform, train_transform
+from .transforms import IMAGENET_MEAN, IMAGENET_STD, ImageTransform, train_transform
 from .video_collator import VideoMaskCollator
 from .video_dataset import SeededVideoDataset
 from .video_transforms import VideoTransform, video_eval_transform, video_train_transform
@@ -341,60 +341,74 @@ def label_column(dataset: Any) -> str:
     return names[0]
 
 
-def training_samples(method: Method, model: Any, dataset: Any, seed: int = 0) -> Any:
+def has_defaults(model: Any) -> bool:
+    """Whether a model is of a method whose batches are made of images or clips."""
+    method = method_of_model(model)
+    return method is not None and method.batches in ("masks", "views", "clips")
+
+
+def default_collator(model: Any, seed: int = 0) -> Callable:
     """
-    A plain `datasets` dataset of images or videos, map-style or streaming, as samples of the method's default
-    transform; anything else as it is.
+    The collator of a model's method, with its default settings.
+
+    Raises:
+        ValueError: for a model of no method, or one that has none.
+    """
+    method = method_of_model(model)
+    if method is None:
+        raise ValueError(
+            f"{type(model).__name__} is of no known method, so that JepaTrainer needs a `data_collator`, such as "
+            "MaskCollator(MultiBlockMaskGenerator(image_size=..., patch_size=...)); or add it: `register_method`."
+        )
+    return method.load("collator")(model, seed=seed)
+
+
+def training_samples(model: Any, dataset: Any, processor: Any = None, seed: int = 0) -> Any:
+    """
+    A plain `datasets` dataset of images or videos, map-style or streaming, as samples of the default transform of the
+    model's method; anything else as it is.
 
     Args:
-        method ([`~hf_jepa.methods.Method`]): of the model.
         model (`PreTrainedModel`): whose size and channels the samples get.
         dataset (`Any`): the rows.
+        processor (*optional*): whose statistics the samples get.
         seed (`int`): of the transforms.
 
     Raises:
-        ValueError: for columns that do not fit, or streamed videos.
+        ValueError: for a model of no method, columns that do not fit, or streamed videos.
     """
     if not is_plain(dataset):
         return dataset
-    column, transform = media_column(dataset), method.load("transform")(model)
-    return _seeded(method, model, dataset, transform, column, None, seed, random_start=True)
+    method = method_of_model(model)
+    if method is None:
+        raise ValueError(f"{type(model).__name__} is of no known method: pass samples, such as a SeededImageDataset.")
+    options = {name: getattr(processor, name, None) for name in ("image_mean", "image_std")}
+    transform = method.load("transform")(model, **options)
+    return _seeded(model, dataset, transform, None, seed)
 
 
-def labelled_samples(method: Method, model: Any, dataset: Any, processor: Any | None = None) -> Any:
-    """
-    As [`training_samples`], with labels, for probes: images through the processor that will be released, if there is
-    one, and clips through the evaluation transform.
-    """
+def labelled_samples(model: Any, dataset: Any, processor: Any) -> Any:
+    """As [`training_samples`], through the processor and with labels, for probes; of a dict, each of its datasets."""
     if isinstance(dataset, dict):
-        return {name: labelled_samples(method, model, part, processor) for name, part in dataset.items()}
+        return {name: labelled_samples(model, part, processor) for name, part in dataset.items()}
     if not is_plain(dataset):
         return dataset
-    if method.batches != "clips" and processor is not None:
-        transform = processor_transform(processor)
+    if method_of_model(model).batches == "clips":
+        chosen = statistics(model, getattr(processor, "image_mean", None), getattr(processor, "image_std", None))
+        transform = video_eval_transform(input_size(model), **chosen)
     else:
-        make: Callable = video_eval_transform if method.batches == "clips" else eval_transform
-        transform = make(input_size(model), **statistics(model, None, None))
-    return _seeded(method, model, dataset, transform, media_column(dataset), label_column(dataset), 0, False)
+        transform = processor_transform(processor)
+    return _seeded(model, dataset, transform, label_column(dataset), 0)
 
 
-def _seeded(
-    method: Method,
-    model: Any,
-    dataset: Any,
-    transform: Any,
-    column: str,
-    label: str | None,
-    seed: int,
-    random_start: bool,
-) -> Any:
+def _seeded(model: Any, dataset: Any, transform: Any, label: str | None, seed: int) -> Any:
     import datasets
 
-    is_stream = isinstance(dataset, datasets.IterableDataset)
-    if method.batches != "clips":
+    column, is_stream = media_column(dataset), isinstance(dataset, datasets.IterableDataset)
+    if method_of_model(model).batches != "clips":
         kind = SeededImageStream if is_stream else SeededImageDataset
         return kind(dataset, transform, column, label, seed=seed)
     if is_stream:
         raise ValueError("Streamed videos cannot be sampled here; load the dataset without `streaming=True`.")
-    sampler = clip_sampler(model.config.encoder_config.frames_per_clip, random_start=random_start)
+    sampler = clip_sampler(model.config.encoder_config.frames_per_clip, random_start=label is None)
     return SeededVideoDataset(dataset, sampler, transform, column, label, seed=seed)

@@ -12,6 +12,8 @@ from transformers.utils import logging
 
 from ...data import MixedVideoDataset, SeededImageStream
 from ...data.dataset import SeededDataset
+from ...data.defaults import default_collator, has_defaults, labelled_samples, training_samples
+from ...hub.processors import default_processor
 from ...hub.release import note_trained_size, save_release
 from .. import checkpoints
 from ..base_trainer import BaseTrainer
@@ -63,17 +65,22 @@ class JepaTrainer(BaseTrainer):
     Args:
         model ([`~hf_jepa.modeling_jepa.JepaPreTrainedModel`]): in float32.
         args ([`JepaTrainingArguments`]): an ordinary `TrainingArguments` works too, with a constant weight decay.
-        data_collator (`Callable`): such as [`~hf_jepa.data.MaskCollator`]; its `draws_per_step` is set here.
-        train_dataset (`Dataset` or `IterableDataset`): [`~hf_jepa.data.SeededImageDataset`],
-            [`~hf_jepa.data.SeededImageStream`], [`~hf_jepa.data.SeededVideoDataset`],
-            [`~hf_jepa.data.MixedVideoDataset`], or any dataset of dicts with `pixel_values` `(C, H, W)` or
-            `pixel_values_videos` `(F, C, H, W)`, float32.
-        eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*): labelled images that the probes are scored on.
-        probe_train_dataset (`Dataset`, *optional*): labelled images that the probes are fitted on.
-        kwargs: everything else that `Trainer` takes (`processing_class`, `callbacks`, `optimizers`, ...).
+        data_collator (`Callable`, *optional*): such as [`~hf_jepa.data.MaskCollator`]; its `draws_per_step` is set
+            here. By default the method's own, with the settings of its published recipe, for the model's grid.
+        train_dataset (`Dataset` or `IterableDataset`): rows of `datasets` with a column of images or videos, streamed
+            or not, which become samples of the method's default transform (crops, views, clips); or samples:
+            [`~hf_jepa.data.SeededImageDataset`], [`~hf_jepa.data.SeededImageStream`],
+            [`~hf_jepa.data.SeededVideoDataset`], [`~hf_jepa.data.MixedVideoDataset`], any dataset of dicts with
+            `pixel_values` `(C, H, W)` or `pixel_values_videos` `(F, C, H, W)`, float32.
+        eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*): labelled images that the probes are scored on;
+            rows of `datasets` are seen through the processor.
+        probe_train_dataset (`Dataset`, *optional*): labelled images that the probes are fitted on; likewise.
+        kwargs: everything else that `Trainer` takes (`callbacks`, `optimizers`, ...). `processing_class`, which is
+            released with the encoder, is by default for the model's size, with ImageNet's statistics.
 
     Raises:
-        ValueError: for weights below float32, a missing collator or probe dataset, a dataset smaller than one step,
+        ValueError: for weights below float32, a missing probe dataset, rows without images or videos, a dataset
+            smaller than one step,
             `DataParallel`, or DeepSpeed ZeRO-3.
     """
 
@@ -94,11 +101,14 @@ class JepaTrainer(BaseTrainer):
         **kwargs: Any,
     ) -> None:
         args = JepaTrainingArguments.from_plain(args)
-        if data_collator is None:
-            raise ValueError(
-                "JepaTrainer needs a `data_collator` that makes the model's views, such as "
-                "MaskCollator(MultiBlockMaskGenerator(image_size=..., patch_size=...))."
-            )
+        seed = args.seed if args.data_seed is None else args.data_seed
+        processor = kwargs.setdefault("processing_class", None)
+        if processor is None and has_defaults(model):
+            processor = kwargs["processing_class"] = default_processor(model)
+        data_collator = data_collator or default_collator(model, seed)
+        train_dataset = training_samples(model, train_dataset, processor, seed)
+        eval_dataset = labelled_samples(model, eval_dataset, processor)
+        probe_train_dataset = labelled_samples(model, probe_train_dataset, processor)
         if args.eval_strategy != "no" and (probe_train_dataset is None or eval_dataset is None):
             raise ValueError(
                 "Evaluation fits probes on labelled images: pass `probe_train_dataset` and `eval_dataset`, or leave "
