@@ -3,6 +3,7 @@ What a method's batches are made of: transforms and collators for a model, with 
 The programs build from a recipe with these; [`JepaTrainer`] uses them as they are for a plain `datasets` dataset.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -79,22 +80,23 @@ def multiblock_collator(
     target_scale: Pair = (0.15, 0.2),
     target_aspect_ratio: Pair = (0.75, 1.5),
     num_target_masks: int = 4,
-    min_keep: int = 10,
+    min_keep: int | None = None,
     mask_mode: str = "balanced",
 ) -> MaskCollator:
-    """Multi-block masks for the model's grid."""
-    generator = MultiBlockMaskGenerator(
-        input_size(model),
-        model.config.encoder_config.patch_size,
-        context_scale=tuple(context_scale),
-        target_scale=tuple(target_scale),
-        target_aspect_ratio=tuple(target_aspect_ratio),
-        num_target_masks=num_target_masks,
-        min_keep=min_keep,
-        mode=mask_mode,
-        seed=seed,
-    )
-    return MaskCollator(generator)
+    """Multi-block masks for the model's grid; `min_keep` is by default the published 10, or what a small grid has."""
+    options = {
+        "context_scale": tuple(context_scale),
+        "target_scale": tuple(target_scale),
+        "target_aspect_ratio": tuple(target_aspect_ratio),
+        "num_target_masks": num_target_masks,
+        "mode": mask_mode,
+        "seed": seed,
+    }
+    shape = input_size(model), model.config.encoder_config.patch_size
+    for fewer in range(10, 0, -1) if min_keep is None else ():
+        with contextlib.suppress(ValueError):
+            return MaskCollator(MultiBlockMaskGenerator(*shape, min_keep=fewer, **options))
+    return MaskCollator(MultiBlockMaskGenerator(*shape, min_keep=min_keep or 0, **options))
 
 
 # ---- Block-wise masks: data2vec ----

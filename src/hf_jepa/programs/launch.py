@@ -27,7 +27,9 @@ def family_of(argv: Sequence[str]) -> str:
             return flag.partition("=")[2] or "".join(flags[place + 1 : place + 2])
     family = family_in(argv[0]) if argv and not argv[0].startswith("-") else None
     if family is None:
-        raise ValueError("The recipe names no `family`, the method to train; `hf-jepa list` shows them.")
+        raise ValueError(
+            "The recipe does not name its method: add `family`, or give --family. `hf-jepa list` names them."
+        )
     return family
 
 

@@ -34,6 +34,7 @@ def run(program: Program, argv: list[str]) -> None:
     rows = program.load_rows(*parts)
     trainer = program.build_trainer(*parts, rows, program.build_model(*parts, rows))
     prepared = program.prepare(trainer, *parts)
+    trainer.resume_command = f"{shlex.join(['hf-jepa', 'train', *argv])} --resume_from_checkpoint true"
     started = time.process_time()
     trainer.train(resume_from_checkpoint=resume)
     seconds = time.process_time() - started
@@ -50,6 +51,7 @@ def run(program: Program, argv: list[str]) -> None:
         return
     results = run_results(trainer, described, options.name, seconds)
     results["evaluations"] += whole_model(trainer, "answers were not scored", program.answer, trainer, *parts) or []
+    # A card does not tell of this machine's folders.
     command = shlex.join(["hf-jepa", "train", *map(without_folders, argv)])
     for entry in [*results["evaluations"], *baselines]:
         entry |= {**described["scored"], "command": command}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import IJepaConfig, ViTConfig
+from transformers import IJepaConfig, ViTConfig, ViTModel
 
 from hf_jepa import (
     IJepaForPreTraining,
@@ -90,6 +90,12 @@ def test_rows_are_trained_on_as_they_come(model, shapes, stream, tmp_path):
     assert (release / "config.json").is_file()
 
 
+def test_a_small_grid_keeps_what_it_has(tmp_path):
+    trainer = JepaTrainer(ijepa(24), arguments(tmp_path), train_dataset=rows())
+    assert 0 < trainer.data_collator.mask_generator.min_keep < 10
+    trainer.train()
+
+
 def test_masks_are_for_the_grid_of_a_size_that_is_not_square(tmp_path):
     model = ijepa((48, 64))
     trainer = JepaTrainer(model, arguments(tmp_path), train_dataset=rows())
@@ -148,6 +154,11 @@ def test_seeds_decide_the_draws(tmp_path):
 def test_columns_that_do_not_fit_are_named(data, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         JepaTrainer(ijepa(), arguments(tmp_path), train_dataset=data)
+
+
+def test_a_model_of_no_method_needs_a_collator(tmp_path):
+    with pytest.raises(ValueError, match="ViTModel is of no known method.*register_method"):
+        JepaTrainer(ViTModel(ViTConfig(**VIT, image_size=16, patch_size=4)), arguments(tmp_path), train_dataset=rows())
 
 
 def test_probes_without_labels_are_refused(tmp_path):

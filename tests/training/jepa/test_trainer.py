@@ -167,8 +167,6 @@ def test_a_dataset_smaller_than_one_step_is_refused(make_trainer: Callable[..., 
 
 
 def test_missing_parts_are_refused_before_training(make_trainer: Callable[..., Any]) -> None:
-    with pytest.raises(ValueError, match="data_collator"):
-        make_trainer(trainer={"data_collator": None})
     with pytest.raises(ValueError, match="probe_train_dataset"):
         make_trainer(trainer={"probe_train_dataset": None}, probe_every_steps=1)
     with pytest.raises(ValueError, match="train_dataset"):

@@ -80,8 +80,7 @@ class JepaTrainer(BaseTrainer):
 
     Raises:
         ValueError: for weights below float32, a missing probe dataset, rows without images or videos, a dataset
-            smaller than one step,
-            `DataParallel`, or DeepSpeed ZeRO-3.
+            smaller than one step, `DataParallel`, or DeepSpeed ZeRO-3.
     """
 
     throughput = "images_per_second"

@@ -1,0 +1,124 @@
+"""What every program does in the same order: the release first, then what may fail; and folders that are in use."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoModel
+
+from hf_jepa.cli import main as command
+from hf_jepa.programs.launch import train
+
+
+@pytest.fixture
+def program():
+    return importlib.import_module("hf_jepa.programs.pretrain_image")
+
+
+def release_of(tmp_path) -> dict:
+    return json.loads((tmp_path / "run" / "release" / "results.json").read_text())
+
+
+def test_missing_matplotlib_costs_the_pictures_only(program, recipe, tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    monkeypatch.setattr("hf_jepa.programs.run.logger.warning", lambda text: warnings.append(text))
+    warnings: list[str] = []
+    for name in [name for name in sys.modules if name.startswith("hf_jepa.visualization")]:
+        monkeypatch.delitem(sys.modules, name)
+    program.main(recipe)
+    assert len(warnings) == 1
+    assert "pictures could not be drawn" in warnings[0]
+    results = release_of(tmp_path)
+    assert results["pictures"] == []
+    assert len(results["evaluations"]) == 2
+
+
+def test_scores_that_fail_leave_a_release(program, recipe, tmp_path, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise RuntimeError("no scores today")
+
+    monkeypatch.setattr(program.JepaTrainer, "evaluate", fail)
+    with pytest.raises(RuntimeError, match="no scores today"):
+        program.main(recipe)
+    assert "The release is in" in capsys.readouterr().out
+    AutoModel.from_pretrained(tmp_path / "run" / "release")
+    assert release_of(tmp_path)["training"]["steps"] == 4
+
+
+def test_what_comes_later_is_in_the_release_with_its_files(program, recipe, tmp_path):
+    program.main(recipe)
+    results = release_of(tmp_path)
+    files = {path.name for path in (tmp_path / "run" / "release").iterdir()}
+    assert {picture["file"] for picture in results["pictures"]} <= set(results["files"]) == files
+    command_line = results["evaluations"][0]["command"]
+    assert str(tmp_path) not in command_line
+    assert command_line.endswith("recipe.yaml")
+    named = yaml.safe_load(Path(recipe[0]).read_text())["data"]["dataset"]
+    assert results["evaluations"][0]["dataset"] == Path(named).name
+
+
+def test_the_recipe_of_a_release_runs_again(recipe, dataset, tmp_path, monkeypatch):
+    train(recipe)
+    release = tmp_path / "run" / "release"
+    written = yaml.safe_load((release / "recipe.yaml").read_text())
+    assert str(tmp_path) not in (release / "recipe.yaml").read_text()
+    assert written["dataset"] == dataset.name
+    monkeypatch.chdir(dataset.parent)
+    train([str(release / "recipe.yaml"), "--output_dir", str(tmp_path / "again")])
+    folders = (release, tmp_path / "again" / "release")
+    first, second = (AutoModel.from_pretrained(folder).state_dict() for folder in folders)
+    assert all((first[name] == second[name]).all() for name in first)
+
+
+def test_a_used_folder_is_refused_resumed_or_emptied(program, recipe, tmp_path):
+    program.main([*recipe, "--save_strategy", "steps", "--save_steps", "2", "--max_steps", "2"])
+    with pytest.raises(ValueError, match=r"checkpoint-2, release.*--resume_from_checkpoint true.*--overwrite_output"):
+        program.main(recipe)
+    options = ["--allow_changed_settings", "--save_strategy", "steps", "--save_steps", "2"]
+    program.main([*recipe, *options, "--resume_from_checkpoint", "true"])
+    assert release_of(tmp_path)["training"]["steps"] == 4
+    assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    program.main([*recipe, "--overwrite_output_dir", "--max_steps", "1"])
+    assert release_of(tmp_path)["training"]["steps"] == 1
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_the_command_trains_and_shows_tracebacks_on_demand(recipe, tmp_path, capsys):
+    assert command(["train", *recipe, "--max_steps", "1"]) == 0
+    assert release_of(tmp_path)["training"]["steps"] == 1
+    assert command(["train", *recipe, "--hiden_size", "3"]) == 1
+    assert "did you mean '--hidden_size'" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="hiden_size"):
+        command(["train", *recipe, "--hiden_size", "3", "--debug"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "ijepa_fashion_mnst"], "did you mean ijepa_fashion_mnist"),
+        (["train", "ijepa_fashion_mnist", "--accelerate_config", "fsdp3"], "fsdp2"),
+        (["train", "ijepa_fashion_mnist", "--family", "ijpa"], "Unknown method 'ijpa'"),
+        (["train", "ijepa_fashion_mnist", "--family", "vjepa2_ac"], "V-JEPA 2-AC has no `program`"),
+    ],
+)
+def test_the_command_refuses_before_anything_starts(arguments, message, capsys):
+    assert command(arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_two_processes_on_cpus_are_two(recipe, tmp_path):
+    flags = ["--accelerate_config", "cpu", "--num_processes", "2", "--max_steps", "2"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    launch = [sys.executable, "-m", "hf_jepa.cli", "train", *recipe, *flags]
+    done = subprocess.run(launch, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "2 processes, CPU" in done.stdout
+    # One optimizer step is two batches of 8.
+    assert release_of(tmp_path)["training"]["batch_size"] == 16
+    assert done.stdout.count("The release is in") == 1
