@@ -104,7 +104,7 @@ def test_the_command_trains_and_shows_tracebacks_on_demand(recipe, tmp_path, cap
         (["train", "ijepa_fashion_mnst"], "did you mean ijepa_fashion_mnist"),
         (["train", "ijepa_fashion_mnist", "--accelerate_config", "fsdp3"], "fsdp2"),
         (["train", "ijepa_fashion_mnist", "--family", "ijpa"], "Unknown method 'ijpa'"),
-        (["train", "ijepa_fashion_mnist", "--family", "vjepa2_ac"], "V-JEPA 2-AC has no `program`"),
+        (["train", "ijepa_fashion_mnist", "--family", "vjepa2_ac", "--frameskipp", "2"], "frameskipp"),
     ],
 )
 def test_the_command_refuses_before_anything_starts(arguments, message, capsys):
