@@ -39,7 +39,7 @@ def test_without_pairs_a_batch_is_plain_fine_tuning():
     assert (batch["document"] >= 0).sum() == sum(len(item["input_ids"]) for item in EXAMPLES[:4])
 
 
-@pytest.mark.parametrize("variant", ["paper", "random_span"])
+@pytest.mark.parametrize("variant", ["paper", "random_span", "inner_span"])
 def test_tubes_depend_on_the_draw_alone(variant):
     collator = TextPairCollator(0, "packed", "tube", tube_variant=variant, tube_times=2)
     whole = collator(EXAMPLES[:6])["displacement_index"]

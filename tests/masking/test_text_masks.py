@@ -194,11 +194,41 @@ def test_displacements_of_the_paper():
     assert drawn == draw_displacements([(2, 9)], torch.Generator().manual_seed(0), times=200)
 
 
-def test_displacements_of_the_released_code_leave_the_template_out():
+def test_displacements_of_the_released_code_step_into_every_token_of_the_content():
+    spans = [(2, 5), (8, 12)]
+    into = [(1, 2), (2, 3), (3, 4), (7, 8), (8, 9), (9, 10), (10, 11)]
+    drawn = draw_displacements(spans, torch.Generator().manual_seed(0), "random_span", times=4000)
+    found = []
+    for around, span in drawn:
+        steps = [(a, a + 1) for start, end in span for a in range(start, end)]
+        rest = [(a, a + 1) for start, end in around for a in range(start, end)]
+        # Together they step into every token of the content once; the jump from one span to the next counts in none.
+        assert sorted(steps + rest) == into
+        assert rest
+        first = into.index(steps[0])
+        assert steps == into[first : first + len(steps)]
+        found.append((first, len(steps)))
+    # The start is uniform and the end uniform in what follows; a span of everything is drawn again.
+    count = len(into)
+    for first in range(count):
+        for length in range(1, count - first + 1):
+            expected = 0 if length == count else 1 / (count - first) / (count - 1 / count)
+            share = found.count((first, length)) / len(found)
+            assert abs(share - expected) < 4 * (expected / len(found)) ** 0.5 + 1e-9, (first, length)
+    # Contiguous steps are one difference of states.
+    assert all(len(span) <= 2 for _, span in drawn)
+
+
+def test_a_span_that_opens_a_conversation_has_no_token_before_it():
+    for around, span in draw_displacements([(0, 3)], torch.Generator().manual_seed(0), "random_span", times=20):
+        assert sorted(around + span) == [(0, 1), (1, 2)]
+
+
+def test_inner_spans_leave_the_template_out():
     spans = [(2, 5), (8, 12)]
     inside = {2, 3, 4, 8, 9, 10, 11}
     crossed = 0
-    for around, span in draw_displacements(spans, torch.Generator().manual_seed(0), "random_span", times=200):
+    for around, span in draw_displacements(spans, torch.Generator().manual_seed(0), "inner_span", times=200):
         steps = [(a, a + 1) for start, end in around + span for a in range(start, end)]
         # Together they walk through every step of the content once, and never over the template.
         assert sorted(steps) == [(2, 3), (3, 4), (8, 9), (9, 10), (10, 11)]
@@ -229,7 +259,7 @@ def test_packed_displacements_point_into_their_rows():
         ([(0, 3), (2, 5)], "paper", "overlap"),
         ([(3, 3)], "paper", "empty"),
         ([(0, 9)], "curvature", "got 'curvature'"),
-        ([(0, 2), (5, 6)], "random_span", "No span of"),
+        ([(0, 2), (5, 6)], "inner_span", "No span of"),
     ],
 )
 def test_faults_of_displacements(spans, variant, message):

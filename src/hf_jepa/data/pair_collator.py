@@ -29,8 +29,8 @@ class TextPairCollator:
         objective (`str`): `"pairs"`: LLM-JEPA. `"tube"`: semantic tube prediction. `"none"`: plain fine-tuning.
         jepa_dropout (`float`): share of examples, in [0, 1), that carry no JEPA tokens (or displacements).
         seed (`int`): of dropout and displacements.
-        tube_variant (`str`): `"paper"` draws from the whole conversation, `"random_span"`, the released code's, from
-            the contents.
+        tube_variant (`str`): `"paper"` draws from the whole conversation, `"random_span"`, the released code's, and
+            `"inner_span"` from the contents; see [`~hf_jepa.masking.draw_displacements`].
         tube_times (`int`): displacement pairs per example.
         require_pairs (`bool`): refuse a batch of which no example has a whole pair.
         pack_options: of [`~hf_jepa.masking.pack_examples`]: `predictor_token_ids`, `predictor_position`, `direction`,
@@ -48,7 +48,7 @@ class TextPairCollator:
         objective: Literal["pairs", "tube", "none"] = "pairs",
         jepa_dropout: float = 0.0,
         seed: int = 0,
-        tube_variant: Literal["paper", "random_span"] = "paper",
+        tube_variant: Literal["paper", "random_span", "inner_span"] = "paper",
         tube_times: int = 1,
         require_pairs: bool = True,
         **pack_options: Any,

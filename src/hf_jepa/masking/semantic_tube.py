@@ -6,12 +6,14 @@ from typing import Literal
 import torch
 
 Segments = list[tuple[int, int]]
+TubeVariant = Literal["paper", "random_span", "inner_span"]
+TUBE_VARIANTS = ("paper", "random_span", "inner_span")
 
 
 def draw_displacements(
     spans: Sequence[tuple[int, int]],
     generator: torch.Generator,
-    variant: Literal["paper", "random_span"] = "paper",
+    variant: TubeVariant = "paper",
     times: int = 1,
 ) -> list[tuple[Segments, Segments]]:
     """
@@ -23,8 +25,11 @@ def draw_displacements(
             or the user's and the assistant's content, without the template between them.
         generator (`torch.Generator`): on the CPU.
         variant (`str`): `"paper"`: random s < r < t, `h_r - h_s` against `h_t - h_r`. `"random_span"`, the released
-            code's: the displacement over a random span of the content against that before and after it; the jump over
-            the template between two spans counts in neither.
+            code's: the displacement over a random span of the content against that before and after it. What a token
+            of the content adds is its state minus that of the token before it, for the first one the last of the
+            template; the start is drawn first, the end among what follows. `"inner_span"`: the same between states
+            of the content alone, without the step into it, both ends drawn at once. In neither does the jump over the
+            template between two spans count.
         times (`int`): pairs to draw.
 
     Returns:
@@ -33,8 +38,8 @@ def draw_displacements(
     Raises:
         `ValueError`: for too few tokens, spans that are empty or overlap, an unknown variant.
     """
-    if variant not in ("paper", "random_span"):
-        raise ValueError(f'`variant` must be "paper" or "random_span", got {variant!r}.')
+    if variant not in TUBE_VARIANTS:
+        raise ValueError(f"`variant` must be one of {TUBE_VARIANTS}, got {variant!r}.")
     if any(first >= end for first, end in spans) or any(
         end > first for (_, end), (first, _) in zip(spans, spans[1:], strict=False)
     ):
@@ -46,6 +51,8 @@ def draw_displacements(
     if variant == "paper":
         triples = [torch.randperm(number, generator=generator)[:3].sort().values.tolist() for _ in range(times)]
         return [([(columns[s], columns[r])], [(columns[r], columns[t])]) for s, r, t in triples]
+    if variant == "random_span":
+        return [_draw_span(spans, generator) for _ in range(times)]
     if number - len(spans) < 2:
         raise ValueError(f"No span of {list(spans)} leaves tokens around it; drop the example.")
     pairs = []
@@ -57,6 +64,28 @@ def draw_displacements(
         if around and span:
             pairs.append((around, span))
     return pairs
+
+
+def _draw_span(spans: Sequence[tuple[int, int]], generator: torch.Generator) -> tuple[Segments, Segments]:
+    """What lies before and after a random span of the steps into each token, and the span."""
+    # A conversation's first token has none before it.
+    steps = [(column - 1, column) for first, end in spans for column in range(max(first, 1), end)]
+    start, end = 0, len(steps)
+    while end - start == len(steps):
+        start = int(torch.randint(len(steps), (), generator=generator))
+        end = start + 1 + int(torch.randint(len(steps) - start, (), generator=generator))
+    return _joined(steps[:start]) + _joined(steps[end:]), _joined(steps[start:end])
+
+
+def _joined(steps: Segments) -> Segments:
+    """Steps that follow one another, as one."""
+    joined: Segments = []
+    for before, after in steps:
+        if joined and joined[-1][1] == before:
+            joined[-1] = (joined[-1][0], after)
+        else:
+            joined.append((before, after))
+    return joined
 
 
 def _walk(spans: Sequence[tuple[int, int]], start: int, end: int) -> Segments:

@@ -105,6 +105,37 @@ def _check_count(joint: torch.Tensor) -> None:
         raise ValueError(f"RDMReg compares samples and needs at least 2 embeddings, got {joint.shape[-2]}.")
 
 
+def draws_of(
+    step: torch.Tensor, joint: torch.Tensor, num_directions: int, p: float, mu: float, sigma: float, rectify: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    What a step draws, on the embeddings' device.
+
+    Args:
+        step (`torch.Tensor` of shape `()`, or `int`).
+        joint (`torch.Tensor` of shape `(V, N, D)`).
+        num_directions (`int`), p, mu, sigma (`float`), rectify (`bool`): as in [`RDMReg`].
+
+    Returns:
+        Normal directions of shape `(num_directions, D)`, float32, and target samples of `joint`'s shape and dtype.
+    """
+    generator = torch.Generator(joint.device).manual_seed(int(step))
+    shape = num_directions, joint.shape[2]
+    directions = torch.randn(shape, generator=generator, device=joint.device, dtype=torch.float32)
+    return directions, rgg_samples(tuple(joint.shape), p, mu, sigma, generator, rectify, dtype=joint.dtype)
+
+
+# A generator is no part of a graph; in one, what it draws is an operator's output.
+_draws_of = torch.library.custom_op("hf_jepa::rdmreg_draws", draws_of, mutates_args=())
+
+
+@_draws_of.register_fake
+def _(
+    step: torch.Tensor, joint: torch.Tensor, num_directions: int, p: float, mu: float, sigma: float, rectify: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return joint.new_empty((num_directions, joint.shape[2]), dtype=torch.float32), torch.empty_like(joint)
+
+
 class RDMReg(StepSeeded):
     """
     [`rdmreg`] against a (rectified) generalized Gaussian, drawn together with the directions from a generator on the
@@ -156,17 +187,16 @@ class RDMReg(StepSeeded):
         embeddings = checked_embeddings(embeddings)
         joint = gather_batch(embeddings.reshape(-1, *embeddings.shape[-2:]), dim=1)
         _check_count(joint)
-        generator = torch.Generator(joint.device).manual_seed(self._next_step())
         singular = singular_directions(joint.detach()) if self.projection != "random" else None
         num_random = self.num_projections - (0 if singular is None else singular.shape[1])
-        shape = (max(num_random, 0), joint.shape[2])
-        directions = torch.randn(shape, generator=generator, device=joint.device, dtype=torch.float32)
+        draw = _draws_of if torch.compiler.is_compiling() else draws_of
+        target = self.p, self.mu, self.sigma, self.rectify
+        directions, targets = draw(self._next_step(), joint.detach(), max(num_random, 0), *target)
         directions = F.normalize(directions, dim=1).to(joint)
         if singular is not None:
             half = singular.shape[1] // 2 if self.projection == "svd_bottom_half_random" else 0
             singular = singular[:, half:][:, : self.num_projections]
             directions = torch.cat([singular, directions.expand(len(joint), -1, -1)], dim=1)
-        targets = rgg_samples(joint.shape, self.p, self.mu, self.sigma, generator, self.rectify, dtype=joint.dtype)
         return _distance(joint, targets, directions)
 
     def extra_repr(self) -> str:

@@ -110,6 +110,20 @@ def random_directions(num_slices: int, width: int, generator: torch.Generator) -
     return (columns / columns.norm(p=2, dim=0)).T
 
 
+def directions_of(step: torch.Tensor, num_slices: int, width: int) -> torch.Tensor:
+    """[`random_directions`] of a step (an int64 tensor of shape `()`, or an `int`), on the CPU."""
+    return random_directions(num_slices, width, torch.Generator().manual_seed(int(step)))
+
+
+# A generator is no part of a graph; in one, what it draws is an operator's output.
+_directions_of = torch.library.custom_op("hf_jepa::sigreg_directions", directions_of, mutates_args=())
+
+
+@_directions_of.register_fake
+def _(step: torch.Tensor, num_slices: int, width: int) -> torch.Tensor:
+    return torch.empty(width, num_slices).T
+
+
 def epps_pulley(
     embeddings: torch.Tensor,
     directions: torch.Tensor,
@@ -226,8 +240,8 @@ class SIGReg(StepSeeded):
             `ValueError`: as [`sigreg`].
         """
         embeddings = checked_embeddings(embeddings)
-        generator = torch.Generator().manual_seed(self._next_step())
-        directions = random_directions(self.num_slices, embeddings.shape[-1], generator)
+        draw = _directions_of if torch.compiler.is_compiling() else directions_of
+        directions = draw(self._next_step(), self.num_slices, embeddings.shape[-1])
         directions = directions.to(embeddings.device, embeddings.dtype, non_blocking=True)
         if self.flatten_views:
             embeddings = embeddings.flatten(0, -2)

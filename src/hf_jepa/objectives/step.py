@@ -17,8 +17,16 @@ class StepSeeded(nn.Module):
         self.register_buffer("global_step", torch.zeros((), dtype=torch.int64))
         self._known_step: tuple[torch.Tensor | None, int, int] = (None, -1, 0)
 
-    def _next_step(self) -> int:
-        """The step to draw for; advances in training mode only."""
+    def _next_step(self) -> int | torch.Tensor:
+        """
+        The step to draw for; advances in training mode only. In a compiled or exported graph it is a tensor: the count
+        is data there, and what is drawn for it is drawn by an operator, which reads it.
+        """
+        if torch.compiler.is_compiling():
+            step = self.global_step.clone()
+            if self.training:
+                self.global_step.add_(1)
+            return step
         buffer, version, step = self._known_step
         # Reading a buffer makes an accelerator wait: only when somebody else replaced or wrote it (a checkpoint).
         if buffer is not self.global_step or version != self.global_step._version:

@@ -75,6 +75,8 @@ class LLMJepaForCausalLM(JepaPreTrainedModel):
     config: LLMJepaConfig
     main_input_name = "input_ids"
     input_modalities = ("text",)
+    # The states are taken by a hook between backbone and head.
+    _can_compile_fullgraph = False
     # The loss is normalised by `num_items_in_batch` and `num_pairs_in_batch`, not by the trainer.
     accepts_loss_kwargs = True
 

@@ -70,7 +70,11 @@ def rotate(tokens: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
         `torch.Tensor` of the same shape and dtype, contiguous.
     """
     # Not `addcmul`: products are rounded one by one, as in the released code. Tables may be float32 beside bfloat16.
-    swapped = tokens.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    even = tokens.shape[-1] // 2 * 2
+    swapped = tokens[..., :even].unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    if even < tokens.shape[-1]:
+        # The last channel of an odd head has no partner and stays: its sine is 0.
+        swapped = torch.cat([swapped, tokens[..., even:]], dim=-1)
     return (swapped * sin).add_(tokens * cos).to(tokens.dtype)
 
 

@@ -74,18 +74,19 @@ def sigmoid_focal_loss(
 
     Args:
         logits (`torch.FloatTensor` of shape `(batch, classes)`).
-        labels (`torch.LongTensor` of shape `(batch,)`): the one class of each row.
+        labels (`torch.LongTensor` of shape `(batch,)`): the one class of each row; rows of -100 do not count.
         alpha (`float`): weight of the true class; the others weigh `1 - alpha`.
         gamma (`float`): how much well-classified ones count less.
 
     Returns:
         `torch.FloatTensor` of shape `()`.
     """
-    targets = F.one_hot(labels, logits.shape[-1]).to(logits.dtype)
+    targets = F.one_hot(labels.clamp(min=0), logits.shape[-1]).to(logits.dtype)
     # log p_t and 1 - p_t from the logit of the right side, without the rounding of `1 - sigmoid`.
     right = logits * (2 * targets - 1)
     weights = alpha * targets + (1 - alpha) * (1 - targets)
-    return -(weights * (-right).sigmoid() ** gamma * F.logsigmoid(right)).sum()
+    losses = -(weights * (-right).sigmoid() ** gamma * F.logsigmoid(right))
+    return (losses * (labels != -100)[:, None]).sum()
 
 
 class VJepaForActionAnticipation(VJepaHeadModel):

@@ -197,8 +197,11 @@ class VJepaForVideoClassification(VJepaHeadModel):
 
 
 def check_labels(name: str, labels: torch.Tensor, num_classes: int) -> None:
-    """Refuses labels outside the classes; not on a GPU, where looking would wait for the device."""
-    if labels.device.type != "cpu" or torch.compiler.is_compiling() or not labels.numel():
+    """Refuses labels outside the classes but -100, none; not on a GPU, where looking would wait for the device."""
+    if labels.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    labels = labels[labels != -100]
+    if not labels.numel():
         return
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(

@@ -53,6 +53,8 @@ class VLJepaModel(VLJepaPreTrainedModel):
 
     main_input_name = "query_input_ids"
     accepts_loss_kwargs = False
+    # Which tokens are padding is looked at in the towers.
+    _can_compile_fullgraph = False
     # Steps of a learned temperature are lost in half precision.
     _keep_in_fp32_modules_strict = {"contrast"}
 

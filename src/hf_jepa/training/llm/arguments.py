@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from ...masking.semantic_tube import TUBE_VARIANTS
 from ..base_arguments import CommonTrainingArguments
 
 REGIMES = ("clean", "official")
@@ -28,7 +29,7 @@ class LLMJepaTrainingArguments(CommonTrainingArguments):
         pair_metrics_rows (`int`, *optional*, defaults to 256):
             Most recent pairs that each log's cosines, retrieval and ranks are computed on; 0 switches them off.
         tube_variant (`str`, *optional*, defaults to `"paper"`):
-            Semantic tube prediction only: `"paper"` or `"random_span"`, the released code's.
+            Semantic tube prediction only: `"paper"`, `"random_span"`, the released code's, or `"inner_span"`.
         tube_times (`int`, *optional*, defaults to 1):
             Semantic tube prediction only: displacement pairs per example.
         lambda_warmup_steps (`int`, *optional*, defaults to 0):
@@ -61,7 +62,7 @@ class LLMJepaTrainingArguments(CommonTrainingArguments):
     max_row_tokens: int | None = field(default=None, metadata={"help": "Pack examples into rows of so many tokens."})
     pad_to_multiple_of: int = field(default=1, metadata={"help": "Round row lengths up to a multiple."})
     pair_metrics_rows: int = field(default=256, metadata={"help": "Recent pairs measured at each log; 0 is off."})
-    tube_variant: str = field(default="paper", metadata={"help": "STP's displacements: paper or random_span."})
+    tube_variant: str = field(default="paper", metadata={"help": "STP's: paper, random_span or inner_span."})
     tube_times: int = field(default=1, metadata={"help": "STP's displacement pairs per example."})
     lambda_warmup_steps: int = field(default=0, metadata={"help": "Updates until the JEPA weight is reached."})
     ema_momentum: float = field(default=0.99, metadata={"help": "Momentum of an EMA target at the start."})
@@ -81,10 +82,9 @@ class LLMJepaTrainingArguments(CommonTrainingArguments):
             raise ValueError(
                 "`generate_examples` is -1 or more, `pair_metrics_rows` 0 or more, `generate_max_new_tokens` positive."
             )
-        if self.tube_variant not in ("paper", "random_span") or self.tube_times < 1 or self.lambda_warmup_steps < 0:
+        if self.tube_variant not in TUBE_VARIANTS or self.tube_times < 1 or self.lambda_warmup_steps < 0:
             raise ValueError(
-                "`tube_variant` is 'paper' or 'random_span', `tube_times` positive, `lambda_warmup_steps` 0 or more; "
-                "got "
-                f"{self.tube_variant!r}, {self.tube_times}, {self.lambda_warmup_steps}."
+                f"`tube_variant` is one of {TUBE_VARIANTS}, `tube_times` positive, `lambda_warmup_steps` 0 or more; "
+                f"got {self.tube_variant!r}, {self.tube_times}, {self.lambda_warmup_steps}."
             )
         super().__post_init__()
