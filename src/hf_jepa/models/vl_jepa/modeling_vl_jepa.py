@@ -53,7 +53,7 @@ class VLJepaModel(VLJepaPreTrainedModel):
 
     main_input_name = "query_input_ids"
     accepts_loss_kwargs = False
-    # Which tokens are padding is looked at in the towers.
+    # One tensor may be given twice to the function that computes the gradient of InfoNCE, which no graph takes.
     _can_compile_fullgraph = False
     # Steps of a learned temperature are lost in half precision.
     _keep_in_fp32_modules_strict = {"contrast"}
