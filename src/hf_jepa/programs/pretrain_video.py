@@ -138,7 +138,8 @@ def build_trainer(
         args.seed,
     )
     rate = [one_for_each(getattr(data_args, name), len(train), name)[0] for name in ("fps", "frame_step")]
-    sampler = clip_sampler(max(data_args.num_frames), *rate, random_start=False)
+    # As `hf-jepa evaluate` takes them.
+    sampler = clip_sampler(max(data_args.num_frames), *rate, random_start=False, allow_overlap=True)
     seen = video_eval_transform(input_size(model), **chosen)
     columns = (data_args.video_column[0], data_args.label_column)
     probe_train, probe_test = (
