@@ -106,38 +106,25 @@ def build_regularizer(config: RegularizedPreTrainingConfig) -> nn.Module | None:
     return None
 
 
-def regularized_loss(
-    prediction_loss: torch.Tensor,
-    context_features: torch.Tensor,
-    batch_size: int,
-    config: RegularizedPreTrainingConfig,
-    regularizer: nn.Module | None,
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def regularize(
+    views: torch.Tensor, config: RegularizedPreTrainingConfig, regularizer: nn.Module | None
+) -> tuple[torch.Tensor, str]:
     """
-    Adds the regularizer that a config asks for.
+    The regularizer that a config asks for, over all processes. Callers pool what they regularize, and add the value
+    times `config.regularizer_weight` to their loss.
 
     Args:
-        prediction_loss (`torch.FloatTensor` of shape `()`).
-        context_features (`torch.FloatTensor` of shape `(num_context_masks * batch, kept, width)`): mask major.
-        batch_size (`int`): images on this process.
-        config ([`RegularizedPreTrainingConfig`]).
+        views (`torch.FloatTensor` of shape `(views, batch, width)`): one statistic each, averaged.
+        config ([`RegularizedPreTrainingConfig`]): with a `regularizer`.
         regularizer (`nn.Module`, *optional*): of [`build_regularizer`].
 
     Returns:
-        The loss, a scalar, and its terms, detached: `prediction_loss`, with the unweighted regularizer under its name.
+        The unweighted value, a scalar, and its name.
 
     Raises:
-        `ValueError`: for a batch too small for the regularizer's statistic.
+        `ValueError`: for a batch too small for the statistic.
     """
-    components = {"prediction_loss": prediction_loss.detach()}
-    if config.regularizer == "none":
-        return prediction_loss, components
-    embeddings = context_features.mean(dim=1)
-    embeddings = embeddings.view(-1, batch_size, embeddings.shape[-1])
     if config.regularizer == "vicreg":
-        std, cov = (term.mean() for term in variance_covariance(gather_batch(embeddings, dim=1)))
-        value = _STD_WEIGHT * std + _COV_WEIGHT * cov
-    else:
-        value = regularizer(F.relu(embeddings) if config.regularizer == "rdmreg" else embeddings)
-    components[config.regularizer] = value.detach()
-    return prediction_loss + config.regularizer_weight * value, components
+        std, cov = (term.mean() for term in variance_covariance(gather_batch(views, dim=1)))
+        return _STD_WEIGHT * std + _COV_WEIGHT * cov, config.regularizer
+    return regularizer(F.relu(views) if config.regularizer == "rdmreg" else views), config.regularizer

@@ -15,7 +15,7 @@ from ...objectives.distances import distance, normalize_targets
 from ...parts import build_part
 from ...positions import pair, sincos_2d
 from ...predictor import MaskedTokenPredictor, gather_tokens
-from ...regularized import build_regularizer, regularized_loss
+from ...regularized import build_regularizer, regularize
 from .configuration_ijepa import IJepaPreTrainingConfig
 from .in_tree_ijepa import use_table_at_configured_size
 
@@ -185,13 +185,13 @@ class IJepaForPreTraining(JepaPreTrainedModel):
             `ValueError`: for masks or image sizes that do not fit, or a batch too small for the regularizer.
         """
         context, predictions, targets = self.predict(pixel_values, context_mask, target_mask)
-        loss, components = regularized_loss(
-            distance(predictions, targets, self.config.loss_type).mean(),
-            context,
-            pixel_values.shape[0],
-            self.config,
-            self.regularizer,
-        )
+        loss = distance(predictions, targets, self.config.loss_type).mean()
+        components = {"prediction_loss": loss.detach()}
+        if self.config.regularizer != "none":
+            views = context.mean(dim=1).unflatten(0, (-1, pixel_values.shape[0]))
+            value, name = regularize(views, self.config, self.regularizer)
+            components[name] = value.detach()
+            loss = loss + self.config.regularizer_weight * value
         return JepaOutput(
             loss=loss,
             loss_components=components,

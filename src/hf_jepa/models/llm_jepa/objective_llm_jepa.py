@@ -7,7 +7,7 @@ from torch import nn
 from ...objectives import info_nce
 from ...objectives.distributed import batch_sizes
 from ...objectives.inputs import at_least_float32
-from ...regularized import regularized_loss
+from ...regularized import regularize
 from .configuration_llm_jepa import LLMJepaConfig
 
 
@@ -79,7 +79,6 @@ def jepa_terms(
     weighted = 0 * loss
     terms[config.regularizer] = weighted.detach()
     if joint:
-        embeddings = at_least_float32(torch.cat(views))[:, None]
-        value, found = regularized_loss(weighted, embeddings, count, config, regularizer)
-        weighted, terms[config.regularizer] = value * share, found[config.regularizer] * share
+        value, name = regularize(at_least_float32(torch.stack(views)), config, regularizer)
+        weighted, terms[name] = config.regularizer_weight * value * share, value.detach() * share
     return loss, weighted, terms

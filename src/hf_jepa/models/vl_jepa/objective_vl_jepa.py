@@ -9,7 +9,7 @@ from transformers.utils import ModelOutput
 
 from ...objectives.distributed import batch_sizes, gather_batch
 from ...objectives.inputs import at_least_float32
-from ...regularized import regularized_loss
+from ...regularized import regularize
 from .configuration_vl_jepa import VLJepaConfig
 
 
@@ -110,10 +110,13 @@ def vl_jepa_loss(
         loss = compare(predicted, target)
     else:
         loss = 0.5 * (compare(predicted, target.detach()) + compare(predicted.detach(), online_target))
-    trained = target if online_target is None else online_target
-    views = [predicted, *([trained] if trained.requires_grad else [])]
-    embeddings = at_least_float32(torch.cat(views))[:, None] if config.regularizer != "none" else predicted
-    loss, terms = regularized_loss(loss, embeddings, len(predicted), config, regularizer)
+    terms = {"prediction_loss": loss.detach()}
+    if config.regularizer != "none":
+        trained = target if online_target is None else online_target
+        views = [predicted, *([trained] if trained.requires_grad else [])]
+        value, name = regularize(at_least_float32(torch.stack(views)), config, regularizer)
+        terms[name] = value.detach()
+        loss = loss + config.regularizer_weight * value
     counts = negative_counts(len(predicted), target_hash, predicted.device) if config.loss == "infonce" else {}
     return loss, terms, counts
 
