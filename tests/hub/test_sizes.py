@@ -12,6 +12,7 @@ from transformers import (
     AutoVideoProcessor,
     BeitConfig,
     CLIPVisionConfig,
+    ConvNextConfig,
     Data2VecVisionConfig,
     Dinov2Config,
     IJepaConfig,
@@ -27,6 +28,7 @@ from hf_jepa import (
     JepaTrainer,
     JepaTrainingArguments,
     LeJepaForPreTraining,
+    LeJepaPreTrainingConfig,
     VJepa2ForPreTraining,
     VJepaConfig,
     VJepaForPreTraining,
@@ -36,6 +38,7 @@ from hf_jepa.data import MaskCollator, MultiViewCollator, VideoMaskCollator
 from hf_jepa.encoders import run_encoder
 from hf_jepa.hub import load_pretraining, save_release
 from hf_jepa.hub.release import note_trained_size
+from hf_jepa.hub.sizes import check_releasable
 from hf_jepa.masking import MultiBlock3DMaskGenerator, MultiBlockMaskGenerator
 
 RESULTS = {"licence": "mit", "model": {"name": "tiny"}}
@@ -235,3 +238,9 @@ def test_a_processor_of_another_size_is_made_one_of_the_size_trained_at(tmp_path
     assert released.crop_size.height == 24
     assert list(released.image_mean) == [0.1, 0.2, 0.3]
     assert list(released.image_std) == [0.4, 0.5, 0.6]
+
+
+def test_encoders_of_stages_are_releasable_at_any_size():
+    encoder = ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1])
+    config = LeJepaPreTrainingConfig(encoder_config=encoder, image_size=64, projector_hidden_size=8)
+    check_releasable(LeJepaForPreTraining(config), (64, 96))

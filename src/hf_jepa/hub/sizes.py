@@ -74,7 +74,7 @@ def check_releasable(model: PreTrainedModel, size: tuple[int, int]) -> None:
             )
         return
     config = copy.deepcopy(config)
-    if hasattr(config, "num_hidden_layers"):
+    if hasattr(config, "num_hidden_layers") and not hasattr(config, "depths"):  # stages have layers of their own
         config.num_hidden_layers = 1
     with torch.random.fork_rng(devices=[]):
         small = type(model.encoder)._from_config(config).float().eval()
