@@ -174,3 +174,40 @@ def test_a_timm_vit_goes_on_at_another_size():
     model = LeJepaForPreTraining.from_encoder(encoder, image_size=64, projector_hidden_size=8, num_slices=8)
     assert torch.equal(model.encoder.timm_model.pos_embed, encoder.timm_model.pos_embed)
     assert torch.isfinite(model(torch.randn(2, 2, 3, 64, 64), torch.randn(2, 2, 3, 32, 32)).loss)
+
+
+@pytest.mark.parametrize("channels", [1, 12])
+@pytest.mark.parametrize("family", ["ijepa", "data2vec", "lejepa", "lejepa_timm", "lejepa_resnet", "vjepa2", "vjepa"])
+def test_images_have_any_number_of_channels(family, channels, tmp_path):
+    vit, masks = {**VIT, "num_channels": channels}, [torch.arange(4).expand(2, -1)]
+    targets = [torch.arange(4, 8).expand(2, -1)]
+    views, clips = torch.randn(2, 2, channels, 32, 32), torch.randn(2, 4, channels, 32, 32)
+    joint = {"image_size": 32, "projector_hidden_size": 8, "num_slices": 8}
+    if family == "ijepa":
+        model = IJepaForPreTraining.from_encoder(IJepaModel(IJepaConfig(**vit)), predictor_hidden_size=8)
+        inputs = (views[:, 0], masks, targets)
+    elif family == "data2vec":
+        model = Data2VecVisionForPreTraining.from_encoder(Data2VecVisionModel(Data2VecVisionConfig(**vit, **BEIT)))
+        inputs = (views[:, 0], targets)
+    elif family.startswith("lejepa"):
+        options = {"depth": 1, "in_chans": channels}
+        encoder = {
+            "lejepa": ViTConfig(**vit),
+            "lejepa_timm": TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args=options),
+            "lejepa_resnet": AutoConfig.for_model(
+                "resnet", num_channels=channels, hidden_sizes=[8, 8, 8, 16], depths=[1, 1, 1, 1], embedding_size=8
+            ),
+        }[family]
+        model, inputs = LeJepaForPreTraining(LeJepaPreTrainingConfig(encoder_config=encoder, **joint)), (views,)
+        assert model.config.num_channels == channels
+    else:
+        positions = {"position_embedding_type": "sincos"} if family == "vjepa" else {}
+        encoder = VJepaConfig(**CLIP, in_chans=channels, **positions)
+        model = VJepa2ForPreTraining(VJepa2ForPreTraining.config_class(encoder_config=encoder))
+        inputs = (clips, masks, targets)
+    assert torch.isfinite(model(*inputs).loss)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    pixels = clips if family.startswith("vjepa") else views[:, 0]
+    assert torch.equal(again.get_features(pixels), model.eval().get_features(pixels))
+    assert model.export_encoder() is not None

@@ -8,7 +8,7 @@ from transformers.utils.generic import can_return_tuple
 
 from ...modeling_jepa import JepaOutput
 from ...objectives import SIGReg, collapse_ratio, sigreg
-from ...objectives.vicreg import at_least_float32
+from ...objectives.inputs import at_least_float32
 from .configuration_joint_embedding import LeJepaPreTrainingConfig
 from .modeling_joint_embedding import JointEmbeddingPreTrainedModel, mlp, pairwise_distance
 

@@ -8,7 +8,7 @@ from torch import nn
 from transformers.utils.generic import can_return_tuple
 
 from ...modeling_jepa import JepaOutput
-from ...objectives.vicreg import at_least_float32
+from ...objectives.inputs import at_least_float32
 from .configuration_joint_embedding import SimSiamPreTrainingConfig
 from .modeling_joint_embedding import JointEmbeddingPreTrainedModel, mlp
 

@@ -6,7 +6,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.utils import logging
 
 from ...objectives.distributed import all_reduce_sum, world_size
-from ...objectives.vicreg import at_least_float32
+from ...objectives.inputs import at_least_float32
 
 logger = logging.get_logger(__name__)
 
