@@ -122,7 +122,7 @@ def test_a_preempted_checkpoint_of_transformers_is_complete(make_trainer: Callab
 
 
 SCRIPT = """
-import signal, os, sys
+import os, sys, time
 import torch
 from transformers import TrainerCallback
 from hf_jepa import IJepaForPreTraining, IJepaPreTrainingConfig, JepaTrainer, JepaTrainingArguments
@@ -132,14 +132,17 @@ from transformers import IJepaConfig
 
 class Tell(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, **_):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.killpg(0, int(sys.argv[2]))
+        # Time for a worker to be missed, had it been hit.
+        time.sleep(1)
 
 encoder = IJepaConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=48,
                       patch_size=8)
 model = IJepaForPreTraining(IJepaPreTrainingConfig(encoder_config=encoder, predictor_hidden_size=8,
                                                    predictor_num_hidden_layers=1, predictor_mlp_ratio=1))
 trainer = JepaTrainer(model, JepaTrainingArguments(output_dir=sys.argv[1], max_steps=3, use_cpu=True, warmup_steps=0,
-                      per_device_train_batch_size=2, disable_tqdm=True, dataloader_pin_memory=False),
+                      per_device_train_batch_size=2, disable_tqdm=True, dataloader_pin_memory=False,
+                      dataloader_num_workers=int(sys.argv[3])),
                       MaskCollator(MultiBlockMaskGenerator(48, 8, min_keep=2, mode="balanced")),
                       [{"pixel_values": torch.rand(3, 48, 48)} for _ in range(4)], callbacks=[Tell()])
 trainer.resume_command = "hf-jepa train mine --resume_from_checkpoint true"
@@ -148,13 +151,16 @@ print("not reached")
 """
 
 
-def test_a_script_ends_quietly_with_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 128 + signal.SIGTERM, done.stderr[-2000:]
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 2), (signal.SIGINT, 0)])
+def test_a_script_ends_quietly_with_one_line(tmp_path: Path, number: int, workers: int) -> None:
+    """The signal goes to the process group, as a terminal and launchers send it: workers have to live on."""
+    arguments = [str(tmp_path / "run"), str(int(number)), str(workers)]
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True)
+    assert done.returncode == 128 + number, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     assert done.stdout.splitlines() == [
-        "SIGTERM: update 1 is saved. Go on with: hf-jepa train mine --resume_from_checkpoint true"
+        f"{number.name}: update 1 is saved. Go on with: hf-jepa train mine --resume_from_checkpoint true"
     ]
 
 

@@ -66,8 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.command_line = shlex.join(["hf-jepa", *argv])
     try:
         return args.function(args) or 0
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as error:
+        # An interrupted run knows by which signal.
+        return getattr(error, "code", 130)
     except BrokenPipeError:
         # The reader, such as `head`, has seen enough; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

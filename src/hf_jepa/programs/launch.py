@@ -1,6 +1,7 @@
 """From a recipe's name to the program that trains it, in this process or in several."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -89,4 +90,12 @@ def launch(argv: list[str], config: str | None, num_processes: int | None) -> in
         options = [f"--config_file={path}", f"--num_processes={count}"]
         command = [sys.executable, *launcher, *options, *program]
     print(f"{count} process{'es' * (count > 1)}, {'CPU' if on_cpu else path.stem}", flush=True)
-    return subprocess.run(command, env=environment, check=False).returncode
+    process = subprocess.Popen(command, env=environment)
+    # Told to leave, the processes save a checkpoint first; Ctrl-C reaches them by itself.
+    handlers = {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: lambda *_: process.terminate()}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -33,6 +33,7 @@ def run(program: Program, argv: list[str]) -> None:
     recipe = resolved(*parts)
     rows = program.load_rows(*parts)
     trainer = program.build_trainer(*parts, rows, program.build_model(*parts, rows))
+    trainer.resume_command = shlex.join(["hf-jepa", "train", *argv, "--resume_from_checkpoint", "true"])
     prepared = program.prepare(trainer, *parts)
     trainer.resume_command = f"{shlex.join(['hf-jepa', 'train', *argv])} --resume_from_checkpoint true"
     started = time.process_time()

@@ -19,7 +19,7 @@ from .base_metrics import RunningTerms, has_finite_weights
 from .callbacks import GuardCallback, SamplerEpochCallback, StepSeedCallback, TargetEMACallback
 from .checkpoint_trainer import SafeCheckpointTrainer
 from .draws import DrawSeededDataset
-from .interruption import InterruptionCallback, TrainingInterrupted
+from .interruption import InterruptionCallback, TrainingInterrupted, shelter_workers
 from .refusals import refuse_what_is_not_kept, refuse_without_metric
 from .results import reported_evaluations, run_results
 from .settings import changed_settings, compares_examples, describe
@@ -115,13 +115,14 @@ class BaseTrainer(SafeCheckpointTrainer):
             )
         if not isinstance(dataset, self.seeded_datasets):
             dataset = DrawSeededDataset(dataset, self._data_seed)
-        return self._get_dataloader(
+        loader = self._get_dataloader(
             dataset=dataset,
             description="Training",
             batch_size=self._train_batch_size,
             sampler_fn=self._get_train_sampler,
             is_training=True,
         )
+        return shelter_workers(loader)
 
     def _describe_step(self, step: int) -> dict[str, Any]:
         first = step * self.global_batch_size

@@ -1,13 +1,16 @@
 """Ctrl-C and SIGTERM: a checkpoint at the end of the update instead of a lost run."""
 
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
 import torch
 import torch.distributed as dist
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
@@ -23,6 +26,26 @@ class TrainingInterrupted(SystemExit, KeyboardInterrupt):  # noqa: N818 (named a
     def __init__(self, number: int) -> None:
         self.signal = signal.Signals(number)
         super().__init__(128 + number)
+
+
+def shelter_workers(loader: DataLoader) -> DataLoader:
+    """
+    Puts the workers of a loader into process groups of their own, where neither Ctrl-C nor a launcher's signal to the
+    group reaches them: without them the update could not end. They notice by themselves when their process is gone.
+
+    Args:
+        loader (`DataLoader`): prepared by accelerate or not; changed in place.
+    """
+    base = getattr(loader, "base_dataloader", loader)
+    base.worker_init_fn = partial(_leave_group, base.worker_init_fn)
+    return loader
+
+
+def _leave_group(worker_init_fn: Callable[[int], None] | None, worker_id: int) -> None:
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
+    if worker_init_fn is not None:
+        worker_init_fn(worker_id)
 
 
 class InterruptionCallback(TrainerCallback):

@@ -26,6 +26,7 @@ from ..callbacks import (
     weight_decay_at,
 )
 from ..draws import DrawCountedStream
+from ..interruption import shelter_workers
 from ..refusals import refuse_half_precision
 from .arguments import JepaTrainingArguments, lars
 from .batch_norm import synchronize_batch_norm
@@ -172,7 +173,7 @@ class JepaTrainer(BaseTrainer):
             num_workers=args.dataloader_num_workers,
         )
         # Not prepared by accelerate, which would split the ranks a second time.
-        return DataLoader(
+        loader = DataLoader(
             stream,
             batch_size=self._train_batch_size,
             collate_fn=self.data_collator,
@@ -181,6 +182,7 @@ class JepaTrainer(BaseTrainer):
             prefetch_factor=args.dataloader_prefetch_factor,
             multiprocessing_context=args.dataloader_multiprocessing_context,
         )
+        return shelter_workers(loader)
 
     def _run_description(self) -> dict[str, Any]:
         described = super()._run_description()
