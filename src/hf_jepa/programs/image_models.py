@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import AutoConfig, Data2VecVisionConfig, IJepaConfig, PreTrainedModel, ViTMAEConfig
 
-from ..data.defaults import input_size
+from ..data.defaults import num_channels
 from ..methods import Method
 from ..models.data2vec_vision.configuration_data2vec_vision import ENCODER_DEFAULTS
 from .image_arguments import ModelArguments
@@ -55,24 +55,18 @@ def _source(args: ModelArguments) -> str:
     return next(name for name, value in given.items() if value)
 
 
-def train_at(model: PreTrainedModel, image_size: int | None) -> PreTrainedModel:
-    """A model over a released encoder, to be trained at the size that is asked for, or at its own."""
-    if image_size not in (None, input_size(model)):
-        model.config.trained_size = [image_size, image_size]
+def from_released(model_class: Any, args: Any, chosen: dict[str, Any]) -> PreTrainedModel:
+    """A method over a released encoder, which honours another size, or refuses it."""
+    asked = {name: getattr(args, name, None) for name in ("image_size", "patch_size")}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    model = model_class.from_encoder(args.from_encoder, **asked, **chosen)
+    channels = getattr(args, "num_channels", None)
+    if channels not in (None, num_channels(model)):
+        raise ValueError(
+            f"{args.from_encoder} takes {num_channels(model)} channels, not {channels}; leave --num_channels out, or "
+            "train an encoder of your own sizes."
+        )
     return model
-
-
-def _from_encoder(method: Method, args: ModelArguments, chosen: dict[str, Any]) -> PreTrainedModel:
-    """A method over a released encoder; another size of image is honoured, of patches or channels refused."""
-    model = method.composite.load("model").from_encoder(args.from_encoder, **chosen)
-    for name in ("patch_size", "num_channels"):
-        has, asked = getattr(model.config.encoder_config, name, None), getattr(args, name)
-        if None not in (has, asked) and has != asked:
-            raise ValueError(
-                f"{args.from_encoder} has `{name}` {has}, not {asked}; leave --{name} out, or train an encoder of "
-                "your own sizes."
-            )
-    return train_at(model, args.image_size)
 
 
 def build_masked_model(method: Method, args: ModelArguments) -> PreTrainedModel:
@@ -85,7 +79,7 @@ def build_masked_model(method: Method, args: ModelArguments) -> PreTrainedModel:
     chosen |= method_fields(method, args)
     source = _source(args)
     if source == "from_encoder":
-        return _from_encoder(method, args, chosen)
+        return from_released(model_class, args, chosen)
     if source == "size":
         shape = {
             "image_size": args.image_size or 224,
@@ -103,7 +97,7 @@ def build_data2vec_model(method: Method, args: ModelArguments) -> PreTrainedMode
     chosen = method_fields(method, args)
     source = _source(args)
     if source == "from_encoder":
-        return _from_encoder(method, args, chosen)
+        return from_released(model_class, args, chosen)
     if source == "size":
         shape = {
             "image_size": args.image_size or 224,
@@ -122,10 +116,9 @@ def build_joint_embedding_model(method: Method, args: ModelArguments) -> PreTrai
     chosen = method_fields(method, args)
     if (args.encoder is None) == (args.from_encoder is None):
         raise ValueError("Give one of `encoder` (vit, resnet, timm/NAME, ...) and `from_encoder`.")
-    if args.image_size is not None or args.from_encoder is None:
-        chosen["image_size"] = args.image_size or 224
     if args.from_encoder is not None:
-        return _from_encoder(method, args, chosen)
+        return from_released(model_class, args, chosen)
+    chosen["image_size"] = args.image_size or 224
     options = mapping(args.encoder_args, "encoder_args")
     if args.encoder.startswith("timm/"):
         options.setdefault("in_chans", args.num_channels or 3)

@@ -23,7 +23,7 @@ from ..models.vjepa.configuration_vjepa import GENERATION_FIELDS
 from ..training import JepaTrainer, JepaTrainingArguments
 from .facts import licence_of, method_for, origin_of, settings
 from .image_arguments import DataArguments, ModelArguments
-from .image_models import mapping, refuse_unknown, train_at
+from .image_models import from_released, mapping, refuse_unknown
 from .pretrain_image import stand_in_rows as stand_in_images
 from .program import Program
 from .run import run
@@ -44,7 +44,7 @@ def build_vjepa(method: Method, args: VideoModelArguments, num_frames: int) -> V
     if args.from_encoder is not None:
         if encoder:
             raise ValueError(f"`from_encoder` brings its own sizes; leave out `encoder_args`: {', '.join(encoder)}.")
-        return train_at(model_class.from_encoder(args.from_encoder, **chosen), args.image_size)
+        return from_released(model_class, args, chosen)
     encoder = {"crop_size": args.image_size or 256, "frames_per_clip": num_frames, **encoder}
     if args.size is not None:
         return model_class(config_class.from_size(args.size, generation, **encoder, **chosen))

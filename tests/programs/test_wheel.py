@@ -1,0 +1,58 @@
+"""A wheel in an environment of its own, in a folder without the checkout: `hf-jepa` alone trains and goes on."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """Runs `hf-jepa` as the wheel installs it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    shutil.copytree(ROOT / "src", folder / "checkout" / "src", ignore=shutil.ignore_patterns("*.egg-info"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "checkout" / name)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HUB_OFFLINE": "1"}
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+
+    def call(*arguments: str) -> str:
+        done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{arguments}: {done.stdout[-1000:]} {done.stderr[-2000:]}"
+        return done.stdout
+
+    call(*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", "dist", "./checkout")
+    shutil.rmtree(folder / "checkout")
+    venv.create(folder / "venv", with_pip=False)
+    python = folder / "venv" / "bin" / "python"
+    (wheel,) = (folder / "dist").glob("*.whl")
+    call(*pip, "--python", str(python), "install", "--no-deps", "--no-index", str(wheel))
+    # Every other package comes from here; a checkout that is installed to be edited does not, as its .pth is not read.
+    site = Path(call(str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    assert str(folder) in call(str(python), "-c", "import hf_jepa; print(hf_jepa.__file__)")
+    return lambda *arguments: call(str(folder / "venv" / "bin" / "hf-jepa"), *arguments)
+
+
+def test_the_command_trains_evaluates_and_exports(command, recipe, dataset, tmp_path):
+    assert "ijepa_fashion_mnist" in command("recipes")
+    assert "The release is in" in command("train", *recipe, "--save_strategy", "steps", "--save_steps", "4")
+    release = tmp_path / "run" / "release"
+    output = tmp_path / "evaluation.json"
+    split = ["--dataset", str(dataset), "--train-split", "train", "--test-split", "validation"]
+    command("evaluate", str(release), *split, "--task", "knn", "--device", "cpu", "--output", str(output))
+    results = json.loads((release / "results.json").read_text())
+    trained = next(entry for entry in results["evaluations"] if entry["task"] == "knn")
+    # The number on the card is the number of the command.
+    assert json.loads(output.read_text())["evaluations"][0]["value"] == pytest.approx(trained["value"])
+    command("export", str(tmp_path / "run" / "checkpoint-4"), str(tmp_path / "exported"), "--license", "mit")
+    assert (tmp_path / "exported" / "model.safetensors").is_file()
