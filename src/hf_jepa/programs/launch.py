@@ -1,6 +1,7 @@
 """From a recipe's name to the program that trains it, in this process or in several."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from ..methods import method_of
 
+# Names the environment variable that tells a program's processes what the user has called.
+COMMAND = "HF_JEPA_COMMAND"
 CONFIGS = Path(str(files(__package__.rpartition(".")[0]) / "accelerate_configs"))
 
 
@@ -78,7 +81,9 @@ def launch(argv: list[str], config: str | None, num_processes: int | None) -> in
     on_cpu = bool(yaml.safe_load(path.read_text(encoding="utf-8")).get("use_cpu")) or not gpus
     count = num_processes or (1 if on_cpu else gpus)
     program = ["-m", f"{__package__}", *argv]
-    environment = dict(os.environ)
+    given = {"--accelerate_config": config, "--num_processes": num_processes}
+    asked = [str(word) for option in given.items() if option[1] is not None for word in option]
+    environment = {**os.environ, COMMAND: shlex.join(["hf-jepa", "train", *argv, *asked])}
     if on_cpu:
         # `accelerate launch` starts one process on CPUs, whatever number it is asked for, so torch's launcher does it.
         environment["ACCELERATE_USE_CPU"] = "true"

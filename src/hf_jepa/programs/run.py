@@ -1,5 +1,6 @@
 """What every program does: recipe -> data, model, trainer -> release -> scores and pictures -> card -> push."""
 
+import os
 import shlex
 import shutil
 import time
@@ -13,6 +14,7 @@ from transformers.utils import logging
 from ..hub.staging import update_release
 from ..training.base_trainer import RELEASE_FOLDER
 from .dry_run import dry_run
+from .launch import COMMAND
 from .program import Program, RunArguments
 from .recipes import given_values, parse_recipe, resolved, without_folders
 
@@ -33,7 +35,8 @@ def run(program: Program, argv: list[str]) -> None:
     recipe = resolved(*parts)
     rows = program.load_rows(*parts)
     trainer = program.build_trainer(*parts, rows, program.build_model(*parts, rows))
-    trainer.resume_command = shlex.join(["hf-jepa", "train", *argv, "--resume_from_checkpoint", "true"])
+    called = os.environ.get(COMMAND) or shlex.join(["hf-jepa", "train", *argv])
+    trainer.resume_command = f"{called} --resume_from_checkpoint true"
     prepared = program.prepare(trainer, *parts)
     trainer.resume_command = f"{shlex.join(['hf-jepa', 'train', *argv])} --resume_from_checkpoint true"
     started = time.process_time()
