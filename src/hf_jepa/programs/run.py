@@ -38,7 +38,6 @@ def run(program: Program, argv: list[str]) -> None:
     called = os.environ.get(COMMAND) or shlex.join(["hf-jepa", "train", *argv])
     trainer.resume_command = f"{called} --resume_from_checkpoint true"
     prepared = program.prepare(trainer, *parts)
-    trainer.resume_command = f"{shlex.join(['hf-jepa', 'train', *argv])} --resume_from_checkpoint true"
     started = time.process_time()
     trainer.train(resume_from_checkpoint=resume)
     seconds = time.process_time() - started
