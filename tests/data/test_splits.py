@@ -120,3 +120,24 @@ def test_integer_labels_stay_and_rows_without_label_are_named(tmp_path):
     features = Features({"image": Image(), "label": ClassLabel(names=["z", "a"])})
     Dataset.from_dict({"image": [shade(0)] * 2, "label": [0, 1]}, features).to_parquet(str(tmp_path / "c.parquet"))
     assert load_image_dataset(tmp_path / "c.parquet", label_column="label").features["label"].names == ["z", "a"]
+
+
+def test_slices_of_a_dataset_of_the_hub(monkeypatch):
+    rows = Dataset.from_dict({"image": [shade(n) for n in range(10)], "label": NAMES * 5}).cast_column(
+        "image", Image()
+    )
+    asked = []
+
+    def hub(*args, **kwargs):
+        asked.append((args, kwargs))
+        return DatasetDict(train=rows, test=rows.select([0]))
+
+    monkeypatch.setattr("datasets.load_dataset", hub)
+    part = load_image_dataset("some/photos", "train[80%:]", label_column="label", config_name="small", revision="v1")
+    assert shades(part) == [8, 9]
+    assert part.features["label"].names == NAMES
+    assert asked == [(("some/photos", "small"), {"streaming": False, "revision": "v1"})]
+    with pytest.raises(
+        ValueError, match=r"'some/photos' has no split 'val', only 'train' \(10 rows\), 'test' \(1 rows\)"
+    ):
+        load_image_dataset("some/photos", "val")
