@@ -76,6 +76,15 @@ def test_videos(tmp_path, write_video):
         ("duplicate", "test", "same.mp4"),
         ("short", "train", "short.mp4"),
     ]
+    # A part behind the middle is gone; the first frames and the last are there.
+    write_video(tmp_path / "hole" / "hole.mp4", num_frames=90)
+    data = bytearray((tmp_path / "hole" / "hole.mp4").read_bytes())
+    start, end = data.index(b"mdat"), data.rindex(b"moov")
+    middle = slice(start + 6 * (end - start) // 10, start + 9 * (end - start) // 10)
+    data[middle] = bytes(middle.stop - middle.start)
+    (tmp_path / "hole" / "hole.mp4").write_bytes(data)
+    faults, _ = check_data(tmp_path / "hole")
+    assert told(faults) == [("bad", "train", "hole.mp4")]
     (tmp_path / "list.csv").write_text("clips/train/long.mp4 0\nclips/train/missing.mp4 1\n")
     faults, count = check_data(tmp_path / "list.csv")
     assert (told(faults), count) == ([("bad", "train", "missing.mp4")], 2)
@@ -96,6 +105,17 @@ def test_pairs(tmp_path):
     ]
     with pytest.raises(ValueError, match="has no column 'caption'"):
         check_data(tmp_path, "pairs", text_column="caption")
+
+
+def test_folders_of_frames(tmp_path):
+    for clip in ("good", "with a hole"):
+        for number in range(3):
+            write_image(tmp_path / "train" / clip / f"{number}.png", 10 * number)
+    (tmp_path / "train" / "with a hole" / "1.png").write_bytes(b"")
+    faults, count = check_data(tmp_path, "videos")
+    assert count == 2
+    assert told(faults) == [("bad", "train", "with a hole")]
+    assert "zero bytes" in faults[0].reason
 
 
 def test_what_does_not_show_is_asked_for(tmp_path):

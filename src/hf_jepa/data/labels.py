@@ -170,9 +170,8 @@ def content_of(path: str) -> tuple[Any, Any]:
     """Size of a file, or of the files of a folder, and a function that hashes them; of what is not there, its name."""
     if os.path.isdir(path):
         files = sorted(file for file in Path(path).iterdir() if file.is_file())
-        return ("folder", sum(file.stat().st_size for file in files)), lambda: tuple(
-            _digest(f.read_bytes()) for f in files
-        )
+        size = sum(file.stat().st_size for file in files)
+        return ("folder", size), lambda: _digest(b"".join(_digest(file.read_bytes()) for file in files))
     if not os.path.isfile(path):
         return path, lambda: path
     return os.path.getsize(path), lambda: _digest(Path(path).read_bytes())
