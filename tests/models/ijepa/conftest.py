@@ -29,7 +29,8 @@ def _converted(official, tmp_path_factory) -> IJepaForPreTraining:
             groups[group][key] = official[name]
     folder = tmp_path_factory.mktemp("official")
     torch.save(groups, folder / "checkpoint.pth.tar")
-    convert_ijepa_checkpoint(folder / "checkpoint.pth.tar", folder / "release", num_attention_heads=4, licence="cc-by-nc-4.0")
+    known = {"num_attention_heads": 4, "licence": "cc-by-nc-4.0"}
+    convert_ijepa_checkpoint(folder / "checkpoint.pth.tar", folder / "release", **known)
     return IJepaForPreTraining.from_pretrained(folder / "release" / "pretraining")
 
 
