@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,36 +21,8 @@ from ...parts import build_part, refuse_unknown_fields
 from ...regularized import build_regularizer
 from .configuration_llm_jepa import LLMJepaConfig
 from .decoder_checks import check_decoder
-from .objective_llm_jepa import jepa_terms, pair_distances
+from .objective_llm_jepa import LLMJepaOutput, jepa_terms, pair_distances
 from .predictor_tokens import add_predictor_tokens, check_vocabulary, mean_token_vectors, predictor_token_ids
-
-
-@dataclass
-class LLMJepaOutput(ModelOutput):
-    """
-    What [`LLMJepaForCausalLM`] returns.
-
-    Args:
-        loss (`torch.FloatTensor` of shape `()`): what is minimised.
-        loss_components (`dict[str, torch.FloatTensor]`): its unweighted terms, detached scalars: `lm_loss`,
-            `jepa_loss`, and the regularizer by name.
-        logits (`torch.FloatTensor` of shape `(labels, vocabulary)`): with `return_logits` only; one row per label.
-        shift_labels (`torch.LongTensor` of shape `(labels,)`): what those rows should predict.
-        text_embeddings (`torch.FloatTensor` of shape `(pairs, width)`): Enc(Text).
-        predicted_embeddings (`torch.FloatTensor` of shape `(pairs, width)`): the prediction. With semantic tube
-            prediction, the predicting displacements, and the target ones in `target_embeddings`.
-        code_embeddings (`torch.FloatTensor` of shape `(pairs, width)`): Enc(Code).
-        target_embeddings (`torch.FloatTensor` of shape `(pairs, width)`): what the prediction is compared with.
-    """
-
-    loss: torch.FloatTensor | None = None
-    loss_components: dict[str, torch.FloatTensor] | None = None
-    logits: torch.FloatTensor | None = None
-    shift_labels: torch.LongTensor | None = None
-    text_embeddings: torch.FloatTensor | None = None
-    predicted_embeddings: torch.FloatTensor | None = None
-    code_embeddings: torch.FloatTensor | None = None
-    target_embeddings: torch.FloatTensor | None = None
 
 
 class LLMJepaForCausalLM(JepaPreTrainedModel):

@@ -1,14 +1,45 @@
 """What LLM-JEPA minimises besides the next-token loss: distances of pairs, and a regularizer of their embeddings."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.utils import ModelOutput
 
 from ...objectives import info_nce
 from ...objectives.distributed import batch_sizes
 from ...objectives.inputs import at_least_float32
 from ...regularized import regularize
 from .configuration_llm_jepa import LLMJepaConfig
+
+
+@dataclass
+class LLMJepaOutput(ModelOutput):
+    """
+    What [`~hf_jepa.LLMJepaForCausalLM`] returns.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`): what is minimised.
+        loss_components (`dict[str, torch.FloatTensor]`): its unweighted terms, detached scalars: `lm_loss`,
+            `jepa_loss`, and the regularizer by name.
+        logits (`torch.FloatTensor` of shape `(labels, vocabulary)`): with `return_logits` only; one row per label.
+        shift_labels (`torch.LongTensor` of shape `(labels,)`): what those rows should predict.
+        text_embeddings (`torch.FloatTensor` of shape `(pairs, width)`): Enc(Text).
+        predicted_embeddings (`torch.FloatTensor` of shape `(pairs, width)`): the prediction. With semantic tube
+            prediction, the predicting displacements, and the target ones in `target_embeddings`.
+        code_embeddings (`torch.FloatTensor` of shape `(pairs, width)`): Enc(Code).
+        target_embeddings (`torch.FloatTensor` of shape `(pairs, width)`): what the prediction is compared with.
+    """
+
+    loss: torch.FloatTensor | None = None
+    loss_components: dict[str, torch.FloatTensor] | None = None
+    logits: torch.FloatTensor | None = None
+    shift_labels: torch.LongTensor | None = None
+    text_embeddings: torch.FloatTensor | None = None
+    predicted_embeddings: torch.FloatTensor | None = None
+    code_embeddings: torch.FloatTensor | None = None
+    target_embeddings: torch.FloatTensor | None = None
 
 
 def pair_distances(predicted: torch.Tensor, target: torch.Tensor, distance: str) -> torch.Tensor:

@@ -1,7 +1,6 @@
 """VL-JEPA: from what is seen and what is asked, predict the embedding of the answer (arXiv 2512.10942)."""
 
 import copy
-import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -26,15 +25,16 @@ from ...objectives import InfoNCE
 from ...objectives.inputs import at_least_float32
 from ...parts import build_part, refuse_unknown_fields, unread_parameters
 from ...regularized import build_regularizer
-from .components_vl_jepa import bidirectional, load_components, load_frozen_part
+from .components_vl_jepa import bidirectional, load_components
 from .configuration_vl_jepa import VLJepaConfig
 from .decoder_vl_jepa import VLJepaTextDecoder
 from .objective_vl_jepa import VLJepaOutput, embedding_distance, vl_jepa_loss
+from .references_vl_jepa import VLJepaReferencingModel
 from .sequence_vl_jepa import check_lengths, join_sequence
-from .text_encoder_vl_jepa import VLJepaPreTrainedModel, VLJepaTextEncoder, hash_tokens, pool_tokens
+from .text_encoder_vl_jepa import VLJepaTextEncoder, hash_tokens, pool_tokens
 
 
-class VLJepaModel(VLJepaPreTrainedModel):
+class VLJepaModel(VLJepaReferencingModel):
     """
     VL-JEPA: `vision` (X-encoder, frozen), `vision_projection`, `predictor` (decoder layers, bidirectional),
     `predictor_projection`, `y_encoder` ([`VLJepaTextEncoder`]) and, where text is wanted, `y_decoder`
@@ -167,28 +167,6 @@ class VLJepaModel(VLJepaPreTrainedModel):
         """The trained Y-encoder, which `target_encoder` follows with `target="ema"`."""
         return self.y_encoder
 
-    def _frozen_prefixes(self) -> dict[str, str]:
-        """Patterns of the keys of frozen parts that a checkpoint may leave out, by part."""
-        found = {}
-        if self.config.freeze_vision:
-            found["vision"] = r"vision\."
-        if self.config.target == "frozen":
-            found["y_encoder"] = r"y_encoder\.(model|dense)\."
-        if self.y_decoder is not None and self.config.freeze_y_decoder:
-            found["y_decoder"] = r"y_decoder\.language_model\."
-        return found
-
-    def frozen_parts(self) -> list[str]:
-        """Names of the parts whose own weights are frozen, which a checkpoint may keep by reference."""
-        return list(self._frozen_prefixes())
-
-    def apply_requires_grad(self) -> None:
-        """Turns gradients off in all that does not train, and notes of the rest that its source is not it any more."""
-        super().apply_requires_grad()
-        for part, source in (self.config.sources or {}).items():
-            if part not in self._frozen_prefixes():
-                source["changed"] = True
-
     def frozen(self) -> Iterator[nn.Module | nn.Parameter]:
         yield from super().frozen()
         yield from self._frozen_modules()
@@ -221,49 +199,6 @@ class VLJepaModel(VLJepaPreTrainedModel):
         for module in self._frozen_modules():
             module.eval()
         return self
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """
-        As [`~hf_jepa.modeling_jepa.JepaPreTrainedModel.from_pretrained`]; frozen parts that the checkpoint keeps by
-        reference are loaded from where `config.sources` names them.
-
-        Raises:
-            `ValueError`: if any key is not restored, or a referenced part cannot be loaded.
-        """
-        wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-        )
-        if not model.config.save_frozen:
-            for part in model._frozen_prefixes():
-                load_frozen_part(model, part, model._source(part))
-        return (model, info) if wants_info else model
-
-    def _source(self, part: str) -> dict[str, Any]:
-        source = (self.config.sources or {}).get(part)
-        if source is None or source.get("changed"):
-            reason = "does not name where it came from" if source is None else f"says it was trained since: {source}"
-            raise ValueError(
-                f"save_frozen=False leaves the frozen `{part}` out of the checkpoint, but `config.sources` {reason}; "
-                "build the model with `from_components` from names, or set `config.save_frozen=True`."
-            )
-        return source
-
-    def saved_state_dict(self, state_dict: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-        """
-        As [`~hf_jepa.modeling_jepa.JepaPreTrainedModel.saved_state_dict`]; with `config.save_frozen=False` without the
-        frozen parts.
-
-        Raises:
-            `ValueError`: for a part to be left out that has no reference; nothing is written.
-        """
-        state_dict = super().saved_state_dict(state_dict)
-        prefixes = {} if self.config.save_frozen else self._frozen_prefixes()
-        for part in prefixes:
-            self._source(part)
-        pattern = re.compile("|".join(prefixes.values()) or "$^")
-        return {key: value for key, value in state_dict.items() if not pattern.match(key)}
 
     # ---- LoRA on the predictor ----
 
