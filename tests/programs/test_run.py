@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,10 @@ import yaml
 from transformers import AutoModel
 
 from hf_jepa.cli import main as command
+from hf_jepa.data.dataset import TooManyBadImagesError
+from hf_jepa.programs.command_line import run_program
 from hf_jepa.programs.launch import train
+from hf_jepa.training import TrainingInterrupted
 
 
 @pytest.fixture
@@ -122,3 +126,29 @@ def test_two_processes_on_cpus_are_two(recipe, tmp_path):
     # One optimizer step is two batches of 8.
     assert release_of(tmp_path)["training"]["batch_size"] == 16
     assert done.stdout.count("The release is in") == 1
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_ends_with_the_status_of_its_signal(number, status, monkeypatch):
+    def stop(argv):
+        raise TrainingInterrupted(number)
+
+    monkeypatch.setattr("hf_jepa.programs.launch.train", stop)
+    assert command(["train", "ijepa_fashion_mnist"]) == status
+
+
+@pytest.mark.parametrize("error", [TooManyBadImagesError("9 of 10 cannot be used"), ValueError("9 of 10")])
+def test_a_launcher_ends_in_one_line(error):
+    def fail(argv):
+        raise error
+
+    with pytest.raises(SystemExit, match="error: 9 of 10"):
+        run_program(fail)
+
+
+def test_a_launcher_keeps_the_traceback_of_what_nobody_foresaw():
+    def fail(argv):
+        raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="multiplied"):
+        run_program(fail)

@@ -12,3 +12,8 @@ def run_program(main: Callable[[list[str]], None]) -> None:
         main(sys.argv[1:])
     except (ValueError, OSError, ImportError, StrictDataclassError) as error:
         sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        # Spoilt data, a loss that is NaN, an upload that failed: errors of this package name their way out.
+        if not type(error).__module__.startswith("hf_jepa."):
+            raise
+        sys.exit(f"error: {error}")
