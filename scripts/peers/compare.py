@@ -29,7 +29,7 @@ from scripts.peers.environment import run_with_peers
 from scripts.peers.trainers import CONTESTANTS, UNTRAINED, Contestant, augment
 
 MEAN, STD = 0.286, 0.353
-PROBES = ("k-NN, pooled", "linear, pooled", "linear, all tokens", "attentive", "10 labels per class, all tokens")
+PROBES = ("k-NN, pooled", "ridge, pooled", "ridge, all tokens", "attentive", "10 labels per class, all tokens")
 
 
 def read_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:

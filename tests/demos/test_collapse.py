@@ -82,7 +82,7 @@ def test_views_are_pairs_of_every_digit_once_an_epoch(demo, monkeypatch):
 
 def test_every_arm_gives_finite_numbers(demo, runs):
     for run in runs:
-        expected = ["linear", "knn"] if run["arm"] == demo.PIXELS else list(demo.METRICS)[:6]
+        expected = ["ridge", "knn"] if run["arm"] == demo.PIXELS else list(demo.METRICS)[:6]
         assert all(math.isfinite(run[key]) for key in expected), run
         assert len(run.get("curve", ())) == (0 if run["arm"] in (demo.PIXELS, demo.UNTRAINED) else 2)
         assert all(math.isfinite(value) for value in run.get("curve", ()))
@@ -151,7 +151,7 @@ def test_without_regularizer_the_network_collapses(demo):
     assert none["knn"] < untrained["knn"] - 0.05
     for run in (sigreg, vicreg):
         assert run["projector_std"] > 0.2
-        assert run["linear"] > untrained["linear"] + 0.1
+        assert run["ridge"] > untrained["ridge"] + 0.1
 
 
 @pytest.mark.slow

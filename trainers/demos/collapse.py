@@ -37,7 +37,7 @@ NONE, UNTRAINED, PIXELS = "no regularizer", "random init", "raw pixels"
 GROUPS = ("without BatchNorm", "with BatchNorm")
 LAMBDAS = (0.05, 0.02, 0.005, 0.001, 0.0004)
 METRICS = {  # key in results.json: (column, factor, decimals)
-    "linear": ("linear, %", 100, 1),
+    "ridge": ("ridge, %", 100, 1),
     "knn": ("20-NN, %", 100, 1),
     "projector_std": ("projector std", 1, 4),
     "rankme": ("RankMe, features", 1, 1),
@@ -48,7 +48,7 @@ METRICS = {  # key in results.json: (column, factor, decimals)
 }
 READING = """\
 Judge collapse by the projector's std, with k-NN beside it for what it costs: `collapsed` counts the seeds whose std is
-below 5 % of the untrained network's. The linear probe standardises features, which hides that they have shrunk, and
+below 5 % of the untrained network's. The ridge probe standardises features, which hides that they have shrunk, and
 RankMe does not see scale: neither tells a collapsed network from a healthy one.
 """
 
@@ -209,8 +209,8 @@ def measure(network: Network | None, seed: int) -> dict[str, Any]:
         }
     mean, std = standardization(train_features)
     splits = ((train_features - mean) / std, train_labels, (test_features - mean) / std, test_labels)
-    linear = ridge_probe(*splits, penalties=[50 / NUM_TRAIN]).accuracy  # this one's penalty is per training row
-    return {"linear": linear, "knn": knn_accuracy(*splits), **found}
+    ridge = ridge_probe(*splits, penalties=[50 / NUM_TRAIN]).accuracy  # this one's penalty is per training row
+    return {"ridge": ridge, "knn": knn_accuracy(*splits), **found}
 
 
 def run_arm(task: tuple[str, bool, int, int]) -> dict[str, Any]:

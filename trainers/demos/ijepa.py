@@ -108,11 +108,11 @@ def probe(tokens: dict[str, torch.Tensor], labels: dict[str, torch.Tensor], seed
     pooled = (train.mean(dim=1), labels["train"], test.mean(dim=1), labels["test"])
     return {
         "attentive": attentive_probe(train, *answers, learning_rates=(1e-2, 3e-2, 1e-1), seed=seed).accuracy,
-        "linear, all tokens": ridge_probe(train, *answers, penalties=PENALTIES).accuracy,
-        "linear, mean-pooled": ridge_probe(*pooled).accuracy,
+        "ridge, all tokens": ridge_probe(train, *answers, penalties=PENALTIES).accuracy,
+        "ridge, mean-pooled": ridge_probe(*pooled).accuracy,
         "k-NN, mean-pooled": knn_accuracy(*pooled),
-        "linear, 10 labels per class, all tokens": low_shot_accuracy(train, *answers, amount=10, seed=seed).mean,
-        "linear, 10 labels per class, mean-pooled": low_shot_accuracy(*pooled, amount=10, seed=seed).mean,
+        "ridge, 10 labels per class, all tokens": low_shot_accuracy(train, *answers, amount=10, seed=seed).mean,
+        "ridge, 10 labels per class, mean-pooled": low_shot_accuracy(*pooled, amount=10, seed=seed).mean,
     }
 
 
@@ -129,12 +129,12 @@ def raw_pixels(tokens: dict[str, torch.Tensor], labels: dict[str, torch.Tensor],
     width = tokens["train"].shape[-1] - 16
     flat = {split: value[..., :width].flatten(1) for split, value in tokens.items()}
     answers = (labels["train"], flat["test"], labels["test"])
-    linear = ridge_probe(flat["train"], *answers, penalties=PENALTIES).accuracy
+    ridge = ridge_probe(flat["train"], *answers, penalties=PENALTIES).accuracy
     few = low_shot_accuracy(flat["train"], *answers, amount=10, seed=seed).mean
     for features in ("all tokens", "mean-pooled"):
         found |= {
-            f"linear, {features}": linear,
-            f"linear, 10 labels per class, {features}": few,
+            f"ridge, {features}": ridge,
+            f"ridge, 10 labels per class, {features}": few,
         }
     found["k-NN, mean-pooled"] = knn_accuracy(flat["train"], *answers)
     return found

@@ -68,13 +68,13 @@ def tokens_of(model: Any, clips: torch.Tensor) -> torch.Tensor:
 def probe(
     tokens: dict[str, torch.Tensor], labels: dict[str, dict[str, torch.Tensor]], seed: int
 ) -> dict[str, dict[str, float]]:
-    """k-NN and linear on averaged tokens, and V-JEPA's attentive probe, for every label."""
-    found: dict[str, dict[str, float]] = {"k-NN": {}, "linear": {}, "attentive": {}}
+    """k-NN and ridge on averaged tokens, and V-JEPA's attentive probe, for every label."""
+    found: dict[str, dict[str, float]] = {"k-NN": {}, "ridge": {}, "attentive": {}}
     for task in TASKS:
         answers = [labels[split][task].to(tokens[split].device) for split in ("train", "test")]
         pooled = (tokens["train"].mean(dim=1), answers[0], tokens["test"].mean(dim=1), answers[1])
         found["k-NN"][task] = knn_accuracy(*pooled)
-        found["linear"][task] = ridge_probe(*pooled).accuracy
+        found["ridge"][task] = ridge_probe(*pooled).accuracy
         found["attentive"][task] = train_attentive_heads(
             tokens["train"],
             answers[0],
