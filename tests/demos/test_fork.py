@@ -77,6 +77,7 @@ def test_wells_are_found(demo):
     assert demo._shape_of((demo.LINE - 0.5).square())["minima"] == [0.5]
 
 
+@pytest.mark.slow
 def test_runs_end_to_end(demo, tmp_path):
     command = [sys.executable, "-m", "trainers.demos.fork", "--seeds", "3", "--output_dir", str(tmp_path)]
     command += ["--walk_steps", "2", "--fork_steps", "2"]

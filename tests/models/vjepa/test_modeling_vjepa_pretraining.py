@@ -260,7 +260,10 @@ def test_bf16_autocast_keeps_loss_and_targets_in_fp32(inputs, generation):
     output.loss.backward()
 
 
-@pytest.mark.parametrize("generation", ["1", "2", "2.1"])
+# One generation in the default suite: compiling takes a quarter of a minute each.
+@pytest.mark.parametrize(
+    "generation", [pytest.param("1", marks=pytest.mark.slow), "2", pytest.param("2.1", marks=pytest.mark.slow)]
+)
 def test_compiles_without_graph_breaks(inputs, generation):
     torch._dynamo.reset()
     model = build(generation)
@@ -268,6 +271,7 @@ def test_compiles_without_graph_breaks(inputs, generation):
     torch.testing.assert_close(compiled(**inputs).loss, model(**inputs).loss)
 
 
+@pytest.mark.slow
 def test_a_changing_context_weight_compiles_once(inputs):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
