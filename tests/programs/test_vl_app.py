@@ -6,35 +6,15 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast, ViTImageProcessor
 
-from hf_jepa import VLJepaModel, VLJepaPipeline, VLJepaProcessor
 from hf_jepa.cli import main
 from hf_jepa.programs.vl_app import build_page, draw_pca, ranked_texts
-
-WIDE = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
-WORDS = ("cat", "dog", "bird", "a")
+from tests.stand_ins import vl_pipeline
 
 
 @pytest.fixture
 def pipeline():
-    language = {"vocab_size": 20, "max_position_embeddings": 60, "initializer_range": 0.3, **WIDE}
-    model = VLJepaModel.from_components(
-        AutoModel.from_config(AutoConfig.for_model("vit", image_size=16, patch_size=4, **WIDE)),
-        AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **language)),
-        AutoModel.from_config(AutoConfig.for_model("bert", **language)),
-        num_layers=1,
-        projection_dim=16,
-    )
-    words = {"[PAD]": 0, **{word: place + 3 for place, word in enumerate(WORDS)}}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[PAD]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]")
-    processor = VLJepaProcessor(
-        ViTImageProcessor(size={"height": 16, "width": 16}), None, tokenizer, tokenizer, num_frames=2
-    )
-    return VLJepaPipeline(model, processor)
+    return vl_pipeline()
 
 
 @pytest.fixture
