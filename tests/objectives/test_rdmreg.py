@@ -93,7 +93,7 @@ def test_published_example():
 
 @pytest.mark.parametrize("chunk", [1, 40, 1 << 17])
 def test_chunks_equal_the_plain_formula(monkeypatch, chunk):
-    monkeypatch.setitem(sys.modules["hf_jepa.objectives.rdmreg"]._CHUNK_ELEMENTS, "cpu", chunk)
+    monkeypatch.setitem(sys.modules["hf_jepa.objectives.sliced_wasserstein"]._CHUNK_ELEMENTS, "cpu", chunk)
     z, targets, directions = problem(dtype=torch.float64)
     loss = rdmreg(z, targets, directions)
     (ours,) = torch.autograd.grad(3 * loss, z)

@@ -5,56 +5,15 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
-from .distributed import all_reduce_sum, gather_batch, world_size
+from .distributed import gather_batch
 from .generalized_gaussian import SigmaRule, rgg_samples, sigma_for
-from .inputs import checked_directions, checked_embeddings, refuse_second_derivative
+from .inputs import checked_directions, checked_embeddings
+from .sliced_wasserstein import sliced_wasserstein
 from .step import StepSeeded
 
 Projection = Literal["random", "svd_random", "svd_bottom_half_random"]
 
 _PROJECTIONS = ("random", "svd_random", "svd_bottom_half_random")
-# Elements of a chunk of projections: on a CPU its sort buffers stay in cache, an accelerator wants few launches.
-_CHUNK_ELEMENTS = {"cpu": 1 << 18}
-_ACCELERATOR_CHUNK_ELEMENTS = 1 << 24
-
-
-class _SlicedWasserstein(torch.autograd.Function):
-    """
-    (N, D), (N, D) and (S, D) -> (S,): mean over N of the squared differences of the sorted projections. The gradient
-    by the embeddings is made in the forward pass, chunk by chunk, so that nothing of size S N outlives its chunk.
-    """
-
-    @staticmethod
-    def forward(ctx, embeddings: torch.Tensor, targets: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
-        n = embeddings.shape[0]
-        elements = _CHUNK_ELEMENTS.get(embeddings.device.type, _ACCELERATOR_CHUNK_ELEMENTS)
-        gradient = torch.zeros_like(embeddings) if ctx.needs_input_grad[0] else None
-        total = embeddings.new_zeros(())
-        for chunk in directions.split(max(1, elements // n)):
-            # (chunk, N): sorting along the contiguous axis is what makes this fast.
-            values, order = (chunk @ embeddings.T).sort(dim=1)
-            difference = values.sub_((chunk @ targets.T).sort(dim=1).values)
-            total += difference.square().sum()
-            if gradient is not None:
-                gradient.addmm_(torch.empty_like(difference).scatter_(1, order, difference).T, chunk)
-        if gradient is not None:
-            ctx.save_for_backward(gradient.mul_(2 / n))
-        return total / n
-
-    @staticmethod
-    def backward(ctx, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        refuse_second_derivative("RDMReg")
-        return ctx.saved_tensors[0] * upstream, None, None
-
-
-def _distance(embeddings: torch.Tensor, targets: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
-    """Joint (V, N, D), (V, N, D) and (S, D) or (V, S, D) -> scalar; each rank sorts its share of the directions."""
-    views, num_directions = len(embeddings), directions.shape[-2]
-    share = slice(torch.distributed.get_rank(), None, world_size()) if world_size() > 1 else slice(None)
-    directions = directions[..., share, :].expand(views, -1, -1)
-    with torch.autocast(embeddings.device.type, enabled=False):
-        total = sum(_SlicedWasserstein.apply(*view) for view in zip(embeddings, targets, directions, strict=True))
-    return all_reduce_sum(total) / (views * num_directions)
 
 
 def rdmreg(embeddings: torch.Tensor, target_samples: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
@@ -97,7 +56,7 @@ def rdmreg(embeddings: torch.Tensor, target_samples: torch.Tensor, directions: t
     if target_samples.shape[1] != joint.shape[1]:
         raise ValueError(f"{target_samples.shape[1]} target samples for {joint.shape[1]} embeddings; draw as many.")
     _check_count(joint)
-    return _distance(joint, target_samples, directions.reshape(-1, *directions.shape[-2:]))
+    return sliced_wasserstein(joint, target_samples, directions.reshape(-1, *directions.shape[-2:]))
 
 
 def _check_count(joint: torch.Tensor) -> None:
@@ -197,7 +156,7 @@ class RDMReg(StepSeeded):
             half = singular.shape[1] // 2 if self.projection == "svd_bottom_half_random" else 0
             singular = singular[:, half:][:, : self.num_projections]
             directions = torch.cat([singular, directions.expand(len(joint), -1, -1)], dim=1)
-        return _distance(joint, targets, directions)
+        return sliced_wasserstein(joint, targets, directions)
 
     def extra_repr(self) -> str:
         return f"p={self.p}, mu={self.mu}, sigma={self.sigma:.6g}, num_projections={self.num_projections}"
