@@ -14,6 +14,8 @@ from hf_jepa.objectives import (
     InfoNCE,
     RDMReg,
     VICReg,
+    VISReg,
+    WeakSIGReg,
     alignment,
     info_nce,
     nt_xent,
@@ -71,6 +73,10 @@ class Model(nn.Module):
         self.encoder, self.case = nn.Linear(5, WIDTH).double(), case
         if case == "rdmreg_module":
             self.objective = RDMReg(num_projections=9, projection="svd_bottom_half_random")
+        elif case == "visreg":
+            self.objective = VISReg(num_slices=9)
+        elif case == "weak_sigreg":
+            self.objective = WeakSIGReg(sketch_size=3)
         elif case == "learned_temperature":
             self.objective = InfoNCE(0.3).double()
 
@@ -81,7 +87,7 @@ class Model(nn.Module):
         return self.objective(*z) if self.case == "learned_temperature" else self.objective(z.relu())
 
 
-ALL = [*CASES, "rdmreg_module", "learned_temperature"]
+ALL = [*CASES, "rdmreg_module", "visreg", "weak_sigreg", "learned_temperature"]
 
 
 def worker(rank: int, folder: str) -> None:

@@ -11,6 +11,8 @@ from .rdmreg import RDMReg, rdmreg
 from .sigreg import SIGReg, collapse_ratio, epps_pulley, random_directions, sigreg
 from .uniformity import alignment, uniformity, variance_hinge
 from .vicreg import VICReg, VICRegTerms, multi_view_vicreg, vicreg
+from .visreg import VISReg, VISRegTerms, visreg
+from .weak_sigreg import WeakSIGReg, weak_sigreg
 
 __all__ = [
     "InfoNCE",
@@ -18,6 +20,9 @@ __all__ = [
     "SIGReg",
     "VICReg",
     "VICRegTerms",
+    "VISReg",
+    "VISRegTerms",
+    "WeakSIGReg",
     "alignment",
     "collapse_ratio",
     "distance",
@@ -37,4 +42,6 @@ __all__ = [
     "uniformity",
     "variance_hinge",
     "vicreg",
+    "visreg",
+    "weak_sigreg",
 ]

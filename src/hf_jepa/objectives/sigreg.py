@@ -124,6 +124,12 @@ def _(step: torch.Tensor, num_slices: int, width: int) -> torch.Tensor:
     return torch.empty(width, num_slices).T
 
 
+def step_directions(step: int | torch.Tensor, num_slices: int, like: torch.Tensor) -> torch.Tensor:
+    """[`directions_of`] for embeddings `like` `(..., D)`, in their dtype and on their device."""
+    draw = _directions_of if torch.compiler.is_compiling() else directions_of
+    return draw(step, num_slices, like.shape[-1]).to(like.device, like.dtype, non_blocking=True)
+
+
 def epps_pulley(
     embeddings: torch.Tensor,
     directions: torch.Tensor,
@@ -240,9 +246,7 @@ class SIGReg(StepSeeded):
             `ValueError`: as [`sigreg`].
         """
         embeddings = checked_embeddings(embeddings)
-        draw = _directions_of if torch.compiler.is_compiling() else directions_of
-        directions = draw(self._next_step(), self.num_slices, embeddings.shape[-1])
-        directions = directions.to(embeddings.device, embeddings.dtype, non_blocking=True)
+        directions = step_directions(self._next_step(), self.num_slices, embeddings)
         if self.flatten_views:
             embeddings = embeddings.flatten(0, -2)
         grid = self.t_max, self.num_points, self.form, self.scale_by_batch

@@ -12,8 +12,9 @@ _ACCELERATOR_CHUNK_ELEMENTS = 1 << 24
 
 class _SlicedWasserstein(torch.autograd.Function):
     """
-    (N, D), (N, D) and (S, D) -> (S,): mean over N of the squared differences of the sorted projections. The gradient
-    by the embeddings is made in the forward pass, chunk by chunk, so that nothing of size S N outlives its chunk.
+    (N, D), (N, D) and (S, D) -> (): mean over N of the squared differences of the sorted projections, summed over S.
+    Targets of shape (N,) are ascending, and the same along all directions. The gradient by the embeddings is made in
+    the forward pass, chunk by chunk, so that nothing of size S N outlives its chunk.
     """
 
     @staticmethod
@@ -25,7 +26,8 @@ class _SlicedWasserstein(torch.autograd.Function):
         for chunk in directions.split(max(1, elements // n)):
             # (chunk, N): sorting along the contiguous axis is what makes this fast.
             values, order = (chunk @ embeddings.T).sort(dim=1)
-            difference = values.sub_((chunk @ targets.T).sort(dim=1).values)
+            wanted = targets if targets.ndim == 1 else (chunk @ targets.T).sort(dim=1).values
+            difference = values.sub_(wanted)
             total += difference.square().sum()
             if gradient is not None:
                 gradient.addmm_(torch.empty_like(difference).scatter_(1, order, difference).T, chunk)
@@ -40,7 +42,18 @@ class _SlicedWasserstein(torch.autograd.Function):
 
 
 def sliced_wasserstein(embeddings: torch.Tensor, targets: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
-    """Joint (V, N, D), (V, N, D) and (S, D) or (V, S, D) -> scalar; each rank sorts its share of the directions."""
+    """
+    Mean over views, directions and embeddings of the squared differences of sorted projections. Each rank sorts its
+    share of the directions; the value is the same on all.
+
+    Args:
+        embeddings (`torch.Tensor` of shape `(V, N, D)`): of the joint batch.
+        targets (`torch.Tensor` of shape `(V, N, D)`, or `(V, N)`: ascending values for every direction).
+        directions (`torch.Tensor` of shape `(S, D)` or `(V, S, D)`): unit rows.
+
+    Returns:
+        `torch.Tensor` of shape `()`, with a first derivative by the embeddings.
+    """
     views, num_directions = len(embeddings), directions.shape[-2]
     share = slice(torch.distributed.get_rank(), None, world_size()) if world_size() > 1 else slice(None)
     directions = directions[..., share, :].expand(views, -1, -1)
