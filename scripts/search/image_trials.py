@@ -1,0 +1,109 @@
+"""Trials of an image recipe, one after another in one process, every one of them kept in a JSON file."""
+
+import copy
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_jepa.data import SeededImageDataset
+from hf_jepa.evaluation import knn_accuracy, rankme, ridge_probe
+from hf_jepa.evaluation.diagnostics import content_share
+from hf_jepa.programs.image_arguments import DataArguments, MaskArguments, ModelArguments
+from hf_jepa.programs.pretrain_image import build_trainer
+from hf_jepa.programs.recipes import parse_recipe
+from hf_jepa.training import JepaTrainingArguments
+
+TYPES = (ModelArguments, DataArguments, MaskArguments, JepaTrainingArguments)
+TOKEN_ROWS = 3000
+
+
+def samples_of(rows: SeededImageDataset) -> tuple[torch.Tensor, torch.Tensor]:
+    samples = [rows[index] for index in range(len(rows))]
+    images = torch.stack([sample["pixel_values"] for sample in samples])
+    return images, torch.tensor([sample["label"] for sample in samples])
+
+
+@torch.no_grad()
+def tokens_of(model: PreTrainedModel, images: torch.Tensor) -> torch.Tensor:
+    """Patch tokens `(n, tokens, width)` of the encoder that is released; of a model of views, its pooled output."""
+    model.eval()
+    return torch.cat([model.get_features(part).float() for part in images.split(500)])
+
+
+def probes(
+    train: tuple[torch.Tensor, torch.Tensor], test: tuple[torch.Tensor, torch.Tensor], tokens: Sequence[torch.Tensor]
+) -> dict[str, float]:
+    """k-NN and ridge on mean-pooled tokens, ridge on all of them (at most 3,000 labels), and signs of collapse."""
+    pooled, test_pooled = (part.mean(dim=1) for part in tokens)
+    splits = (pooled, train[1], test_pooled, test[1])
+    few = (tokens[0][:TOKEN_ROWS].flatten(1), train[1][:TOKEN_ROWS], tokens[1].flatten(1), test[1])
+    return {
+        "knn": knn_accuracy(*splits),
+        "ridge": ridge_probe(*splits).accuracy,
+        "ridge_tokens": ridge_probe(*few).accuracy,
+        "content_share": content_share(tokens[1][:1000]) if tokens[1].shape[1] > 1 else 1.0,
+        "std": test_pooled.std(dim=0).mean().item(),
+        "rankme": rankme(test_pooled),
+    }
+
+
+def run_trial(recipe: str, flags: dict[str, Any], seed: int, split: str) -> dict[str, Any]:
+    """Trains a recipe with `flags` over it, and probes its encoder before and after on `split`."""
+    chosen = {
+        "seed": seed,
+        "probe_split": split,
+        "eval_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": 100,
+    }
+    argv = [recipe, *(f"--{key}={value}" for key, value in (chosen | flags).items() if value is not None)]
+    trainer = build_trainer(*parse_recipe(TYPES, argv, probe_every_steps=None))
+    train, test = samples_of(trainer.probe_train_dataset), samples_of(trainer.eval_dataset)
+    trainer.eval_dataset = trainer.probe_train_dataset = None
+    model: Any = trainer.model
+    untrained = copy.deepcopy(model)
+    started = time.process_time()
+    trainer.train()
+    seconds = time.process_time() - started
+    found: dict[str, Any] = {"cpu_seconds": round(seconds, 1), "steps": trainer.state.global_step}
+    found["loss"] = [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry]
+    for name, network in (("untrained", untrained), ("trained", model)):
+        tokens = [tokens_of(network, images) for images, _ in (train, test)]
+        found[name] = {key: round(value, 4) for key, value in probes(train, test, tokens).items()}
+    return found
+
+
+def pixel_probes(recipe: str, split: str) -> dict[str, float]:
+    """The probes of raw pixels."""
+    trainer = build_trainer(*parse_recipe(TYPES, [recipe, f"--probe_split={split}"]))
+    train, test = samples_of(trainer.probe_train_dataset), samples_of(trainer.eval_dataset)
+    flat = [images.flatten(1)[:, None] for images, _ in (train, test)]
+    return {key: value for key, value in probes(train, test, flat).items() if key in ("knn", "ridge")}
+
+
+def run_trials(
+    file: Path, recipe: str, trials: dict[str, dict[str, Any]], seeds: Sequence[int], split: str, command: str
+) -> list[dict[str, Any]]:
+    """Runs what `file` does not hold yet, and writes it after every trial."""
+    torch.set_num_threads(1)
+    log = json.loads(file.read_text()) if file.exists() else {"recipe": recipe, "trials": []}
+    log["command"] = command
+    done = {(trial["name"], trial["seed"], trial["split"]) for trial in log["trials"]}
+    for seed in seeds:
+        for name, flags in trials.items():
+            if (name, seed, split) in done:
+                continue
+            found = run_trial(recipe, flags, seed, split)
+            log["trials"].append({"name": name, "flags": flags, "seed": seed, "split": split, **found})
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(log, indent=1) + "\n")
+            before, after = found["untrained"], found["trained"]
+            told = "  ".join(f"{key} {before[key]:.3f} -> {after[key]:.3f}" for key in after)
+            print(f"{name} (seed {seed}, {split}, {found['cpu_seconds']} s): {told}", flush=True)
+    return log["trials"]
