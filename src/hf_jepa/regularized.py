@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
-from .objectives import RDMReg, SIGReg
+from .objectives import RDMReg, SIGReg, VISReg, WeakSIGReg
 from .objectives.distributed import gather_batch
 from .objectives.vicreg import variance_covariance
 from .parts import CompositeConfig
@@ -17,9 +17,10 @@ from .parts import CompositeConfig
 logger = logging.get_logger(__name__)
 
 # What each original gives its regularizer against an invariance (mean squared error) of weight 1: LeJEPA's convex
-# 0.05 (arXiv 2511.08544), Rectified LpJEPA's 125 to 25 (arXiv 2602.01456), VICReg's 25 std and 1 cov to 25
-# (arXiv 2105.04906, released code).
-_WEIGHTS = {"sigreg": 0.05, "rdmreg": 5.0, "vicreg": 0.04}
+# 0.05 (arXiv 2511.08544), VISReg's convex 0.02 (arXiv 2606.02572), Rectified LpJEPA's 125 to 25 (arXiv 2602.01456),
+# VICReg's 25 std and 1 cov to 25 (arXiv 2105.04906, released code). Weak-SIGReg (arXiv 2603.05924) has stood beside
+# classification only: its weight is ours.
+_WEIGHTS = {"sigreg": 0.05, "visreg": 0.02, "weak_sigreg": 1.0, "rdmreg": 5.0, "vicreg": 0.04}
 _STD_WEIGHT, _COV_WEIGHT = 25.0, 1.0
 
 
@@ -39,23 +40,27 @@ class RegularizedPreTrainingConfig(CompositeConfig):
             average of the encoder, the originals' cure for collapse. `"stop_gradient"`: the encoder itself, without
             gradient. `"shared"`: the encoder itself, with gradient. The last two have no `target_encoder`, train
             without EMA, and apply the encoder's own dropout to targets too.
-        regularizer (`"none"`, `"sigreg"`, `"rdmreg"` or `"vicreg"`): `"sigreg"`: [`~hf_jepa.objectives.SIGReg`], the
-            package form, which grows with the number of images in the batch. `"rdmreg"`:
+        regularizer (`"none"`, `"sigreg"`, `"visreg"`, `"weak_sigreg"`, `"rdmreg"` or `"vicreg"`): `"sigreg"`:
+            [`~hf_jepa.objectives.SIGReg`], the package form, which grows with the number of images in the batch.
+            `"visreg"`: [`~hf_jepa.objectives.VISReg`], whose gradient does not fade when embeddings shrink.
+            `"weak_sigreg"`: [`~hf_jepa.objectives.WeakSIGReg`], second moments only. `"rdmreg"`:
             [`~hf_jepa.objectives.RDMReg`] of the embeddings after a ReLU, p = 1 and mu = 0. `"vicreg"`: VICReg's
             variance (25) and covariance (1) terms; the prediction is the invariance.
         regularizer_weight (`float`, *optional*): the lambda of the additive loss above. LeJEPA's convex lambda `l`
             corresponds to `l / (1 - l)`, and SIGReg's value grows with the batch, so that a lambda fits one batch
             size. ([`~hf_jepa.objectives.collapse_ratio`] does not apply: it assumes that the prediction loss fades
             with the features' scale, and the targets here are layer-normed.) Defaults to what the originals give
-            their regularizer relative to their invariance: 0.05 for SIGReg, 5 for RDMReg, 0.04 for VICReg.
-        num_slices (`int`, defaults to 1024): random directions per step of SIGReg and RDMReg.
+            their regularizer relative to their invariance: 0.05 for SIGReg, 0.02 for VISReg, 5 for RDMReg, 0.04 for
+            VICReg; 1 for Weak-SIGReg, which has no published one.
+        num_slices (`int`, defaults to 1024): random directions per step of SIGReg, VISReg and RDMReg, and rows of
+            Weak-SIGReg's sketch (64 in the paper; as many as the embeddings' width are the whole covariance).
 
     Raises:
         `ValueError`: for a weight that is negative or not finite, a weight without a regularizer, no slices.
     """
 
     target: Literal["ema", "stop_gradient", "shared"] = "ema"
-    regularizer: Literal["none", "sigreg", "rdmreg", "vicreg"] = "none"
+    regularizer: Literal["none", "sigreg", "visreg", "weak_sigreg", "rdmreg", "vicreg"] = "none"
     regularizer_weight: float | int | None = None
     num_slices: int = 1024
 
@@ -71,14 +76,14 @@ class RegularizedPreTrainingConfig(CompositeConfig):
             raise ValueError(f"`regularizer_weight` must be a finite number that is not negative, got {weight}.")
         if weight is not None and self.regularizer == "none":
             raise ValueError(
-                f"`regularizer_weight` is {weight}, but `regularizer` is 'none'; choose 'sigreg', 'rdmreg', 'vicreg'."
+                f"`regularizer_weight` is {weight}, but `regularizer` is 'none'; choose one of {', '.join(_WEIGHTS)}."
             )
         if self.num_slices < 1:
             raise ValueError(f"`num_slices` must be at least 1, got {self.num_slices}.")
         if self.target != "ema" and self.regularizer == "none" and not self.regularizes_itself:
             logger.warning_once(
                 f'target="{self.target}" without a regularizer collapses: a constant encoder predicts itself '
-                'perfectly. Set `regularizer` ("sigreg", "rdmreg" or "vicreg"), or `target="ema"`.'
+                f'perfectly. Set `regularizer` ({", ".join(_WEIGHTS)}), or `target="ema"`.'
             )
 
     @property
@@ -103,6 +108,10 @@ def build_regularizer(config: RegularizedPreTrainingConfig) -> nn.Module | None:
         return SIGReg(num_slices=config.num_slices)
     if config.regularizer == "rdmreg":
         return RDMReg(num_projections=config.num_slices)
+    if config.regularizer == "visreg":
+        return VISReg(config.num_slices)
+    if config.regularizer == "weak_sigreg":
+        return WeakSIGReg(config.num_slices)
     return None
 
 

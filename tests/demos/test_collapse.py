@@ -92,9 +92,9 @@ def test_arms_differ_by_the_loss_alone(demo, runs):
     """Same weights and same images: the first batch's embeddings agree, what two steps make of them does not."""
     for group in demo.GROUPS:
         members = [run for run in runs if run["group"] == group and "curve" in run and run["arm"] != "RDMReg"]
-        assert len(members) == 5
+        assert len(members) == 7
         assert len({run["curve"][0] for run in members}) == 1
-        assert len({run["projector_std"] for run in members}) == 5
+        assert len({run["projector_std"] for run in members}) == 7
     rectified = {run["arm"] for run in runs if run.get("active_fraction", 1) < 0.9}
     assert rectified == {"RDMReg"}
 

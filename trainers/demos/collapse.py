@@ -1,5 +1,5 @@
 """
-Collapse and what prevents it, on two CPU cores in minutes: one small network is trained with six objectives on
+Collapse and what prevents it, on two CPU cores in minutes: one small network is trained with eight objectives on
 cluttered digits, each for three seeds, without and with BatchNorm, and only the loss differs.
 
     python -m trainers.demos.collapse [--seeds 0 1 2] [--lambda_rule]
@@ -28,7 +28,16 @@ from transformers import get_cosine_schedule_with_warmup
 
 from hf_jepa.evaluation import knn_accuracy, rankme, ridge_probe
 from hf_jepa.evaluation.closed_form import standardization
-from hf_jepa.objectives import RDMReg, SIGReg, collapse_ratio, nt_xent, variance_hinge, vicreg
+from hf_jepa.objectives import (
+    RDMReg,
+    SIGReg,
+    VISReg,
+    WeakSIGReg,
+    collapse_ratio,
+    nt_xent,
+    variance_hinge,
+    vicreg,
+)
 from hf_jepa.visualization import plot_collapse
 
 CANVAS, DIGIT, FRAGMENT, NUM_FRAGMENTS = 24, 12, 6, 4
@@ -128,14 +137,17 @@ class Network(nn.Module):
         return features, self.projector(features)
 
 
-def lejepa(sigreg_weight: float) -> Callable[[Tensor], Tensor]:
-    sigreg = SIGReg(num_slices=256)
-    return lambda z: (1 - sigreg_weight) * (z - z.mean(0)).square().mean() + sigreg_weight * sigreg(z)
+def lejepa(weight: float, regularizer: Callable[[Tensor], Tensor] | None = None) -> Callable[[Tensor], Tensor]:
+    regularizer = regularizer or SIGReg(num_slices=256)
+    return lambda z: (1 - weight) * (z - z.mean(0)).square().mean() + weight * regularizer(z)
 
 
 def objectives() -> dict[str, Callable[[Tensor], Tensor]]:
-    """Each maps the embeddings of two views `(2, n, 64)` to a loss; weights are the methods' defaults, not tuned."""
-    rdmreg = RDMReg(num_projections=512)
+    """
+    Each maps the embeddings of two views `(2, n, 64)` to a loss; weights are the methods' defaults, not tuned.
+    Weak-SIGReg, which has none beside an invariance, gets 1: near collapse it then pushes about as SIGReg does.
+    """
+    rdmreg, weak_sigreg = RDMReg(num_projections=512), WeakSIGReg()
 
     def invariance(z: Tensor) -> Tensor:
         return F.mse_loss(z[0], z[1])
@@ -148,6 +160,8 @@ def objectives() -> dict[str, Callable[[Tensor], Tensor]]:
         "variance hinge": hinge,
         "VICReg": lambda z: vicreg(z[0], z[1]).loss,
         "SIGReg": lejepa(0.05),
+        "Weak-SIGReg": lambda z: (z - z.mean(0)).square().mean() + weak_sigreg(z),
+        "VISReg": lejepa(0.02, VISReg(num_slices=256)),
         "RDMReg": lambda z: 25 * invariance(z) + 125 * rdmreg(z),
         "InfoNCE": lambda z: nt_xent(z[0], z[1], temperature=0.2),
     }

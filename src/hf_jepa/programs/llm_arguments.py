@@ -26,7 +26,7 @@ class LLMModelArguments:
     direction: str = field(default="text2code", metadata={"help": "text2code or code2text."})
     distance: str = field(default="cosine", metadata={"help": "cosine, l2, mse or infonce."})
     target: str = field(default="shared", metadata={"help": "shared, stop_gradient or ema."})
-    regularizer: str = field(default="none", metadata={"help": "none, sigreg or vicreg."})
+    regularizer: str = field(default="none", metadata={"help": "none, sigreg, visreg, weak_sigreg or vicreg."})
     lora_rank: int = field(default=0, metadata={"help": "0 trains all weights; the paper's alpha is twice the rank."})
     lora_dropout: float = field(default=0.1, metadata={"help": "Dropout of the adapters."})
     use_dora: bool = field(default=False, metadata={"help": "DoRA instead of LoRA."})

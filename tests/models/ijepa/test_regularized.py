@@ -21,12 +21,12 @@ from hf_jepa.data import MaskCollator
 from hf_jepa.evaluation import pooled_features
 from hf_jepa.hub.release import load_pretraining, save_release
 from hf_jepa.masking import MultiBlockMaskGenerator
-from hf_jepa.objectives import RDMReg, SIGReg
+from hf_jepa.objectives import RDMReg, SIGReg, VISReg, WeakSIGReg
 from hf_jepa.objectives.vicreg import variance_covariance
 from hf_jepa.training.checkpoints import COMPLETE_MARKER
 
 SLICES = 16
-DEFAULT_WEIGHT = {"sigreg": 0.05, "rdmreg": 5.0, "vicreg": 0.04}
+DEFAULT_WEIGHT = {"sigreg": 0.05, "visreg": 0.02, "weak_sigreg": 1.0, "rdmreg": 5.0, "vicreg": 0.04}
 
 
 def tiny_config(config_class: type = IJepaPreTrainingConfig, **kwargs) -> IJepaPreTrainingConfig:
@@ -59,7 +59,7 @@ def inputs() -> dict:
 
 
 @pytest.mark.parametrize("target", ["ema", "stop_gradient", "shared"])
-@pytest.mark.parametrize("regularizer", ["sigreg", "rdmreg", "vicreg"])
+@pytest.mark.parametrize("regularizer", DEFAULT_WEIGHT)
 def test_the_loss_is_prediction_plus_weighted_objective(inputs, regularizer, target):
     output = tiny(regularizer=regularizer, target=target).train()(**inputs)
     context = output.context_features.detach()
@@ -69,6 +69,8 @@ def test_the_loss_is_prediction_plus_weighted_objective(inputs, regularizer, tar
         expected = SIGReg(SLICES)(views)
     elif regularizer == "rdmreg":
         expected = RDMReg(num_projections=SLICES)(views.clamp(min=0))
+    elif regularizer in ("visreg", "weak_sigreg"):
+        expected = {"visreg": VISReg, "weak_sigreg": WeakSIGReg}[regularizer](SLICES)(views)
     else:
         std, cov = variance_covariance(views)
         expected = 25 * std.mean() + cov.mean()
@@ -319,7 +321,7 @@ def test_bad_configs_are_named(kwargs, message):
     assert isinstance(error.value, ValueError) or "Strict" in type(error.value).__name__
 
 
-@pytest.mark.parametrize("regularizer", ["sigreg", "rdmreg", "vicreg"])
+@pytest.mark.parametrize("regularizer", DEFAULT_WEIGHT)
 def test_a_batch_of_one_is_refused(inputs, regularizer):
     one = {
         "pixel_values": inputs["pixel_values"][:1],

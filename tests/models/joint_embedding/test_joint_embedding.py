@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, TimmWra
 import hf_jepa
 from hf_jepa import LeJepaForPreTraining, LeJepaPreTrainingConfig, RectifiedLpJepaPreTrainingConfig
 from hf_jepa.encoders import pooled_output, run_encoder
-from hf_jepa.objectives import vicreg
+from hf_jepa.objectives import VISReg, WeakSIGReg, vicreg
 
 from .conftest import ENCODERS, HEADS, build
 
@@ -191,6 +191,21 @@ def test_half_precision_autocast_and_checkpointing_change_little(views):
     torch.testing.assert_close(again.loss, plain.loss)
     again.loss.backward()
     assert model.encoder.timm_model.blocks[0].mlp.fc1.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("regularizer", "objective"), [("visreg", VISReg), ("weak_sigreg", WeakSIGReg)])
+def test_lejepa_takes_another_regularizer(views, tmp_path, regularizer, objective):
+    model = build("LeJepa", regularizer=regularizer, regularizer_weight=0.3, num_slices=8).train()
+    output = model(views)
+    terms = output.loss_components
+    assert terms.keys() == {"invariance_loss", f"{regularizer}_loss"}
+    value = objective(8)(output.projections.detach())
+    torch.testing.assert_close(terms[f"{regularizer}_loss"], value)
+    torch.testing.assert_close(output.loss.detach(), 0.7 * terms["invariance_loss"] + 0.3 * value)
+    assert model.batch_warning(2) is None
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert int(getattr(loaded, regularizer).global_step) == 1
 
 
 def test_sigreg_directions_follow_the_step_and_its_count_is_saved(views, tmp_path):

@@ -22,7 +22,7 @@ from transformers import (
 from hf_jepa import LLMJepaConfig, LLMJepaForCausalLM
 from hf_jepa.masking import draw_displacements, pack_examples
 from hf_jepa.models.llm_jepa import add_predictor_tokens, predictor_token_ids
-from hf_jepa.objectives import SIGReg, info_nce
+from hf_jepa.objectives import SIGReg, VISReg, WeakSIGReg, info_nce
 from hf_jepa.objectives.vicreg import variance_covariance
 
 WRAP = LLMJepaForCausalLM.from_decoder
@@ -71,15 +71,15 @@ def test_ema_target_follows_the_decoder(make_decoder, examples, direction):
     torch.testing.assert_close(output.target_embeddings, view, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("regularizer", ["sigreg", "vicreg"])
+@pytest.mark.parametrize("regularizer", ["sigreg", "visreg", "weak_sigreg", "vicreg"])
 def test_regularizer_sees_text_and_code(make_decoder, examples, regularizer):
     batch = pack_examples(examples, 1, "shared")
     options = {"regularizer": regularizer, "regularizer_weight": 0.3, "num_slices": 16}
     model = WRAP(make_decoder(), num_predictor_tokens=1, **options).train()
     output = model(**batch)
     views = torch.stack([output.text_embeddings, output.code_embeddings]).detach()
-    if regularizer == "sigreg":
-        expected = SIGReg(16)(views)
+    if regularizer != "vicreg":
+        expected = {"sigreg": SIGReg, "visreg": VISReg, "weak_sigreg": WeakSIGReg}[regularizer](16)(views)
     else:
         std, cov = variance_covariance(views)
         expected = 25 * std.mean() + cov.mean()

@@ -253,7 +253,7 @@ def test_other_distances(make_model, batch, loss):
     assert model.contrast is None
 
 
-@pytest.mark.parametrize("regularizer", ["sigreg", "vicreg"])
+@pytest.mark.parametrize("regularizer", ["sigreg", "visreg", "weak_sigreg", "vicreg"])
 def test_regularizers_see_what_trains(make_model, batch, regularizer):
     for target in ("shared", "frozen"):
         model = make_model(
@@ -263,7 +263,7 @@ def test_regularizers_see_what_trains(make_model, batch, regularizer):
         value = model(**batch).loss_components[regularizer]
         with torch.no_grad():
             model.y_encoder.model.embeddings.word_embeddings.weight.mul_(1.5)
-        if regularizer == "sigreg":
+        if regularizer != "vicreg":
             model.regularizer.global_step.zero_()
         changed = model(**batch).loss_components[regularizer]
         assert (changed == value) == (target == "frozen")

@@ -99,13 +99,16 @@ class LeJepaPreTrainingConfig(JointEmbeddingPreTrainingConfig):
             stands before it.
         projector_hidden_size (`int`, defaults to 2048): width of the projector's two hidden layers.
         projection_size (`int`, defaults to 16): width of the embeddings that the loss sees.
+        regularizer (`"sigreg"`, `"visreg"` or `"weak_sigreg"`): what keeps embeddings apart.
+            [`~hf_jepa.objectives.VISReg`], with lambda and slices as they are, makes the loss of arXiv 2606.02572;
+            [`~hf_jepa.objectives.WeakSIGReg`] has no published lambda beside an invariance, and wants about 0.5.
         regularizer_weight (`float`, defaults to 0.02): lambda.
-        combination (`"convex"` or `"additive"`): `(1 - lambda) * invariance + lambda * sigreg`, or
-            `invariance + lambda * sigreg` (the survey's eq. 20 too).
+        combination (`"convex"` or `"additive"`): `(1 - lambda) * invariance + lambda * regularizer`, or
+            `invariance + lambda * regularizer` (the survey's eq. 20 too).
         centre (`"all_views"`, `"global_views"` or `"pairs"`): which views' mean every view is compared with, never
             detached; or every view with every other.
         reduction (`"mean"` or `"sum"`): of the squared differences over the width.
-        num_slices (`int`, defaults to 256): random directions per step.
+        num_slices (`int`, defaults to 256): random directions per step; Weak-SIGReg's rows.
         sigreg_form (`"package"`, `"paper"` or `"survey"`): see [`~hf_jepa.objectives.sigreg`].
         t_max (`float`, *optional*), num_points (`int`, *optional*): the form's grid; by default its own.
         scale_by_batch (`bool`, *optional*): whether the statistic grows with the batch; by default as the form has it.
@@ -124,6 +127,7 @@ class LeJepaPreTrainingConfig(JointEmbeddingPreTrainingConfig):
     projector_hidden_size: int = 2048
     projection_size: int = 16
     batch_norm: Literal["joint", "per_view"] = "joint"
+    regularizer: Literal["sigreg", "visreg", "weak_sigreg"] = "sigreg"
     regularizer_weight: float | int = 0.02
     combination: Literal["convex", "additive"] = "convex"
     centre: Literal["all_views", "global_views", "pairs"] = "all_views"

@@ -7,7 +7,7 @@ from torch import nn
 from transformers.utils.generic import can_return_tuple
 
 from ...modeling_jepa import JepaOutput
-from ...objectives import SIGReg, collapse_ratio, sigreg
+from ...objectives import SIGReg, VISReg, WeakSIGReg, collapse_ratio, sigreg
 from ...objectives.inputs import at_least_float32
 from .configuration_joint_embedding import LeJepaPreTrainingConfig
 from .modeling_joint_embedding import JointEmbeddingPreTrainedModel, mlp, pairwise_distance
@@ -119,14 +119,18 @@ class LeJepaForPreTraining(JointEmbeddingPreTrainedModel):
         self.embedding = nn.Linear(config.pooled_size, width) if config.embedding_size else nn.Identity()
         hidden = config.projector_hidden_size
         self.projector = nn.Sequential(*mlp([width, hidden, hidden, config.projection_size]))
-        self.sigreg = SIGReg(
-            config.num_slices,
-            config.t_max,
-            config.num_points,
-            config.sigreg_form,
-            config.flatten_views,
-            config.scale_by_batch,
-        )
+        if config.regularizer == "sigreg":
+            self.sigreg = SIGReg(
+                config.num_slices,
+                config.t_max,
+                config.num_points,
+                config.sigreg_form,
+                config.flatten_views,
+                config.scale_by_batch,
+            )
+        else:
+            kind = {"visreg": VISReg, "weak_sigreg": WeakSIGReg}[config.regularizer]
+            self.add_module(config.regularizer, kind(config.num_slices))
 
     def _project(self, pooled: torch.Tensor) -> torch.Tensor:
         return super()._project(self.embedding(pooled))
@@ -152,18 +156,19 @@ class LeJepaForPreTraining(JointEmbeddingPreTrainedModel):
         """
         pooled, projections = self.embed(pixel_values, local_pixel_values)
         invariance = self._distances(projections, pixel_values.shape[1]).mean()
-        regularizer = self.sigreg(projections)
+        name = self.config.regularizer
+        regularizer = getattr(self, name)(projections)
         loss = _combine(invariance, regularizer, self.config.regularizer_weight, self.config.combination)
         return JepaOutput(
             loss=loss,
-            loss_components={"invariance_loss": invariance.detach(), "sigreg_loss": regularizer.detach()},
+            loss_components={"invariance_loss": invariance.detach(), f"{name}_loss": regularizer.detach()},
             context_features=pooled.flatten(0, 1).unsqueeze(1),
             projections=projections,
         )
 
     def batch_warning(self, batch_size: int) -> str | None:
         config = self.config
-        if batch_size < 2:
+        if batch_size < 2 or config.regularizer != "sigreg":
             return None
         ratio = collapse_ratio(
             config.regularizer_weight,

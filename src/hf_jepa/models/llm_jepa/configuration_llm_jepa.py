@@ -41,7 +41,7 @@ class LLMJepaConfig(RegularizedPreTrainingConfig):
             wants a lambda of about 0.02.
         target (`"shared"`, `"stop_gradient"` or `"ema"`): whether the target embedding has a gradient (released code),
             has none, or comes from a moving average of the decoder, which takes a second forward pass.
-        regularizer (`"none"`, `"sigreg"` or `"vicreg"`).
+        regularizer (`"none"`, `"sigreg"`, `"visreg"`, `"weak_sigreg"` or `"vicreg"`).
         decoder_adapter (`dict`, *optional*): peft's configuration of the adapter in the decoder; set by
             [`LLMJepaForCausalLM.add_decoder_adapter`], or of a peft decoder.
 
@@ -68,7 +68,7 @@ class LLMJepaConfig(RegularizedPreTrainingConfig):
     jepa_lambda: float | int = 1.0
     jepa_gamma: float | int = 1.0
     target: Literal["shared", "stop_gradient", "ema"] = "shared"
-    regularizer: Literal["none", "sigreg", "vicreg"] = "none"
+    regularizer: Literal["none", "sigreg", "visreg", "weak_sigreg", "vicreg"] = "none"
     decoder_adapter: dict | None = None
 
     @property

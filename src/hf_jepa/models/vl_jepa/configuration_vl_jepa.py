@@ -60,7 +60,7 @@ class VLJepaConfig(RegularizedPreTrainingConfig):
         learnable_temperature (`bool`, defaults to `True`): learned as CLIP's is, at least 0.01. Not stated.
         mask_duplicates (`bool`, defaults to `True`): examples of one target text are no negatives of each other. The
             paper does not mention them.
-        regularizer (`"none"`, `"sigreg"` or `"vicreg"`).
+        regularizer (`"none"`, `"sigreg"`, `"visreg"`, `"weak_sigreg"` or `"vicreg"`).
         y_decoder_prefix_length (`int`, defaults to 8): soft tokens that an embedding becomes for the Y-decoder.
         freeze_y_decoder (`bool`, defaults to `True`): train the Y-decoder's prefix map alone.
         sources (`dict[str, dict]`, *optional*): where parts came from: `{"vision": {"name_or_path": str, "revision":
@@ -141,7 +141,7 @@ class VLJepaConfig(RegularizedPreTrainingConfig):
     temperature: float | int = 0.07
     learnable_temperature: bool = True
     mask_duplicates: bool = True
-    regularizer: Literal["none", "sigreg", "vicreg"] = "none"
+    regularizer: Literal["none", "sigreg", "visreg", "weak_sigreg", "vicreg"] = "none"
     y_decoder_prefix_length: int = 8
     freeze_y_decoder: bool = True
     sources: dict[str, dict] | None = None
