@@ -9,7 +9,8 @@ from hf_jepa.cli import main
 from hf_jepa.cli.recipes import first_sentence
 from hf_jepa.methods import method_of
 from hf_jepa.programs.launch import family_of, train
-from hf_jepa.programs.recipes import RECIPES, parse_recipe, recipe_names, resolved
+from hf_jepa.programs.recipe_files import RECIPES, recipe_names
+from hf_jepa.programs.recipes import parse_recipe, resolved
 from hf_jepa.training import LLMJepaTrainingArguments
 
 NAMES = sorted(recipe_names())

@@ -15,15 +15,18 @@ from ..version import __version__
 from . import (
     card,
     check_data,
+    completion,
     convert,
     demo_vl,
     env,
     evaluate,
     export,
+    info,
     list_methods,
     push,
     recipes,
     record,
+    report,
     train,
     visualize,
 )
@@ -34,7 +37,9 @@ VERBS = (
     recipes,
     convert,
     export,
+    info,
     evaluate,
+    report,
     visualize,
     push,
     card,
@@ -42,6 +47,7 @@ VERBS = (
     demo_vl,
     list_methods,
     env,
+    completion,
 )
 
 
@@ -62,6 +68,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    if "_ARGCOMPLETE" in os.environ:
+        # The shell asks for completions; this prints them and ends the process.
+        import argcomplete
+
+        argcomplete.autocomplete(build_parser())
     args = build_parser().parse_args(argv)
     args.command_line = shlex.join(["hf-jepa", *argv])
     try:

@@ -19,7 +19,7 @@ def first_sentence(text: str) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..programs.recipes import RECIPES, recipe_names
+    from ..programs.recipe_files import RECIPES, recipe_names
 
     names = recipe_names()
     width = max(map(len, names))

@@ -1,6 +1,7 @@
 """`hf-jepa train`."""
 
 import argparse
+from typing import Any
 
 from ._command import add_command
 
@@ -15,10 +16,23 @@ def add(commands: argparse._SubParsersAction) -> None:
         "  hf-jepa train recipe.yaml --dry_run\n"
         "  hf-jepa train ijepa_in1k_vits16 --accelerate_config ddp --num_processes 8",
     )
-    parser.add_argument("recipe", help="`hf-jepa recipes` lists them; `hf-jepa train RECIPE --help` lists its keys")
+    recipe = parser.add_argument(
+        "recipe", help="`hf-jepa recipes` lists them; `hf-jepa train RECIPE --help` lists its keys"
+    )
+    recipe.completer = _recipes
     parser.add_argument("--accelerate_config", metavar="NAME", help="ddp, fsdp2, zero2, gpu, cpu, or a file")
     parser.add_argument("--num_processes", type=int, help="default: one per GPU")
     parser.add_argument("flags", nargs=argparse.REMAINDER, metavar="--key value", help="keys of the recipe")
+
+
+def _recipes(prefix: str, **_: Any) -> list[str]:
+    """Names and files that a shell completes."""
+    from argcomplete.completers import FilesCompleter
+
+    from ..programs.recipe_files import recipe_names
+
+    names = [name for name in recipe_names() if name.startswith(prefix)]
+    return names + list(FilesCompleter(("yaml", "yml"))(prefix))
 
 
 def run(args: argparse.Namespace) -> int | None:

@@ -11,22 +11,17 @@ import os
 import types
 import typing
 from collections.abc import Iterable, Sequence
-from importlib.resources import files
 from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-RECIPES = Path(str(files(__package__.rpartition(".")[0]) / "recipes"))
+from .recipe_files import recipe_names
+
 # What a published recipe must not say, and what only this run was asked.
 _SECRETS = {"hub_token", "push_to_hub_token"}
 _NOT_THE_RUN = {"resume_from_checkpoint", "local_rank", "dry_run", "overwrite_output_dir"}
-
-
-def recipe_names() -> dict[str, Path]:
-    """The recipes of this package by name."""
-    return {path.stem: path for path in sorted(RECIPES.rglob("*.yaml"))}
 
 
 def find_recipe(name_or_path: str | Path) -> Path:

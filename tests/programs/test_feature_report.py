@@ -1,0 +1,87 @@
+"""`hf-jepa report`: its numbers are the probes', and it tells a useful encoder from a collapsed one."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as PILImage
+from transformers import AutoModel
+
+from hf_jepa.cli import main
+from hf_jepa.evaluation import evaluate_model
+from hf_jepa.evaluation.encoder_report import CORRUPTIONS, OURS, PIXELS, UNTRAINED
+from tests import stand_ins
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    torch.manual_seed(1)  # the report's untrained encoder is drawn with 0
+    return stand_ins.save_ijepa(tmp_path_factory.mktemp("encoder") / "release")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Three classes that differ in colour, in two splits."""
+    folder = tmp_path_factory.mktemp("photos")
+    features = Features({"image": Image(), "label": Value("int64")})
+    for seed, split in enumerate(("train", "test")):
+        noise = np.random.default_rng(seed).integers(0, 120, (36, 16, 16, 3), dtype=np.uint8)
+        for index, pixels in enumerate(noise):
+            pixels[..., index % 3] += 100
+        rows = {"image": [PILImage.fromarray(pixels) for pixels in noise], "label": [i % 3 for i in range(36)]}
+        Dataset.from_dict(rows, features=features).to_parquet(str(folder / f"{split}.parquet"))
+    return folder
+
+
+def report(release, photos, folder, *flags):
+    command = ["report", str(release), "--dataset", str(photos), "--output", str(folder), "--device", "cpu", *flags]
+    assert main(command) == 0
+    return json.loads((folder / "report.json").read_text())
+
+
+def test_the_page_has_the_probes_numbers(release, photos, tmp_path, capsys):
+    found = report(release, photos, tmp_path / "report", "--k", "5")
+    for measure, task, options in (("k-NN", "knn", {"k": 5}), ("ridge", "ridge", {})):
+        expected = evaluate_model(release, photos, task, device="cpu", progress=False, **options)
+        assert found["numbers"][measure][OURS] == pytest.approx(expected["evaluations"][0]["value"])
+    collapse = evaluate_model(release, photos, "collapse", device="cpu", progress=False)["evaluations"]
+    assert found["verdict"] == collapse[0]["verdict"]
+    for entry in collapse:
+        if entry["metric"] in found["numbers"]:
+            assert found["numbers"][entry["metric"]][OURS] == pytest.approx(entry["value"])
+    assert found["numbers"]["k-NN"][PIXELS] > 0.9
+    for measure in ("k-NN", "ridge", "attentive", "1 per class", "10 per class", *(f"k-NN, {k}" for k in CORRUPTIONS)):
+        assert found["numbers"][measure].keys() == {OURS, UNTRAINED, PIXELS}, measure
+    assert found["numbers"]["feature_std"][UNTRAINED] != pytest.approx(found["numbers"]["feature_std"][OURS], rel=1e-3)
+    for kind in CORRUPTIONS:
+        assert all(0 < value < 0.999 for value in found["numbers"][f"cosine, {kind}"].values()), kind
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert f"| k-NN | {100 * found['numbers']['k-NN'][OURS]:.1f} |" in page
+    assert "hf-jepa report" in page
+    for picture in ("neighbours.png", "pca.png"):
+        assert f"]({picture})" in page
+        assert (tmp_path / "report" / picture).stat().st_size > 1000
+    assert page in capsys.readouterr().out
+
+
+def test_a_collapsed_encoder_is_called_so_without_labels(release, photos, tmp_path):
+    encoder = AutoModel.from_pretrained(release)
+    with torch.no_grad():
+        encoder.layernorm.weight.mul_(1e-6)
+        encoder.layernorm.bias.fill_(1.0)
+    encoder.save_pretrained(tmp_path / "collapsed")
+    for name in ("preprocessor_config.json",):
+        (tmp_path / "collapsed" / name).write_bytes((release / name).read_bytes())
+    found = report(tmp_path / "collapsed", photos, tmp_path / "report", "--unlabelled")
+    assert found["verdict"] == "collapsed"
+    assert "k-NN" not in found["numbers"]
+    assert found["chance"] is None
+    assert found["numbers"]["relative_std"][UNTRAINED] > 0.01 > found["numbers"]["relative_std"][OURS]
+
+
+def test_clips_are_refused(photos, tmp_path, capsys):
+    video = stand_ins.save_vjepa2(tmp_path / "video")
+    assert main(["report", str(video), "--dataset", str(photos)]) == 1
+    assert "--num-frames 16" in capsys.readouterr().err
