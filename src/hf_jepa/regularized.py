@@ -19,8 +19,8 @@ logger = logging.get_logger(__name__)
 # What each original gives its regularizer against an invariance (mean squared error) of weight 1: LeJEPA's convex
 # 0.05 (arXiv 2511.08544), VISReg's convex 0.02 (arXiv 2606.02572), Rectified LpJEPA's 125 to 25 (arXiv 2602.01456),
 # VICReg's 25 std and 1 cov to 25 (arXiv 2105.04906, released code). Weak-SIGReg (arXiv 2603.05924) has stood beside
-# classification only: its weight is ours.
-_WEIGHTS = {"sigreg": 0.05, "visreg": 0.02, "weak_sigreg": 1.0, "rdmreg": 5.0, "vicreg": 0.04}
+# classification only: its weight is ours. C-JEPA's has its own invariance (arXiv 2410.19560).
+_WEIGHTS = {"sigreg": 0.05, "visreg": 0.02, "weak_sigreg": 1.0, "rdmreg": 5.0, "vicreg": 0.04, "cjepa": 0.001}
 _STD_WEIGHT, _COV_WEIGHT = 25.0, 1.0
 
 
@@ -88,13 +88,16 @@ class RegularizedPreTrainingConfig(CompositeConfig):
 
     @property
     def regularizes_itself(self) -> bool:
-        """Whether the method has a regularizer of its own, as C-JEPA has."""
+        """Whether the method keeps embeddings apart by something of its own, such as negatives."""
         return False
 
 
 def deviations(config: PreTrainedConfig) -> dict[str, Any]:
     """A config's `target`, `regularizer` and `regularizer_weight` if they are not the method's own, else nothing."""
-    if not isinstance(config, RegularizedPreTrainingConfig) or (config.target, config.regularizer) == ("ema", "none"):
+    if not isinstance(config, RegularizedPreTrainingConfig):
+        return {}
+    method = type(config)
+    if (config.target, config.regularizer) == (method.target, method.regularizer):
         return {}
     return {name: getattr(config, name) for name in ("target", "regularizer", "regularizer_weight")}
 

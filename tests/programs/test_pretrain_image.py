@@ -176,7 +176,7 @@ def test_command_line_errors_are_one_line(recipe):
         (["--min_keep", "10"], "min_keep=10"),
         (["--ema_momentum", "1.5"], "1.5"),
         (["--size", "tiny"], "Give one of"),
-        (["--vicreg_weight", "0.1"], "vicreg_weight, which IJepaPreTrainingConfig has not"),
+        (["--method", "{vicreg_weight: 0.1}"], "vicreg_weight, which IJepaPreTrainingConfig has not"),
         (["--num_attention_heads", "3"], "heads"),
     ],
 )

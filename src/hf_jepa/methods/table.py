@@ -42,7 +42,7 @@ TABLE = (
   year      = {2024},
   note      = {arXiv:2410.19560}
 }""",
-        _classes("cjepa", "CJepaPreTrainingConfig", "CJepaForPreTraining"),
+        _classes("ijepa", "CJepaPreTrainingConfig", "CJepaForPreTraining"),
         batches="masks",
     ),
     Method(

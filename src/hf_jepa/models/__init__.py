@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 from ..methods.registration import register_all
 
 if TYPE_CHECKING:
-    from .cjepa import *
     from .data2vec_vision import *
     from .ijepa import *
     from .joint_embedding import *

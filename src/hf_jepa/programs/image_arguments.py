@@ -36,8 +36,6 @@ class ModelArguments:
     predictor_num_attention_heads: int | None = field(default=None, metadata={"help": "Predictor heads."})
     loss_type: str | None = field(default=None, metadata={"help": "smooth_l1, l2 or l1."})
     initialization: str | None = field(default=None, metadata={"help": "original or fan_in."})
-    vicreg_weight: float | None = field(default=None, metadata={"help": "C-JEPA: weight of VICReg."})
-    regularized: str | None = field(default=None, metadata={"help": "C-JEPA: predicted_blocks or context."})
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flash_attention_2, ..."})
 
 

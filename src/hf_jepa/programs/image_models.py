@@ -72,8 +72,8 @@ def from_released(model_class: Any, args: Any, chosen: dict[str, Any]) -> PreTra
 def build_masked_model(method: Method, args: ModelArguments) -> PreTrainedModel:
     """A published size, sizes of its own, or a released encoder."""
     config_class, model_class = (method.composite.load(name) for name in ("config", "model"))
-    names = ("predictor_hidden_size", "predictor_num_hidden_layers", "predictor_num_attention_heads", "loss_type")
-    names += ("initialization", "vicreg_weight", "regularized")
+    names = ("predictor_hidden_size", "predictor_num_hidden_layers", "predictor_num_attention_heads")
+    names += ("loss_type", "initialization")
     chosen = {name: value for name in names if (value := getattr(args, name)) is not None}
     refuse_unknown(method.name, chosen, config_class)
     chosen |= method_fields(method, args)

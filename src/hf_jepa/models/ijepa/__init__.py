@@ -1,4 +1,4 @@
-from .configuration_ijepa import IJepaPreTrainingConfig
-from .modeling_ijepa import IJepaForPreTraining
+from .configuration_ijepa import CJepaPreTrainingConfig, IJepaPreTrainingConfig
+from .modeling_ijepa import CJepaForPreTraining, IJepaForPreTraining
 
-__all__ = ["IJepaForPreTraining", "IJepaPreTrainingConfig"]
+__all__ = ["CJepaForPreTraining", "CJepaPreTrainingConfig", "IJepaForPreTraining", "IJepaPreTrainingConfig"]

@@ -20,6 +20,8 @@ IJEPA_SIZES = {
     "giant": (1408, 40, 16, 6144, 16, 16),
 }
 
+Regularizer = Literal["none", "sigreg", "visreg", "weak_sigreg", "rdmreg", "vicreg", "cjepa"]
+
 
 @strict
 class IJepaPreTrainingConfig(RegularizedPreTrainingConfig):
@@ -41,10 +43,19 @@ class IJepaPreTrainingConfig(RegularizedPreTrainingConfig):
             N(0, `initializer_range`) for every weight. `"fan_in"` draws N(0, 1 / fan-in), so that in narrow models
             patch content is not drowned by the position table; the small recipes use it.
         initializer_range (`float`, defaults to 0.02): standard deviation of the original initialisation.
+        regularizer (`str`): also `"cjepa"`, C-JEPA's: VICReg with its invariance on projected embeddings; `regularizer_weight` then defaults to the paper's 0.001, and the fields
+            below apply.
+        regularized (`"predicted_blocks"` or `"context"`): two readings of C-JEPA's "context embeddings". The survey's,
+            and the paper's Algorithm 1: the predictor's output averaged over each target block; VICReg between all
+            ordered pairs of an image's blocks. Or the paper's Python-like listing: the context encoder's output,
+            averaged; its invariance is to the equally averaged and projected targets, which get no gradient.
+        sim_weight, std_weight, cov_weight (`float`, default to 25, 25 and 1): VICReg's own coefficients.
+        projector_hidden_size, projector_output_size (`int`, default to 1024): widths of the projector's two hidden
+            layers, and of the embeddings that VICReg sees.
 
     Raises:
-        `ValueError`: for widths that heads do not divide, widths not divisible by 4, image sizes that patches do not
-            divide, or another encoder type than `ijepa`.
+        `ValueError`: for negative weights, widths that heads do not divide, widths not divisible by 4, image sizes
+            that patches do not divide, or another encoder type than `ijepa`.
     """
 
     model_type = "ijepa_pretraining"
@@ -62,6 +73,13 @@ class IJepaPreTrainingConfig(RegularizedPreTrainingConfig):
     loss_type: Literal["smooth_l1", "l2", "l1"] = "smooth_l1"
     initialization: Literal["original", "fan_in"] = "original"
     initializer_range: float = 0.02
+    regularizer: Regularizer = "none"
+    regularized: Literal["predicted_blocks", "context"] = "predicted_blocks"
+    sim_weight: float | int = 25.0
+    std_weight: float | int = 25.0
+    cov_weight: float | int = 1.0
+    projector_hidden_size: int = 1024
+    projector_output_size: int = 1024
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -150,3 +168,34 @@ class IJepaPreTrainingConfig(RegularizedPreTrainingConfig):
             raise ValueError(
                 f"`predictor_num_hidden_layers` must be at least 1, got {self.predictor_num_hidden_layers}."
             )
+        for name in ("sim_weight", "std_weight", "cov_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        for name in ("projector_hidden_size", "projector_output_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+
+
+@strict
+class CJepaPreTrainingConfig(IJepaPreTrainingConfig):
+    r"""
+    Configuration of [`CJepaForPreTraining`]: [`IJepaPreTrainingConfig`] with `regularizer="cjepa"`. Configs of earlier
+    versions, which call `regularizer_weight` `vicreg_weight`, are read.
+
+    Raises:
+        `ValueError`: for another regularizer, and what [`IJepaPreTrainingConfig`] refuses.
+    """
+
+    model_type = "cjepa_pretraining"
+
+    regularizer: Regularizer = "cjepa"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if "vicreg_weight" in kwargs:
+            self.regularizer, self.regularizer_weight = "cjepa", kwargs.pop("vicreg_weight")
+        super().__post_init__(**kwargs)
+
+    def validate_method(self) -> None:
+        """Refuses to be another method."""
+        if self.regularizer != "cjepa":
+            raise ValueError(f"C-JEPA's `regularizer` is 'cjepa', got {self.regularizer!r}; for others, use I-JEPA.")

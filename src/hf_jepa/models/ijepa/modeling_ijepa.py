@@ -16,8 +16,9 @@ from ...parts import build_part
 from ...positions import pair, sincos_2d
 from ...predictor import MaskedTokenPredictor, gather_tokens
 from ...regularized import build_regularizer, regularize
-from .configuration_ijepa import IJepaPreTrainingConfig
+from .configuration_ijepa import CJepaPreTrainingConfig, IJepaPreTrainingConfig
 from .in_tree_ijepa import use_table_at_configured_size
+from .objective_ijepa import build_projector, projected_vicreg
 
 use_table_at_configured_size()
 
@@ -126,6 +127,7 @@ class IJepaForPreTraining(JepaPreTrainedModel):
                 config.predictor_config, config.encoder_config.hidden_size, config.grid_size
             )
         self.regularizer = build_regularizer(config)
+        self.projector = build_projector(config) if config.regularizer == "cjepa" else None
         cast_attention_inputs_once(self)
         self.build_head(config)
         self.post_init()
@@ -162,6 +164,10 @@ class IJepaForPreTraining(JepaPreTrainedModel):
                     if self.config.initialization == "fan_in":
                         std = child.weight[0].numel() ** -0.5
                     init.normal_(child.weight, std=std)
+        for child in self.projector or ():
+            if isinstance(child, nn.Linear):
+                # A projector of 0.02 weights would start with a variance far below the hinge's target of 1.
+                init.normal_(child.weight, std=child.in_features**-0.5)
 
     @can_return_tuple
     def forward(
@@ -188,9 +194,8 @@ class IJepaForPreTraining(JepaPreTrainedModel):
         loss = distance(predictions, targets, self.config.loss_type).mean()
         components = {"prediction_loss": loss.detach()}
         if self.config.regularizer != "none":
-            views = context.mean(dim=1).unflatten(0, (-1, pixel_values.shape[0]))
-            value, name = regularize(views, self.config, self.regularizer)
-            components[name] = value.detach()
+            value, terms = self.regularize(context, predictions, targets, len(context_mask), len(target_mask))
+            components |= {name: term.detach() for name, term in terms.items()}
             loss = loss + self.config.regularizer_weight * value
         return JepaOutput(
             loss=loss,
@@ -199,6 +204,24 @@ class IJepaForPreTraining(JepaPreTrainedModel):
             targets=targets.chunk(len(target_mask)),
             context_features=context,
         )
+
+    def regularize(
+        self,
+        context: torch.Tensor,
+        predictions: torch.Tensor,
+        targets: torch.Tensor,
+        num_contexts: int,
+        num_blocks: int,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The config's regularizer, unweighted, and its parts by name; of what `predict` returns."""
+        if self.config.regularizer == "cjepa":
+            loss, sim, std, cov = projected_vicreg(
+                self.config, self.projector, context, predictions, targets, num_contexts, num_blocks
+            )
+            return loss, {"vicreg_sim": sim, "vicreg_std": std, "vicreg_cov": cov}
+        views = context.mean(dim=1).unflatten(0, (num_contexts, -1))
+        value, name = regularize(views, self.config, self.regularizer)
+        return value, {name: value}
 
     def predict(
         self, pixel_values: torch.Tensor, context_mask: list[torch.Tensor], target_mask: list[torch.Tensor]
@@ -243,3 +266,12 @@ class IJepaForPreTraining(JepaPreTrainedModel):
     @torch.no_grad()
     def get_features(self, pixel_values: torch.FloatTensor, which: str = "target") -> torch.FloatTensor:
         return encode_tokens(self._encoder(which), pixel_values)
+
+
+class CJepaForPreTraining(IJepaForPreTraining):
+    """
+    Contrastive-JEPA (arXiv 2410.19560): [`IJepaForPreTraining`] with `regularizer="cjepa"`, VICReg on projected block
+    embeddings. No official code exists, so this is a reading of the paper, not a port.
+    """
+
+    config: CJepaPreTrainingConfig

@@ -1,13 +1,16 @@
 """C-JEPA: I-JEPA plus VICReg, in both readings."""
 
 import itertools
+import json
 
 import pytest
 import torch
 from transformers import AutoModelForPreTraining, IJepaConfig
 
-from hf_jepa import CJepaForPreTraining, CJepaPreTrainingConfig, IJepaForPreTraining
+from hf_jepa import CJepaForPreTraining, CJepaPreTrainingConfig, IJepaForPreTraining, IJepaPreTrainingConfig
 from hf_jepa.objectives import vicreg
+
+PLAIN = {"model_type": "ijepa_pretraining", "regularizer": "none", "regularizer_weight": None}
 
 
 def build(**kwargs) -> CJepaForPreTraining:
@@ -67,7 +70,7 @@ def test_context_reading(inputs):
 @pytest.mark.parametrize("regularized", ["predicted_blocks", "context"])
 def test_without_weight_it_is_ijepa_and_every_parameter_learns(inputs, regularized):
     model = build(regularized=regularized)
-    plain = IJepaForPreTraining(model.config)
+    plain = IJepaForPreTraining(IJepaPreTrainingConfig(**{**model.config.to_dict(), **PLAIN}))
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("projector")})
     output = model(**inputs)
     torch.testing.assert_close(output.loss_components["prediction_loss"], plain(**inputs).loss.detach())
@@ -76,8 +79,30 @@ def test_without_weight_it_is_ijepa_and_every_parameter_learns(inputs, regulariz
     assert model.encoder.layers[0].mlp.fc1.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("regularized", ["predicted_blocks", "context"])
+def test_it_is_a_setting_of_ijepa(inputs, regularized):
+    model = build(regularized=regularized, std_weight=5.0)
+    fields = {**model.config.to_dict(), "model_type": "ijepa_pretraining"}
+    setting = IJepaForPreTraining(IJepaPreTrainingConfig(**fields))
+    setting.load_state_dict(model.state_dict())
+    assert setting.config.regularizer_weight == 0.001
+    expected, output = model(**inputs), setting(**inputs)
+    assert torch.equal(output.loss, expected.loss)
+    assert output.loss_components.keys() == {"prediction_loss", "vicreg_sim", "vicreg_std", "vicreg_cov"}
+
+
+def test_configs_of_earlier_versions_are_read(tmp_path):
+    build().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"vicreg_weight": 0.3, "regularizer": "none", "regularizer_weight": None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    read = AutoModelForPreTraining.from_pretrained(tmp_path).config
+    assert (read.regularizer, read.regularizer_weight) == ("cjepa", 0.3)
+    assert "vicreg_weight" not in read.to_dict()
+
+
 def test_save_and_load(inputs, tmp_path):
-    model = build(vicreg_weight=0.01).eval()
+    model = build(regularizer_weight=0.01).eval()
     model.save_pretrained(tmp_path)
     loaded = AutoModelForPreTraining.from_pretrained(tmp_path)
     assert isinstance(loaded, CJepaForPreTraining)
@@ -93,6 +118,11 @@ def test_faults(inputs):
         )
     with pytest.raises(ValueError, match="at least 2, got 1"):
         build()(**{**inputs, "target_mask": inputs["target_mask"][:1]})
-    for field, value in (("vicreg_weight", -1.0), ("projector_output_size", 0), ("regularized", "both")):
+    for field, value in (
+        ("regularizer_weight", -1.0),
+        ("sim_weight", -1.0),
+        ("projector_output_size", 0),
+        ("regularized", "both"),
+    ):
         with pytest.raises(Exception, match=field):
             build(**{field: value})
