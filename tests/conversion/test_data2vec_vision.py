@@ -17,7 +17,7 @@ from hf_jepa.conversion.data2vec_vision import (
 )
 from hf_jepa.conversion.original_files import UnsafeCheckpointError
 from hf_jepa.hub import load_pretraining
-from hf_jepa.models.data2vec_vision.modeling_data2vec_vision import first_occurrences
+from hf_jepa.models.data2vec_vision.modeling_data2vec_vision import unique_consecutive_mask
 
 DEPTH = 4
 INDEX = "rel_pos_bias.relative_position_index"
@@ -99,7 +99,7 @@ def test_converted_model_reproduces_the_original_numbers(original, official, off
     assert isinstance(model, Data2VecVisionForPreTraining)
     with torch.no_grad():
         output = model(official["pixel_values"], [official_mask])
-    counted = first_occurrences(official_mask)
+    counted = unique_consecutive_mask(official_mask)
     for ours, name in ((output.predictions, "student_predictions"), (output.targets, "targets")):
         reference = official[name]
         torch.testing.assert_close(ours[0][counted], reference, rtol=0, atol=1e-5 * float(reference.abs().max()))

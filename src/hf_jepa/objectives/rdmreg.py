@@ -9,7 +9,7 @@ from .distributed import gather_batch
 from .generalized_gaussian import SigmaRule, rgg_samples, sigma_for
 from .inputs import checked_directions, checked_embeddings
 from .sliced_wasserstein import sliced_wasserstein
-from .step import StepSeeded
+from .step import CounterBasedRandom
 
 Projection = Literal["random", "svd_random", "svd_bottom_half_random"]
 
@@ -95,7 +95,7 @@ def _(
     return joint.new_empty((num_directions, joint.shape[2]), dtype=torch.float32), torch.empty_like(joint)
 
 
-class RDMReg(StepSeeded):
+class RDMReg(CounterBasedRandom):
     """
     [`rdmreg`] against a (rectified) generalized Gaussian, drawn together with the directions from a generator on the
     embeddings' device that is seeded with the step: the same on all ranks (the released code draws per rank), and

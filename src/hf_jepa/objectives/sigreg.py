@@ -12,7 +12,7 @@ from transformers.utils import logging
 from .characteristic import characteristic_sums
 from .distributed import all_reduce_sum, world_size
 from .inputs import checked_directions, checked_embeddings
-from .step import StepSeeded
+from .step import CounterBasedRandom
 
 logger = logging.get_logger(__name__)
 
@@ -204,7 +204,7 @@ def sigreg(
     return epps_pulley(embeddings, directions, t_max, num_points, form, scale_by_batch).mean()
 
 
-class SIGReg(StepSeeded):
+class SIGReg(CounterBasedRandom):
     """
     [`sigreg`] with fresh directions in every training step, drawn on the CPU from a generator seeded with the step:
     bit-equal to the released package's there, the same on all ranks without communication, and continued by a resumed

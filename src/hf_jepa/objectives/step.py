@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 
-class StepSeeded(nn.Module):
+class CounterBasedRandom(nn.Module):
     """
     Counts training steps in the persistent buffer `global_step` (int64, shape `()`), which seeds what the module
     draws: the same on all ranks without communication, and continued by a resumed run.

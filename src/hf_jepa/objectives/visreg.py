@@ -11,7 +11,7 @@ from .distributed import gather_batch
 from .inputs import checked_directions, checked_embeddings
 from .sigreg import step_directions
 from .sliced_wasserstein import sliced_wasserstein
-from .step import StepSeeded
+from .step import CounterBasedRandom
 
 _EPSILON = 1e-6
 
@@ -71,7 +71,7 @@ def visreg(embeddings: torch.Tensor, directions: torch.Tensor) -> VISRegTerms:
     return VISRegTerms(centre + scale + shape, centre, scale, shape)
 
 
-class VISReg(StepSeeded):
+class VISReg(CounterBasedRandom):
     """
     The sum of [`visreg`]'s terms with fresh directions in every training step, seeded with the step: the same on all
     ranks, and continued by a resumed run, since `global_step` (int64, shape `()`) is saved.

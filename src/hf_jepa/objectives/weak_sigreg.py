@@ -8,7 +8,7 @@ import torch
 from .distributed import all_reduce_sum
 from .inputs import checked_directions, checked_embeddings
 from .sigreg import step_directions
-from .step import StepSeeded
+from .step import CounterBasedRandom
 
 _EPSILON = 1e-12
 
@@ -51,7 +51,7 @@ def weak_sigreg(embeddings: torch.Tensor, sketch: torch.Tensor) -> torch.Tensor:
         return (error.square().sum(dim=(1, 2)) + _EPSILON).sqrt().mean()
 
 
-class WeakSIGReg(StepSeeded):
+class WeakSIGReg(CounterBasedRandom):
     """
     [`weak_sigreg`] with a fresh sketch in every training step, seeded with the step: the same on all ranks, and
     continued by a resumed run, since `global_step` (int64, shape `()`) is saved. The sketch's rows are a random

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForPreTraining, Data2VecVisionConfi
 from hf_jepa import Data2VecVisionForPreTraining, Data2VecVisionPreTrainingConfig
 from hf_jepa.conversion.data2vec_vision import _INDEX, _key_maps
 from hf_jepa.evaluation import pooled_features
-from hf_jepa.models.data2vec_vision.modeling_data2vec_vision import average_layers, first_occurrences, run_blocks
+from hf_jepa.models.data2vec_vision.modeling_data2vec_vision import average_layers, run_blocks, unique_consecutive_mask
 from hf_jepa.training.jepa.schedules import linear_ema_momentum
 from hf_jepa.training.jepa.trainer import parameter_groups
 
@@ -34,7 +34,7 @@ def parameter_of(model: Data2VecVisionForPreTraining, key: str) -> torch.nn.Para
 
 def test_official_step(official_model, official, official_mask):
     output = official_model.train()(official["pixel_values"], [official_mask])
-    counted = first_occurrences(official_mask)
+    counted = unique_consecutive_mask(official_mask)
     assert counted.sum(1).tolist() == [8, 9]
     close(output.predictions[0][counted], official["student_predictions"])
     close(output.targets[0][counted], official["targets"])

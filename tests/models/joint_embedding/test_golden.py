@@ -110,7 +110,7 @@ def heads(case: dict[str, torch.Tensor], prefix: str) -> dict[str, dict[str, tor
 
 def heads_forward(model: SimSiamForPreTraining, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     projections = model._project(inputs)
-    return projections, model._by_statistics(model.predictor, projections)
+    return projections, model._apply_head(model.predictor, projections)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -10,7 +10,7 @@ from transformers import AutoModel, VJEPA2Config, VJEPA2ForVideoClassification, 
 
 from hf_jepa import VJepaConfig, VJepaModel
 from hf_jepa.models.vjepa.encoder_vjepa import VJepaEncoder
-from hf_jepa.models.vjepa.layers_vjepa import Segment, VJepaLayer, VJepaMLP, pack, rotary_tables, rotate, tail_of
+from hf_jepa.models.vjepa.layers_vjepa import Segment, VJepaLayer, VJepaMLP, pack, query_tokens, rotary_tables, rotate
 
 from .conftest import close
 
@@ -347,7 +347,7 @@ def test_a_tail_is_the_end_of_the_whole():
     whole = [Segment(2, 9), Segment(1, 5)]
     ends = [Segment(2, 9, start=4), Segment(1, 5, start=2)]
     packed = pack(parts)
-    torch.testing.assert_close(layer(packed, ends), tail_of(layer(packed, whole), ends))
+    torch.testing.assert_close(layer(packed, ends), query_tokens(layer(packed, whole), ends))
 
 
 def test_stochastic_depth_drops_whole_sequences():

@@ -232,7 +232,7 @@ class Data2VecVisionForPreTraining(JepaPreTrainedModel):
         """
         context, predictions, targets = self.predict(pixel_values, target_mask)
         per_token = self._distance(predictions, targets).mean(dim=-1)
-        counted = first_occurrences(torch.cat(list(target_mask)))
+        counted = unique_consecutive_mask(torch.cat(list(target_mask)))
         loss = (per_token * counted).sum() / counted.sum()
         return JepaOutput(
             loss=loss,
@@ -303,7 +303,7 @@ class Data2VecVisionForPreTraining(JepaPreTrainedModel):
             `torch.FloatTensor` of shape `(batch,)`.
         """
         _, predictions, targets = self.predict(pixel_values, target_mask)
-        counted = first_occurrences(torch.cat(list(target_mask)))
+        counted = unique_consecutive_mask(torch.cat(list(target_mask)))
         per_token = self._distance(predictions, targets).mean(dim=-1) * counted
         return (per_token.sum(1) / counted.sum(1)).view(-1, pixel_values.shape[0]).mean(dim=0)
 
@@ -326,7 +326,7 @@ class Data2VecVisionForPreTraining(JepaPreTrainedModel):
         return encoder.layernorm(last)[:, 1:]
 
 
-def first_occurrences(mask: torch.LongTensor) -> torch.BoolTensor:
+def unique_consecutive_mask(mask: torch.LongTensor) -> torch.BoolTensor:
     """
     Where an index is not a repeat of the one before it.
 

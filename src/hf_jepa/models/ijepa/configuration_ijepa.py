@@ -43,8 +43,8 @@ class IJepaPreTrainingConfig(RegularizedPreTrainingConfig):
             N(0, `initializer_range`) for every weight. `"fan_in"` draws N(0, 1 / fan-in), so that in narrow models
             patch content is not drowned by the position table; the small recipes use it.
         initializer_range (`float`, defaults to 0.02): standard deviation of the original initialisation.
-        regularizer (`str`): also `"cjepa"`, C-JEPA's: VICReg with its invariance on projected embeddings; `regularizer_weight` then defaults to the paper's 0.001, and the fields
-            below apply.
+        regularizer (`str`): also `"cjepa"`, C-JEPA's: VICReg with its invariance on projected embeddings.
+            `regularizer_weight` then defaults to the paper's 0.001, and the fields below apply.
         regularized (`"predicted_blocks"` or `"context"`): two readings of C-JEPA's "context embeddings". The survey's,
             and the paper's Algorithm 1: the predictor's output averaged over each target block; VICReg between all
             ordered pairs of an image's blocks. Or the paper's Python-like listing: the context encoder's output,

@@ -140,7 +140,7 @@ class JointEmbeddingPreTrainedModel(JepaPreTrainedModel):
             return torch.stack([self._pool(view) for view in by_view])
         return self._pool(by_view.flatten(0, 1)).unflatten(0, (count, batch))
 
-    def _by_statistics(self, layers: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    def _apply_head(self, layers: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
         """A head applied to (views, batch, width), with batch norm over all views or over each."""
         if self.config.batch_norm == "per_view":
             return torch.stack([layers(view) for view in inputs])
@@ -169,7 +169,7 @@ class JointEmbeddingPreTrainedModel(JepaPreTrainedModel):
         return pooled, self._project(pooled)
 
     def _project(self, pooled: torch.Tensor) -> torch.Tensor:
-        return self._by_statistics(self.projector, pooled)
+        return self._apply_head(self.projector, pooled)
 
     def _check_views(self, pixel_values: torch.Tensor, local_pixel_values: torch.Tensor | None) -> None:
         name = type(self).__name__

@@ -71,7 +71,7 @@ class SimSiamForPreTraining(JointEmbeddingPreTrainedModel):
             `ValueError`: for another number of views, or a batch of one.
         """
         pooled, projections = self.embed(pixel_values, local_pixel_values)
-        predictions = self._by_statistics(self.predictor, projections)
+        predictions = self._apply_head(self.predictor, projections)
         loss = negative_cosine(predictions, projections).mean()
         directions = F.normalize(at_least_float32(projections.detach()), dim=2)
         return JepaOutput(
@@ -96,4 +96,4 @@ class SimSiamForPreTraining(JointEmbeddingPreTrainedModel):
             `torch.FloatTensor` of shape `(batch,)`.
         """
         _, projections = self.embed(pixel_values)
-        return negative_cosine(self._by_statistics(self.predictor, projections), projections)
+        return negative_cosine(self._apply_head(self.predictor, projections), projections)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...objectives.distributed import all_reduce_sum, gather_batch, world_size
-from ...objectives.step import StepSeeded
+from ...objectives.step import CounterBasedRandom
 from ...objectives.vicreg import variance_covariance
 from .configuration_latent_world_model import LatentWorldModelConfig
 from .objective_latent_world_model import InverseModel
@@ -22,7 +22,7 @@ _DEAD_SHARE = 0.1
 _RESEED_SCALE = 0.1
 
 
-class LatentCodes(StepSeeded):
+class LatentCodes(CounterBasedRandom):
     """
     A discrete latent variable: one of K learned codes, the one with the least prediction error (a true minimum, by
     hard EM). Against a code that wins everything: a soft assignment whose temperature falls to zero, a penalty on
@@ -80,7 +80,7 @@ class LatentCodes(StepSeeded):
         return weights, balance
 
 
-class InferredVariable(StepSeeded):
+class InferredVariable(CounterBasedRandom):
     """
     A continuous latent variable, told from a transition by an inverse model (Garrido et al., arXiv 2601.05230).
 

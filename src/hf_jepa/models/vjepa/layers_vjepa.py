@@ -46,15 +46,15 @@ def unpack(packed: torch.Tensor, segments: list[Segment]) -> list[torch.Tensor]:
     return [part.unflatten(0, segment[:2]) for part, segment in zip(parts, segments, strict=True)]
 
 
-def tail_of(packed: torch.Tensor, segments: list[Segment]) -> torch.Tensor:
+def query_tokens(packed: torch.Tensor, segments: list[Segment]) -> torch.Tensor:
     """The tokens from `start` on of every sequence, packed."""
     if all(segment.start == 0 for segment in segments):
         return packed
     return pack([part[:, segment.start :] for part, segment in zip(unpack(packed, segments), segments, strict=True)])
 
 
-def tail_segments(segments: list[Segment]) -> list[Segment]:
-    """What [`tail_of`] returns, as segments."""
+def query_segments(segments: list[Segment]) -> list[Segment]:
+    """What [`query_tokens`] returns, as segments."""
     return [Segment(segment.batch, segment.length - segment.start) for segment in segments]
 
 
@@ -105,7 +105,7 @@ class VJepaAttention(nn.Module):
         """
         (hidden_states,) = cast_once(self, (hidden_states,))
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        queries = unpack(self.query(tail_of(hidden_states, segments)), tail_segments(segments))
+        queries = unpack(self.query(query_tokens(hidden_states, segments)), query_segments(segments))
         keys = unpack(self.key(hidden_states), segments)
         values = unpack(self.value(hidden_states), segments)
 
@@ -198,7 +198,7 @@ class VJepaLayer(GradientCheckpointingLayer):
             `torch.Tensor` of shape `(tokens read, width)`, packed: all tokens where every `start` is 0.
         """
         branch = self.attention(self.norm1(hidden_states), segments)
-        hidden_states = tail_of(hidden_states, segments) + self.drop_path(branch, segments)
+        hidden_states = query_tokens(hidden_states, segments) + self.drop_path(branch, segments)
         return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)), segments)
 
     def drop_path(self, branch: torch.Tensor, segments: list[Segment]) -> torch.Tensor:
@@ -208,7 +208,7 @@ class VJepaLayer(GradientCheckpointingLayer):
         keep = 1.0 - self.drop_path_rate
         draws = [
             branch.new_empty(part.batch, 1, 1).bernoulli_(keep).div(keep).expand(-1, part.length, 1)
-            for part in tail_segments(segments)
+            for part in query_segments(segments)
         ]
         return branch * pack(draws)
 

@@ -13,9 +13,9 @@ from .layers_vjepa import (
     VJepaPreTrainedModel,
     build_layers,
     pack,
+    query_segments,
+    query_tokens,
     rotary_tables,
-    tail_of,
-    tail_segments,
     unpack,
 )
 
@@ -137,12 +137,12 @@ class VJepaPredictor(VJepaPreTrainedModel):
         starts = [segment._replace(start=mask.shape[1]) for segment, mask in zip(segments, context_mask, strict=True)]
         if not predict_context:
             packed = self.layernorm(self.layer[-1](packed, starts))
-            return unpack(self.proj(packed), tail_segments(starts)), None
+            return unpack(self.proj(packed), query_segments(starts)), None
         packed = self.layernorm(self.layer[-1](packed, segments))
         visible = pack([part[:, : start.start] for part, start in zip(unpack(packed, segments), starts, strict=True)])
         visible_segments = [Segment(start.batch, start.start) for start in starts]
         return (
-            unpack(self.proj(tail_of(packed, starts)), tail_segments(starts)),
+            unpack(self.proj(query_tokens(packed, starts)), query_segments(starts)),
             unpack(self.proj_context(visible), visible_segments),
         )
 
