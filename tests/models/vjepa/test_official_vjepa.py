@@ -148,7 +148,7 @@ def test_mask_token_index(model_2, official_2, index):
     with torch.no_grad():
         output = backbone(model_2)(clips, context_mask[:1], target_mask[:1], mask_token_index=index)
     close(output.predictor_output.last_hidden_state, official_2[f"direct/predictor_mask_index{index}"])
-    explicit = model_2.predict(clips, context_mask[:1], target_mask[:1], [index]).predictions[0]
+    explicit = model_2.predict([clips], [context_mask[:1]], [target_mask[:1]], [index]).predictions[0]
     close(explicit, official_2[f"direct/predictor_mask_index{index}"])
 
 

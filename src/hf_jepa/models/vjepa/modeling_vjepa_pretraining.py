@@ -17,30 +17,11 @@ from ...positions import pair
 from ...predictor import gather_tokens
 from .configuration_vjepa import VJepaConfig
 from .configuration_vjepa_pretraining import VJepa2PreTrainingConfig, VJepaPreTrainingConfig
-from .encoder_vjepa import Grid, VJepaEncoder, check_each_mask, grid_of
-from .modeling_vjepa import VJepaModel, check_pairs, in_tree_obstacles
+from .encoder_vjepa import VJepaEncoder, grid_of
+from .groups_vjepa import Pair, causal_masks, pair_masks
+from .modeling_vjepa import VJepaModel, in_tree_obstacles
 from .objective_vjepa import context_weights, normalize_levels, power_distance, variance_regularizer
 from .predictor_vjepa import VJepaPredictor
-
-Clips = torch.Tensor | list[torch.Tensor]
-Masks = list[torch.Tensor] | list[list[torch.Tensor]]
-
-
-class Pair(NamedTuple):
-    """
-    A context mask and the target mask it predicts, of one group of clips.
-
-    Args:
-        group (`int`), mask (`int`): which group of clips, and which mask of it.
-        grid (`tuple[int, int, int]`): time slots, rows and columns of the clips.
-        context, target (`torch.Tensor` of shape `(batch, kept)`): int64 token indices.
-    """
-
-    group: int
-    mask: int
-    grid: Grid
-    context: torch.Tensor
-    target: torch.Tensor
 
 
 class Prediction(NamedTuple):
@@ -172,21 +153,18 @@ class VJepaForPreTraining(JepaPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values_videos: Clips,
-        context_mask: Masks,
-        target_mask: Masks,
-        mask_token_index: list[int] | list[list[int]] | None = None,
+        pixel_values_videos: torch.FloatTensor | list[torch.FloatTensor],
+        context_mask: list[torch.LongTensor] | list[list[torch.LongTensor]],
+        target_mask: list[torch.LongTensor] | list[list[torch.LongTensor]],
     ) -> JepaOutput:
         """
         Args:
-            pixel_values_videos (`torch.FloatTensor` of shape `(batch, frames, channels, height, width)`): any size
-                that patches divide. Or a list of such tensors, groups of clips of different lengths or sizes; every
-                other argument then is a list with one entry per group.
-            context_mask (`list` of int64 tensors of shape `(batch, kept)`): visible tokens, indices in (time, row,
-                column) order. Lengths may differ between masks.
-            target_mask (`list` of int64 tensors of shape `(batch, kept)`): what context mask `i` predicts.
-            mask_token_index (`list[int]`, *optional*): the mask token of every mask; defaults to the rule of the
-                config (`mask_token_by`).
+            pixel_values_videos (`list` of `torch.FloatTensor` of shape `(batch, frames, channels, height, width)`):
+                groups of clips of different lengths or sizes; any that patches divide. A tensor is one group, and the
+                masks then are its lists.
+            context_mask (`list`, per group, of int64 tensors of shape `(batch, kept)`): visible tokens, indices in
+                (time, row, column) order. Lengths may differ between masks.
+            target_mask (`list`, per group, of int64 tensors of shape `(batch, kept)`): what context mask `i` predicts.
 
         Returns:
             [`JepaOutput`]: `predictions`, `targets` and `context_features` are tuples with one tensor of shape
@@ -195,7 +173,9 @@ class VJepaForPreTraining(JepaPreTrainedModel):
         Raises:
             `ValueError`: for clips or masks that do not fit.
         """
-        result = self.predict(pixel_values_videos, context_mask, target_mask, mask_token_index)
+        if isinstance(pixel_values_videos, torch.Tensor):
+            pixel_values_videos, context_mask, target_mask = [pixel_values_videos], [context_mask], [target_mask]
+        result = self.predict(pixel_values_videos, context_mask, target_mask)
         exponent = self.config.loss_exponent
         losses = [
             power_distance(prediction, target, exponent).mean()
@@ -204,10 +184,10 @@ class VJepaForPreTraining(JepaPreTrainedModel):
         loss = torch.stack(losses).mean()
         components = {"prediction_loss": loss.detach()}
         if self.config.variance_weight:
-            by_group: dict[int, list[torch.Tensor]] = {}
+            by_group: list[list[torch.Tensor]] = [[] for _ in pixel_values_videos]
             for pair, prediction in zip(result.pairs, result.predictions, strict=True):
-                by_group.setdefault(pair.group, []).append(prediction)
-            variance = torch.stack([variance_regularizer(group) for group in by_group.values()]).mean()
+                by_group[pair.group].append(prediction)
+            variance = torch.stack([variance_regularizer(group) for group in by_group]).mean()
             components["variance"] = variance.detach()
             loss = loss + self.config.variance_weight * variance
         if result.context_predictions is not None:
@@ -236,25 +216,28 @@ class VJepaForPreTraining(JepaPreTrainedModel):
 
     def predict(
         self,
-        pixel_values_videos: Clips,
-        context_mask: Masks,
-        target_mask: Masks,
-        mask_token_index: list[int] | list[list[int]] | None = None,
+        clips: list[torch.Tensor],
+        context_mask: list[list[torch.Tensor]],
+        target_mask: list[list[torch.Tensor]],
+        mask_token_index: list[int] | None = None,
     ) -> Prediction:
-        """The method without its loss; arguments as in `forward`."""
-        encoder_config = self.config.encoder_config
-        clips, pairs, token_index = self._pairs(pixel_values_videos, context_mask, target_mask, mask_token_index)
-        masks = [[pair.context for pair in pairs if pair.group == group] for group in range(len(clips))]
-        levels = encoder_config.predicted_levels
-        features = self.encoder(clips, masks, levels)
+        """
+        The method without its loss; groups as in `forward`. `mask_token_index` holds the mask token of every pair of
+        masks, group by group, and defaults to the rule of the config (`mask_token_by`).
+        """
+        levels = self.config.encoder_config.predicted_levels
+        pairs = pair_masks(self.config.encoder_config, clips, context_mask, target_mask)
+        if mask_token_index is None:
+            mask_token_index = [pair.mask if self.config.mask_token_by == "mask" else pair.group for pair in pairs]
+        features = self.encoder(clips, context_mask, levels)
         predict_context = bool(self.config.context_loss_weight)
         predictions, context_predictions = self.predictor(
             features,
             [pair.context for pair in pairs],
             [pair.target for pair in pairs],
             [pair.grid for pair in pairs],
-            token_index,
-            [clips[pair.group].shape[1] == 1 for pair in pairs],
+            mask_token_index,
+            [pair.is_image for pair in pairs],
             predict_context,
         )
         with torch.no_grad():
@@ -265,46 +248,12 @@ class VJepaForPreTraining(JepaPreTrainedModel):
                 context_targets = [gather_tokens(whole[pair.group], pair.context) for pair in pairs]
         return Prediction(pairs, features, predictions, targets, context_predictions, context_targets)
 
-    def _pairs(
-        self, pixel_values_videos: Clips, context_mask: Masks, target_mask: Masks, mask_token_index: list | None
-    ) -> tuple[list[torch.Tensor], list[Pair], list[int]]:
-        """Every argument as groups, checked; the mask token of every pair."""
-        if isinstance(pixel_values_videos, torch.Tensor):
-            pixel_values_videos, context_mask, target_mask = [pixel_values_videos], [context_mask], [target_mask]
-            mask_token_index = None if mask_token_index is None else [mask_token_index]
-        if not len(pixel_values_videos) == len(context_mask) == len(target_mask) > 0:
-            raise ValueError(
-                f"Every group of clips needs a list of context masks and one of target masks, got "
-                f"{len(pixel_values_videos)} groups, {len(context_mask)} in `context_mask` and {len(target_mask)} in "
-                "`target_mask`."
-            )
-        pairs = []
-        for group, (clips, contexts, targets) in enumerate(
-            zip(pixel_values_videos, context_mask, target_mask, strict=True)
-        ):
-            grid = grid_of(self.config.encoder_config, clips)
-            check_each_mask("context_mask", contexts, clips.shape[0], grid)
-            check_each_mask("target_mask", targets, clips.shape[0], grid)
-            check_pairs(contexts, targets)
-            pairs += [
-                Pair(group, mask, grid, context, target)
-                for mask, (context, target) in enumerate(zip(contexts, targets, strict=True))
-            ]
-        if mask_token_index is not None:
-            token_index = [index for group in mask_token_index for index in group]
-        else:
-            token_index = [pair.mask if self.config.mask_token_by == "mask" else pair.group for pair in pairs]
-        if len(token_index) != len(pairs):
-            raise ValueError(f"`mask_token_index` has {len(token_index)} entries for {len(pairs)} masks.")
-        return list(pixel_values_videos), pairs, token_index
-
     @torch.no_grad()
     def energy(
         self,
         pixel_values_videos: torch.FloatTensor,
         context_mask: list[torch.LongTensor] | None = None,
         target_mask: list[torch.LongTensor] | None = None,
-        mask_token_index: list[int] | None = None,
         per_time_step: bool = False,
     ) -> torch.FloatTensor:
         """
@@ -314,19 +263,20 @@ class VJepaForPreTraining(JepaPreTrainedModel):
 
         Args:
             pixel_values_videos (`torch.FloatTensor` of shape `(batch, frames, channels, height, width)`).
-            context_mask, target_mask, mask_token_index (*optional*): as in `forward`. Without masks every time slot
-                but the first is predicted from all slots before it, with the first mask token.
+            context_mask, target_mask (`list` of int64 tensors of shape `(batch, kept)`, *optional*): without masks
+                every time slot but the first is predicted from all slots before it, with the first mask token.
             per_time_step (`bool`): whether to keep time slots apart.
 
         Returns:
             `torch.FloatTensor` of shape `(batch,)`, averaged over masks, tokens and features. With `per_time_step`
             `(batch, slots)`, averaged over what is predicted of a slot; NaN where nothing is.
         """
+        token_index = None
         if context_mask is None and target_mask is None:
             grid = grid_of(self.config.encoder_config, pixel_values_videos)
             context_mask, target_mask = causal_masks(pixel_values_videos.shape[0], grid, pixel_values_videos.device)
-            mask_token_index = mask_token_index or [0] * len(target_mask)
-        result = self.predict(pixel_values_videos, context_mask, target_mask, mask_token_index)
+            token_index = [0] * len(target_mask)
+        result = self.predict([pixel_values_videos], [context_mask], [target_mask], token_index)
         errors = [
             power_distance(prediction, target, self.config.loss_exponent).mean(dim=-1)
             for prediction, target in zip(result.predictions, result.targets, strict=True)
@@ -372,21 +322,6 @@ class VJepaForPreTraining(JepaPreTrainedModel):
         size = getattr(self.config, "trained_size", None) or (1, 1)
         is_in_tree = size[0] == size[1] and not in_tree_obstacles(model.config)
         return model.export_in_tree() if is_in_tree else model.eval()
-
-
-def causal_masks(
-    batch_size: int, grid: Grid, device: torch.device
-) -> tuple[list[torch.LongTensor], list[torch.LongTensor]]:
-    """Context and target masks that predict every time slot but the first from all slots before it."""
-    slots, rows, columns = grid
-    if slots < 2:
-        raise ValueError(f"A clip of {slots} time slot has no past to predict from; pass masks or a longer clip.")
-    tokens = torch.arange(slots * rows * columns, device=device).expand(batch_size, -1)
-    area = rows * columns
-    return (
-        [tokens[:, : slot * area] for slot in range(1, slots)],
-        [tokens[:, slot * area : (slot + 1) * area] for slot in range(1, slots)],
-    )
 
 
 class VJepa2ForPreTraining(VJepaForPreTraining):
