@@ -126,3 +126,30 @@ def test_eb_jepa_mppi(point):
     close(plan[0], tensors["mppi/mean"])
     chosen = trace.candidates[-1][0][trace.elites[-1][0, tensors["mppi/choice"]]]
     close(chosen[: settings["num_act_stepped"]], tensors["mppi/action"])
+
+
+def test_eb_jepa_cem(point):
+    tensors, config = golden("eb_jepa_wm")
+    settings = config["planner"]
+    model = point(action_low=None, action_high=None)
+    planner = CEMPlanner(
+        horizon=settings["plan_length"],
+        num_samples=settings["num_samples"],
+        num_iterations=settings["n_iters"],
+        num_elites=settings["num_elites"],
+        initial_std=settings["var_scale"],
+        max_norm=settings["max_norms"][0],
+    )
+    plan, trace = planner.plan(
+        model,
+        torch.zeros(1, 1, 1, model.width),
+        replay(tensors["cem/costs"]),
+        noise=tensors["cem/noise"].transpose(1, 2)[:, None],
+        return_trace=True,
+    )
+    close(torch.cat(trace.candidates), tensors["cem/candidates"].transpose(2, 3))
+    cheapest = torch.cat(trace.costs).gather(1, torch.cat(trace.elites))
+    close(cheapest[:, 0], tensors["cem/min_cost"])
+    close(cheapest.mean(1), tensors["cem/elite_mean"])
+    close(cheapest.std(1), tensors["cem/elite_std"])
+    close(plan[0, : settings["num_act_stepped"]], tensors["cem/action"])

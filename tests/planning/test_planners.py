@@ -133,6 +133,33 @@ def test_limit_narrows_the_bounds_per_dimension(point):
     assert (plan[..., 0] != 0).all()
 
 
+def test_long_actions_are_shortened_in_their_direction(point):
+    """In the environment's units and action by action, whatever the statistics and the frameskip."""
+    statistics = {"action_mean": [0.1, -0.1], "action_std": [0.5, 2.0], "action_low": None, "action_high": None}
+    model = point(action_dim=4, frameskip=2, **statistics)
+    latents = torch.zeros(2, 1, 1, model.width)
+    goal = torch.full((2, 1, model.width), 9.0)
+    settings = {"num_iterations": 1, "initial_std": 1.0}
+    for name in PLANNERS:
+        traces = [
+            PLANNERS[name](**settings, max_norm=most).plan(model, latents, goal, generators(0, 1), return_trace=True)
+            for most in (None, 0.75)
+        ]
+        free, short = (model.denormalize_actions(trace.candidates[0]).unflatten(-1, (2, 2)) for _, trace in traces)
+        norm = free.norm(dim=-1, keepdim=True)
+        torch.testing.assert_close(short, free * (0.75 / norm).clamp_max(1))
+        assert (norm > 0.75).any()
+        assert (norm < 0.75).any()
+        assert traces[1][0].unflatten(-1, (2, 2)).norm(dim=-1).max() <= 0.75 + 1e-5
+
+
+def test_still_actions_have_no_direction(point):
+    model = point()
+    latents, goal = scene(model, 1)
+    plan = PLANNERS["cem"](initial_std=0.0, max_norm=0.5).plan(model, latents, goal)
+    assert torch.equal(plan, torch.zeros(1, 4, 2))
+
+
 def test_blocks_of_actions_use_the_statistics_of_one_action(point):
     model = point(
         action_dim=6,
@@ -287,6 +314,7 @@ def test_arguments_that_do_not_fit_are_named(point, change, message):
         ({"horizon": 0}, "`horizon` must be at least 1"),
         ({"num_samples": 0}, "num_samples"),
         ({"max_rollouts": 0}, "max_rollouts"),
+        ({"max_norm": 0.0}, "`max_norm` must be positive, got 0.0"),
         ({"correlation": 1.0}, "correlation"),
         ({"keep_elites": 7}, "keep_elites"),
         ({"result": "worst"}, "result"),

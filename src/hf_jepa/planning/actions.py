@@ -23,6 +23,7 @@ class ActionSpace:
         raw_low, raw_high (`(action_dim,)` float32): The checkpoint's bounds in the environment's units, infinite where
             it has none.
         low, high (`(action_dim,)` float32): Bounds of the search, in the model's units.
+        max_norm (`float`, *optional*): Longest action of the environment, in its units.
     """
 
     model: WorldModelMixin
@@ -30,12 +31,15 @@ class ActionSpace:
     raw_high: Tensor
     low: Tensor
     high: Tensor
+    max_norm: float | None = None
 
     @classmethod
-    def of(cls, model: WorldModelMixin, limit: PerDimension | None, device: torch.device) -> ActionSpace:
+    def of(
+        cls, model: WorldModelMixin, limit: PerDimension | None, device: torch.device, max_norm: float | None = None
+    ) -> ActionSpace:
         """
         The bounds in the checkpoint, narrowed by `limit`: the largest absolute value of each of the environment's
-        actions, in its units.
+        actions, in its units, and by `max_norm`, the largest Euclidean norm of one of them.
 
         Raises:
             ValueError: If the checkpoint has no statistics.
@@ -53,7 +57,7 @@ class ActionSpace:
                 raise ValueError(f"`limit` must be one number or {len(high)}, none below 0, got {limit}.")
             low, high = torch.maximum(low, -most), torch.minimum(high, most)
         low, high = model.normalize_actions(low), model.normalize_actions(high)
-        return cls(model, raw_low, raw_high, low.repeat(config.frameskip), high.repeat(config.frameskip))
+        return cls(model, raw_low, raw_high, low.repeat(config.frameskip), high.repeat(config.frameskip), max_norm)
 
     @property
     def width(self) -> int:
@@ -69,7 +73,15 @@ class ActionSpace:
         return tensor.expand(raw).repeat(self.model.config.frameskip)
 
     def clip(self, actions: Tensor) -> Tensor:
-        """Actions in the model's units, inside the bounds."""
+        """
+        Actions in the model's units, inside the bounds. Actions beyond `max_norm` become shorter in their direction
+        first, so that bounds about zero cannot lengthen them again.
+        """
+        if self.max_norm is not None:
+            raw = self.model.denormalize_actions(actions).unflatten(-1, (-1, self.model.config.raw_action_dim))
+            norm = torch.linalg.vector_norm(raw, dim=-1, keepdim=True)
+            shorter = self.model.normalize_actions((raw * (self.max_norm / norm)).flatten(-2))
+            actions = torch.where((norm > self.max_norm).expand_as(raw).flatten(-2), shorter, actions)
         return torch.minimum(torch.maximum(actions, self.low), self.high)
 
     def to_environment(self, actions: Tensor) -> Tensor:

@@ -66,6 +66,8 @@ class Planner(ABC):
         over (`str`): The distance of the `"last"` imagined latent, or the mean over the `"path"`.
         limit (`float` or one per dimension, *optional*): Largest absolute value of an action, in the environment's
             units, besides the bounds in the checkpoint.
+        max_norm (`float`, *optional*): Largest Euclidean norm of one action of the environment, in its units: longer
+            ones are shortened in their direction (EB-JEPA's planners, arXiv:2602.03604).
         initial_std (`float` or one per dimension): Spread of the first proposals, in the model's units.
         correlation (`float`): Of the proposals' noise from one step to the next, in [0, 1). White noise (0) wanders
             about its start; long horizons need 0.9 or so to get anywhere (as the coloured noise of iCEM,
@@ -81,6 +83,7 @@ class Planner(ABC):
     norm: Norm = "l2"
     over: Over = "last"
     limit: PerDimension | None = None
+    max_norm: float | None = None
     initial_std: PerDimension = 1.0
     correlation: float = 0.0
     max_rollouts: int | None = None
@@ -91,6 +94,8 @@ class Planner(ABC):
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.max_rollouts is not None and self.max_rollouts < 1:
             raise ValueError(f"`max_rollouts` must be at least 1, got {self.max_rollouts}.")
+        if self.max_norm is not None and not self.max_norm > 0:
+            raise ValueError(f"`max_norm` must be positive, got {self.max_norm}.")
         if not 0 <= self.correlation < 1:
             raise ValueError(f"`correlation` must be in [0, 1), got {self.correlation}.")
 
@@ -151,7 +156,7 @@ class Planner(ABC):
             raise ValueError("The model is in training mode, where dropout and batch norms change plans: `eval()` it.")
         if latents.ndim != 4 or not latents.shape[0]:
             raise ValueError(f"`latents` must be (batch, context, tokens, width), got shape {tuple(latents.shape)}.")
-        space = ActionSpace.of(model, self.limit, latents.device)
+        space = ActionSpace.of(model, self.limit, latents.device, self.max_norm)
         batch = latents.shape[0]
         if not callable(goal):
             if goal.ndim in (4, 5):

@@ -5,6 +5,8 @@ import torch
 
 from hf_jepa import ConvEncoderConfig, LatentWorldModel, LatentWorldModelConfig
 from hf_jepa.models.latent_world_model.objective_latent_world_model import regularizers, variance_and_covariance
+from hf_jepa.planning import CEMPlanner, MPPIPlanner
+from hf_jepa.training.jepa.schedules import warmup_cosine_learning_rate
 
 from .conftest import assert_close, gradients
 
@@ -202,6 +204,49 @@ def test_two_rooms_rollout(rooms):
     assert_close(model.rollout(state[:, :1], actions[:, :4]), _state(case["out/predicted_states"])[:, 1:])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("planner", ["cem", "mppi"])
+def test_two_rooms_planners(rooms, planner):
+    """From pictures to actions: the cost is summed over the path, the present included."""
+    case, model, _ = rooms
+    model.eval()
+    model.config.update({"action_mean": [0.0, 0.0], "action_std": [1.0, 1.0]})
+    settings = case.config["planner"]
+    budget = {
+        "horizon": settings["plan_length"],
+        "num_samples": settings["num_samples"],
+        "num_iterations": settings["n_iters"],
+        "num_elites": settings["num_elites"],
+    }
+    search = (
+        CEMPlanner(**budget, initial_std=settings["var_scale"], max_norm=settings["max_norms"][0])
+        if planner == "cem"
+        else MPPIPlanner(**budget, initial_std=settings["max_std"], temperature=1 / settings["temperature"])
+    )
+    raw = case["plan/goal_raw"]
+    low, high = raw.amin((1, 2), keepdim=True), raw.amax((1, 2), keepdim=True)
+    scaled = (raw - low) / (high - low + 1e-6)
+    mean, std = torch.tensor([[0.0026, 0.0989], [0.0369, 0.2986]])[..., None, None]
+    goal = model.encode_goal(((scaled - mean) / (std + 1e-6))[None])
+    assert_close(goal, _state(case["plan/goal_state"])[:, 0])
+    now = model.encode(case["plan/observation"].transpose(1, 2))
+
+    def summed(path):
+        path = torch.cat([now.expand(len(path), -1, -1, -1), path], dim=1)
+        return (path - goal).square().mean(dim=(2, 3)).sum(dim=1)
+
+    plan, trace = search.plan(
+        model, now, summed, noise=case[f"{planner}/noise"].transpose(1, 2)[:, None], return_trace=True
+    )
+    assert_close(torch.cat(trace.costs), case[f"{planner}/costs"])
+    candidates = case[f"{planner}/candidates"].transpose(2, 3)
+    torch.testing.assert_close(torch.cat(trace.candidates), candidates, atol=1e-5, rtol=0)
+    if planner == "cem":
+        torch.testing.assert_close(plan[0, : len(case["cem/action"])], case["cem/action"], atol=1e-5, rtol=0)
+    else:
+        torch.testing.assert_close(plan[0], case["mppi/mean"], atol=1e-5, rtol=0)
+
+
 def test_what_the_model_reads_of_a_batch(golden):
     """Statistics belong to raw action columns, blocks are step-major, and padding becomes the mean action."""
     case = golden("lewm_data")
@@ -232,3 +277,11 @@ def test_what_the_model_reads_of_a_batch(golden):
     loss = model(pixels, blocks).loss
     assert loss.isfinite()
     assert_close(seen["actions"], case["expected/blocks_model"][:, :-1], 1e-6)
+
+
+def test_two_rooms_learning_rate(golden):
+    """Its first update is at the start of the warmup, ours one increment further."""
+    recorded = golden("eb_jepa_wm")["schedule/lr"].tolist()
+    for step, expected in enumerate(recorded):
+        found = warmup_cosine_learning_rate(step - 1, 40, warmup_steps=4, start=1e-11, peak=1e-3, end=1e-5)
+        assert found == pytest.approx(expected, rel=1e-9), step
