@@ -59,7 +59,6 @@ def test_the_batch_changes_no_bit(point, name):
     model = point()
     latents, goal = scene(model, 7)
     planner = PLANNERS[name]()
-    planner.max_rollouts = planner.num_samples
     together = planner.plan(model, latents, goal, generators(*range(7)))
     pairs = [planner.plan(model, latents[i : i + 2], goal[i : i + 2], generators(i, i + 1)) for i in range(0, 6, 2)]
     assert torch.equal(together[:6], torch.cat(pairs))

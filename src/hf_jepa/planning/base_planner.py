@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,6 +41,16 @@ class PlanTrace:
     weights: list[Tensor] = field(default_factory=list)
     best: Tensor | None = None
 
+    @classmethod
+    def joined(cls, traces: Sequence[PlanTrace]) -> PlanTrace:
+        """One trace of several batches of episodes."""
+        steps = {
+            name: [torch.cat(parts) for parts in zip(*(getattr(trace, name) for trace in traces), strict=True)]
+            for name in ("candidates", "costs", "elites", "means", "stds", "weights")
+        }
+        kept = [trace.best for trace in traces if trace.best is not None]
+        return cls(**steps, best=torch.cat(kept) if kept else None)
+
 
 @dataclass
 class Problem:
@@ -55,8 +66,8 @@ class Problem:
 @dataclass(kw_only=True)
 class Planner(ABC):
     """
-    Searches action sequences whose imagined latents come close to a goal. All candidates of all episodes are rolled
-    out together, on the device of the latents.
+    Searches action sequences whose imagined latents come close to a goal, for a batch of episodes, on the device of
+    the latents. The candidates of an episode are rolled out together.
 
     Args:
         horizon (`int`): Steps of the model ahead.
@@ -72,9 +83,10 @@ class Planner(ABC):
         correlation (`float`): Of the proposals' noise from one step to the next, in [0, 1). White noise (0) wanders
             about its start; long horizons need 0.9 or so to get anywhere (as the coloured noise of iCEM,
             arXiv:2008.06389, for which this is a first-order autoregression).
-        max_rollouts (`int`, *optional*): Most candidates in one call of the model: memory against speed. `num_samples`
-            gives every episode calls of its own: its plan is then the same, bit for bit, in every batch, whatever
-            kernels the device has for larger ones.
+        max_rollouts (`int`, *optional*): Most candidates in one call of the model. By default an episode's plan is
+            searched by itself, `num_samples` candidates a call, and is the same, bit for bit, in every batch. Fewer
+            save memory; more let episodes share calls, which is faster where single ones leave a device idle, and
+            plans then depend on the batch by rounding.
     """
 
     horizon: int
@@ -161,7 +173,7 @@ class Planner(ABC):
         if not callable(goal):
             if goal.ndim in (4, 5):
                 with torch.no_grad():
-                    goal = model.encode_goal(goal)
+                    goal = torch.cat([model.encode_goal(each) for each in goal.split(1)])
             if goal.ndim != 3 or len(goal) != batch:
                 raise ValueError(f"{batch} episodes need a goal each, got shape {tuple(goal.shape)}.")
             if not torch.isfinite(goal).all():
@@ -171,34 +183,47 @@ class Planner(ABC):
         conditions = {"states": states, "extrinsics": extrinsics, "past_actions": past_actions}
         conditions = {name: value for name, value in conditions.items() if value is not None}
 
-        def evaluate(candidates: Tensor) -> Tensor:
-            episodes, samples = candidates.shape[:2]
-            most = self.max_rollouts or episodes * samples
-            parts = []
-            for rows in torch.arange(episodes, device=latents.device).split(max(1, most // samples)):
-                given = {name: value[rows] for name, value in conditions.items()}
-                aim = goal if callable(goal) else goal[rows]
-                costs = [
-                    model.cost(
-                        model.rollout(latents[rows], part.flatten(0, 1), **given), aim, norm=self.norm, over=self.over
-                    ).view(len(rows), -1)
-                    for part in candidates[rows].split(most, dim=1)
-                ]
-                parts.append(torch.cat(costs, dim=1))
-            # A rollout that overflows is a bad plan, not a reason to return NaN.
-            return torch.cat(parts).nan_to_num(nan=float("inf"))
+        start = self._start(start, space, latents)
+        if kept is not None:
+            kept = model.normalize_actions(self._checked("kept", kept, batch, space))
+        draws = self._draws(generator, noise, batch, space)
+        # A callable looks at all paths at once.
+        together = batch if callable(goal) else max(1, (self.max_rollouts or 0) // self.num_samples)
+        found, traces = [], []
+        for rows in torch.arange(batch, device=latents.device).split(together):
+            given = {name: value[rows] for name, value in conditions.items()}
+            aim = goal if callable(goal) else goal[rows]
+            problem = Problem(
+                space=space,
+                start=start[rows],
+                kept=None if kept is None else kept[rows],
+                evaluate=partial(self._evaluate, model, latents[rows], aim, given),
+                draw=partial(draws, rows.tolist()),
+            )
+            trace = PlanTrace()
+            with torch.no_grad():
+                found.append(space.to_environment(self.search(problem, trace)))
+            traces.append(trace)
+        actions = torch.cat(found)
+        return (actions, PlanTrace.joined(traces)) if return_trace else actions
 
-        problem = Problem(
-            space=space,
-            start=self._start(start, space, latents),
-            kept=None if kept is None else model.normalize_actions(self._checked("kept", kept, batch, space)),
-            evaluate=evaluate,
-            draw=self._draws(generator, noise, batch, space),
-        )
-        trace = PlanTrace()
-        with torch.no_grad():
-            actions = space.to_environment(self.search(problem, trace))
-        return (actions, trace) if return_trace else actions
+    def _evaluate(
+        self, model: WorldModelMixin, latents: Tensor, goal: Goal, conditions: dict[str, Tensor], candidates: Tensor
+    ) -> Tensor:
+        """What candidates `(episodes, samples, horizon, action_dim)` cost: `(episodes, samples)`."""
+        episodes, samples = candidates.shape[:2]
+        most = self.max_rollouts or samples
+        whole = callable(goal) and self.max_rollouts is None
+        parts = []
+        for rows in torch.arange(episodes, device=latents.device).split(max(1, most // samples)):
+            given = {name: value[rows] for name, value in conditions.items()}
+            aim = goal if callable(goal) else goal[rows]
+            for part in candidates[rows].split(most, dim=1):
+                path = model.rollout(latents[rows], part.flatten(0, 1), **given)
+                parts.append(path if whole else model.cost(path, aim, norm=self.norm, over=self.over))
+        costs = model.cost(torch.cat(parts), goal) if whole else torch.cat(parts)
+        # A rollout that overflows is a bad plan, not a reason to return NaN.
+        return costs.view(episodes, samples).nan_to_num(nan=float("inf"))
 
     def _start(self, start: Tensor | None, space: ActionSpace, latents: Tensor) -> Tensor:
         full = latents.new_zeros(latents.shape[0], self.horizon, space.width, dtype=torch.float32)
@@ -219,11 +244,13 @@ class Planner(ABC):
 
     def _draws(
         self, generator: Generators, noise: Tensor | None, batch: int, space: ActionSpace
-    ) -> Callable[[int], Tensor]:
+    ) -> Callable[[list[int], int], Tensor]:
+        """Noise of an iteration, for the episodes that are asked for."""
         shape = (self.num_samples, self.horizon, space.width)
         if noise is not None:
             if noise.shape != (self.num_draws, batch, *shape):
                 raise ValueError(f"`noise` must be {(self.num_draws, batch, *shape)}, got {tuple(noise.shape)}.")
-            return lambda iteration: noise[iteration]
+            return lambda rows, iteration: noise[iteration, rows]
         generators = episode_generators(generator, batch, space.low.device)
-        return lambda iteration: draw_noise(generators, *shape, self.correlation, space.low.device)
+        device = space.low.device
+        return lambda rows, iteration: draw_noise([generators[row] for row in rows], *shape, self.correlation, device)

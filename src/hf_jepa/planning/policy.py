@@ -107,7 +107,7 @@ class MPCPolicy:
         else:
             self._shared_goal = None
             if isinstance(goals, np.ndarray):
-                goals = self.model.encode_goal(self._pixels(goals[:, -1] if goals.ndim == 5 else goals))
+                goals = self._latents(goals[:, -1] if goals.ndim == 5 else goals)
         numbers = range(len(goals)) if numbers is None else numbers
         if len(numbers) != len(goals):
             raise ValueError(f"{len(goals)} goals need as many episode numbers, got {len(numbers)}.")
@@ -142,8 +142,7 @@ class MPCPolicy:
             raise ValueError(f"{len(frames)} frames for {len(self._episodes)} goals: `reset` with a goal for each.")
         looking = [index for index, episode in enumerate(self._episodes) if self._looks(episode)]
         if looking:
-            latents = self.model.encode(self._pixels(frames[looking])[:, None])[:, 0]
-            for latent, index in zip(latents, looking, strict=True):
+            for latent, index in zip(self._latents(frames[looking]), looking, strict=True):
                 episode = self._episodes[index]
                 episode.latents = [*episode.latents, latent][-self.context :]
                 if states is not None:
@@ -162,8 +161,10 @@ class MPCPolicy:
             return not episode.queue
         return episode.steps % self.model.config.frameskip == 0
 
-    def _pixels(self, frames: np.ndarray) -> Tensor:
-        return self.preprocess(frames).to(self.model.device)
+    def _latents(self, frames: np.ndarray) -> list[Tensor]:
+        """One episode at a time: in a batch, an encoder's rounding depends on how many they are."""
+        pixels = self.preprocess(frames).to(self.model.device)
+        return [self.model.encode(frame[:, None])[0, 0] for frame in pixels.split(1)]
 
     def _plan(self, episodes: list[_Episode]) -> None:
         context = len(episodes[0].latents)
