@@ -43,8 +43,8 @@ def _step(model: nn.Module, loss_of: Callable[[], Tensor], update: Callable[[], 
     return step
 
 
-def hf_jepa_step(sizes: StepSizes, dtype: torch.dtype, attention: str | None = None) -> Step:
-    """Ours, with the given attention, or the one the library chooses."""
+def hf_jepa_step(sizes: StepSizes, dtype: torch.dtype, attention: str) -> Step:
+    """Ours, with the given attention."""
     from transformers import IJepaConfig
 
     from hf_jepa.models.ijepa import IJepaForPreTraining, IJepaPreTrainingConfig
@@ -116,7 +116,7 @@ def lightly_step(sizes: StepSizes, dtype: torch.dtype) -> Step:
 
 
 CONTESTANTS: dict[str, Callable[[StepSizes, torch.dtype], Step]] = {
-    "hf_jepa": hf_jepa_step,
+    "hf_jepa": lambda sizes, dtype: hf_jepa_step(sizes, dtype, "cpu_bf16"),
     "hf_jepa, plain attention": lambda sizes, dtype: hf_jepa_step(sizes, dtype, "eager"),
     "hf_jepa, sdpa": lambda sizes, dtype: hf_jepa_step(sizes, dtype, "sdpa"),
     "lightly": lightly_step,

@@ -55,7 +55,8 @@ def make_batch(sizes: ClipSizes) -> tuple[Tensor, Masks, Masks]:
 def build_model(sizes: ClipSizes) -> VJepa2ForPreTraining:
     torch.manual_seed(1)
     config = VJepa2PreTrainingConfig.from_size("small", crop_size=sizes.image_size, frames_per_clip=sizes.num_frames)
-    return VJepa2ForPreTraining(config).train().to(sizes.device)
+    attention = "cpu_bf16" if sizes.device == "cpu" else None
+    return VJepa2ForPreTraining._from_config(config, attn_implementation=attention).train().to(sizes.device)
 
 
 def turn(axis: Tensor, position: Tensor) -> Tensor:

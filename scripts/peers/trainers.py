@@ -98,6 +98,8 @@ class HfJepa(Contestant):
             initialization="fan_in",
         )
         self.model = IJepaForPreTraining(config)
+        if args.bf16:
+            self.model.set_attn_implementation("cpu_bf16")
         self.masks = MultiBlockMaskGenerator(
             args.image_size,
             args.patch_size,

@@ -1,13 +1,18 @@
-"""The attention that pretraining models use by default, chosen by measurement; see `scripts/benchmarks/image.py`."""
+"""
+Attention in bfloat16 on CPUs by plain products, which are faster there than torch's fused kernel, for those who ask
+for it with `attn_implementation="cpu_bf16"`; see `scripts/benchmarks/image.py`.
+"""
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.utils import logging
 
-MEASURED_ATTENTION = "jepa_measured"
+logger = logging.get_logger(__name__)
 
+CPU_BF16_ATTENTION = "cpu_bf16"
 
 # Scores of as many heads as fit a processor's cache are worked on at once, measured on 64 to 1,568 tokens.
 _CACHED_SCORES = 2**19
@@ -49,7 +54,7 @@ def _few_heads(query: torch.Tensor, key: torch.Tensor, *others: torch.Tensor) ->
     return [tensor.split(heads) for tensor in (query, key, *others)]
 
 
-def measured_attention_forward(
+def cpu_bf16_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -57,23 +62,41 @@ def measured_attention_forward(
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
+    is_causal: bool | None = None,
+    position_bias: torch.Tensor | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """
-    torch's fused attention, except in bfloat16 on CPUs, where plain products are faster: all heads at once where their
-    scores are few, else as many as fit the cache, and then no scores are kept for the backward pass. Unlike `eager`,
-    the softmax's result stays in bfloat16 (it is accumulated in float32).
+    Attention of every query to every key in bfloat16 on a CPU, by plain products: all heads at once where their scores
+    are few, else as many as fit the cache, and then no scores are kept for the backward pass. Unlike `eager`, the
+    softmax's result stays in bfloat16 (it is accumulated in float32).
+
+    Everything else is `sdpa`'s, with its results: other precisions (a model trained under autocast is evaluated in
+    float32), masks, causal attention, position biases, shared keys and values; and other devices, with a warning.
 
     Args:
         query, key, value (`torch.Tensor` of shape `(batch, heads, tokens, head_dim)`).
+        attention_mask, dropout, scaling, is_causal, position_bias, kwargs: as of `sdpa`.
 
     Returns:
         `torch.Tensor` of shape `(batch, tokens, heads, head_dim)`, and `None` for the weights.
     """
-    if not (query.device.type == "cpu" and query.dtype == torch.bfloat16 and attention_mask is None):
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+    causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+    restricted = attention_mask is not None or position_bias is not None or (causal and query.shape[2] > 1)
+    if query.device.type not in ("cpu", "meta") and not torch.compiler.is_compiling():
+        logger.warning_once(
+            f'attn_implementation="{CPU_BF16_ATTENTION}" is for CPUs; on {query.device.type} it is "sdpa", which can '
+            "be asked for by that name."
         )
+    if (
+        query.device.type != "cpu"
+        or query.dtype != torch.bfloat16
+        or restricted
+        or query.shape[:2] != key.shape[:2]
+        or kwargs.get("softcap") is not None
+    ):
+        options = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, "position_bias": position_bias}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options, **kwargs)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     num_scores = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
     if num_scores > 2 * _CACHED_SCORES and not dropout and not torch.compiler.is_compiling():
@@ -84,21 +107,14 @@ def measured_attention_forward(
     return (weights @ value).transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(MEASURED_ATTENTION, measured_attention_forward)
-AttentionMaskInterface.register(MEASURED_ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+AttentionInterface.register(CPU_BF16_ATTENTION, cpu_bf16_attention_forward)
+AttentionMaskInterface.register(CPU_BF16_ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
-def cast_once(module: nn.Module, args: tuple) -> tuple:
-    """Forward pre-hook: without it, autocast casts the one float32 input again for each of q, k and v."""
-    device = args[0].device.type
+def cast_once(hidden_states: torch.Tensor) -> torch.Tensor:
+    """What a layer projects q, k and v from; autocast would cast the one float32 tensor again for each of them."""
+    device = hidden_states.device.type
     # Shapes are tried on `meta`, which knows no autocast.
     if device != "meta" and torch.is_autocast_enabled(device):
-        return (args[0].to(torch.get_autocast_dtype(device)), *args[1:])
-    return args
-
-
-def cast_attention_inputs_once(model: PreTrainedModel) -> None:
-    """Adds [`cast_once`] to every attention of an in-tree ViT-like model."""
-    for module in model.modules():
-        if hasattr(module, "q_proj") and hasattr(module, "k_proj"):
-            module.register_forward_pre_hook(cast_once)
+        return hidden_states.to(torch.get_autocast_dtype(device))
+    return hidden_states

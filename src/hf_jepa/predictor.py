@@ -29,7 +29,7 @@ def gather_tokens(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def read_layer(layer: nn.Module, hidden_states: torch.Tensor, read: slice) -> torch.Tensor:
     """
     What an in-tree ViT's layer makes of the tokens that are read; the others serve as keys and values only. The same
-    result as cutting them out of all, for the last layer's share of the work.
+    result as cutting them out of all, without the work on the others.
 
     Args:
         layer (`nn.Module`): an `IJepaLayer` or `ViTLayer`.
@@ -39,8 +39,9 @@ def read_layer(layer: nn.Module, hidden_states: torch.Tensor, read: slice) -> to
     Returns:
         `torch.Tensor` of shape `(batch, tokens read, width)`.
     """
-    attention, tail = layer.attention, hidden_states[:, read]
-    (normed,) = cast_once(attention, (layer.layernorm_before(hidden_states),))
+    attention, everything = layer.attention, read == slice(None)
+    tail = hidden_states if everything else hidden_states[:, read]
+    normed = cast_once(layer.layernorm_before(hidden_states))
 
     def heads(tokens: torch.Tensor) -> torch.Tensor:
         return tokens.view(*tokens.shape[:-1], -1, attention.head_dim).transpose(1, 2)
@@ -48,7 +49,7 @@ def read_layer(layer: nn.Module, hidden_states: torch.Tensor, read: slice) -> to
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
     output, _ = attend(
         attention,
-        heads(attention.q_proj(normed[:, read])),
+        heads(attention.q_proj(normed if everything else normed[:, read])),
         heads(attention.k_proj(normed)),
         heads(attention.v_proj(normed)),
         None,
@@ -59,14 +60,14 @@ def read_layer(layer: nn.Module, hidden_states: torch.Tensor, read: slice) -> to
     return tail + layer.dropout(layer.mlp(layer.layernorm_after(tail)))
 
 
-class TailLayer(IJepaLayer):
-    """An in-tree layer, the predictor's last, that computes only what is read: the tokens from `start` on."""
+class PredictorLayer(IJepaLayer):
+    """An in-tree layer that computes only what is read of it, and under autocast casts its tokens once."""
 
-    def forward(self, hidden_states: torch.Tensor, start: int) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, start: int | None = None) -> torch.Tensor:
         """
         Args:
             hidden_states (`torch.Tensor` of shape `(batch, tokens, width)`).
-            start (`int`): the first token that is read.
+            start (`int`, *optional*): the first token that is read; all when omitted.
 
         Returns:
             `torch.Tensor` of shape `(batch, tokens - start, width)`.
@@ -87,7 +88,7 @@ class MaskedTokenPredictor(IJepaPreTrainedModel):
     """
 
     config: IJepaConfig
-    _no_split_modules = ["IJepaLayer", "TailLayer"]
+    _no_split_modules = ["PredictorLayer"]
 
     def __init__(self, config: IJepaConfig, encoder_hidden_size: int, grid_size: tuple[int, int]):
         super().__init__(config)
@@ -97,8 +98,7 @@ class MaskedTokenPredictor(IJepaPreTrainedModel):
         self.position_embeddings = nn.Parameter(
             torch.zeros(1, grid_size[0] * grid_size[1], config.hidden_size), requires_grad=False
         )
-        layers = [IJepaLayer(config) for _ in range(config.num_hidden_layers - 1)]
-        self.layers = nn.ModuleList([*layers, TailLayer(config)])
+        self.layers = nn.ModuleList(PredictorLayer(config) for _ in range(config.num_hidden_layers))
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.proj = nn.Linear(config.hidden_size, encoder_hidden_size)
         self.post_init()
@@ -147,4 +147,5 @@ class MaskedTokenPredictor(IJepaPreTrainedModel):
         hidden_states = torch.cat([visible.repeat(num_target, 1, 1), masked.to(visible.dtype)], dim=1)
         for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states)
-        return self.proj(self.layernorm(self.layers[-1](hidden_states, visible.shape[1])))
+        # The context has served once the last layer has its keys and values.
+        return self.proj(self.layernorm(self.layers[-1](hidden_states, start=visible.shape[1])))

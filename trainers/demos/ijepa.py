@@ -194,7 +194,7 @@ def main() -> None:
     output_dir = options.output_dir or f"outputs/demo{'_long' if options.long else ''}"
     flags = {**(LONG if options.long else {}), "seed": options.seed, "output_dir": output_dir, "eval_strategy": "no"}
     if not torch.cuda.is_available() and bf16_pays():
-        flags |= {"use_cpu": True, "bf16": True}
+        flags |= {"use_cpu": True, "bf16": True, "attn_implementation": "cpu_bf16"}
     argv = [str(RECIPE), *(f"--{key}={value}" for key, value in flags.items()), *overrides]
     types = (ModelArguments, DataArguments, MaskArguments, JepaTrainingArguments)
     model_args, data_args, mask_args, training_args = parse_recipe(types, argv)

@@ -147,7 +147,7 @@ def main() -> None:
     options, overrides = parser.parse_known_args()
     flags: dict[str, Any] = {"seed": options.seed, "output_dir": options.output_dir}
     if not torch.cuda.is_available() and bf16_pays():
-        flags |= {"use_cpu": True, "bf16": True}
+        flags |= {"use_cpu": True, "bf16": True, "attn_implementation": "cpu_bf16"}
     argv = [str(RECIPE), *(f"--{key}={value}" for key, value in flags.items()), *overrides]
     types = (VideoModelArguments, VideoDataArguments, VideoMaskArguments, JepaTrainingArguments)
     model_args, data_args, mask_args, training_args = parse_recipe(types, argv)

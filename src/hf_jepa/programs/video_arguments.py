@@ -26,7 +26,9 @@ class VideoModelArguments:
     method: dict | str | None = field(
         default=None, metadata={"help": "YAML mapping: other fields of the pretraining config."}
     )
-    attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flash_attention_2, ..."})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "sdpa, eager, flash_attention_2, ...; in bf16 on CPUs cpu_bf16 is fastest."}
+    )
 
     def __post_init__(self) -> None:
         if self.generation is not None:

@@ -11,7 +11,6 @@ from transformers import AutoModel, AutoModelForPreTraining, IJepaConfig, IJepaM
 from transformers.models.ijepa.modeling_ijepa import IJepaLayer
 
 from hf_jepa import IJepaForPreTraining, IJepaPreTrainingConfig
-from hf_jepa.attention import measured_attention_forward
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -92,14 +91,20 @@ def test_official_features(official_model, official, which):
     close(official_model.get_features(official["input/images"], which), official[f"expected/{group}_full"])
 
 
-def test_default_attention_is_the_measured_one_and_stays_out_of_files(model, inputs, tmp_path):
-    assert model.encoder.config._attn_implementation == "jepa_measured"
-    assert model.predictor.config._attn_implementation == "jepa_measured"
+def test_attention_is_that_of_transformers_until_cpu_bf16_is_asked_for(model, inputs, tmp_path):
+    parts = (model.encoder, model.target_encoder, model.predictor)
+    assert {part.config._attn_implementation for part in parts} == {"sdpa"}
+    model.set_attn_implementation("cpu_bf16")
+    assert {part.config._attn_implementation for part in parts} == {"cpu_bf16"}
+    built = type(model)._from_config(model.config, attn_implementation="cpu_bf16")
+    assert built.predictor.config._attn_implementation == "cpu_bf16"
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in built.modules())
+
+    # Asked for, it stays out of files, so that plain transformers loads them.
     model.save_pretrained(tmp_path)
     model.export_encoder().save_pretrained(tmp_path / "encoder")
     for config in (tmp_path / "config.json", tmp_path / "encoder" / "config.json"):
-        assert "jepa_measured" not in config.read_text()
-    # The exported encoder's own forward pass understands it too, key masks included.
+        assert "attn" not in config.read_text()
     exported, pixels = model.export_encoder(), inputs["pixel_values"]
     mask = torch.ones(3, 16, dtype=torch.int64)
     mask[:, 8:] = 0
@@ -108,22 +113,33 @@ def test_default_attention_is_the_measured_one_and_stays_out_of_files(model, inp
         torch.testing.assert_close(exported(pixels, attention_mask=mask).last_hidden_state, expected)
 
 
-def test_bf16_attention_on_cpu_agrees_with_float32(model):
-    attention = model.encoder.layers[0].attention
-    inputs = [torch.randn(2, 2, 9, 16, dtype=torch.bfloat16) for _ in range(3)]
-    ours, _ = measured_attention_forward(attention, *inputs, None)
-    reference = F.scaled_dot_product_attention(*(tensor.float() for tensor in inputs)).transpose(1, 2)
-    torch.testing.assert_close(ours.float(), reference, atol=0.03, rtol=0.03)
-    in_fp32, _ = measured_attention_forward(attention, *(tensor.float() for tensor in inputs), None)
-    torch.testing.assert_close(in_fp32, reference)
+def test_cpu_bf16_attention_agrees(model, inputs):
+    exact, losses = model(**inputs).loss, {}
+    for attention in ("sdpa", "cpu_bf16"):
+        model.set_attn_implementation(attention)
+        with torch.autocast("cpu", torch.bfloat16):
+            losses[attention] = model(**inputs).loss
+    assert losses["cpu_bf16"] != losses["sdpa"]
+    torch.testing.assert_close(losses["cpu_bf16"], exact, atol=0.02, rtol=0.02)
 
 
-def test_last_predictor_layer_computes_only_what_is_read(model):
+def test_predictor_casts_its_tokens_once(model, inputs):
+    seen = []
+    for layer in (*model.encoder.layers, *model.predictor.layers):
+        for projection in (layer.attention.q_proj, layer.attention.k_proj, layer.attention.v_proj):
+            projection.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(**inputs)
+    assert seen == [torch.bfloat16] * 12
+
+
+def test_predictor_layer_computes_only_what_is_read(model):
     hidden = torch.randn(2, 9, 16)
-    tail = model.predictor.layers[-1]
+    ours = model.predictor.layers[-1]
     whole = IJepaLayer(model.predictor.config)
-    whole.load_state_dict(tail.state_dict())
-    torch.testing.assert_close(tail(hidden, 4), whole(hidden)[:, 4:])
+    whole.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(ours(hidden, start=4), whole(hidden)[:, 4:])
+    assert torch.equal(ours(hidden), whole(hidden))
 
 
 def test_flex_attention_agrees(official_model, official, official_inputs):

@@ -213,14 +213,16 @@ def test_surprise_looks_only_back():
         model.energy(clip[:, :2])
 
 
-def test_default_attention_is_the_measured_one_and_stays_out_of_files(inputs, tmp_path):
+def test_attention_is_that_of_transformers_and_stays_out_of_files(inputs, tmp_path):
     model = build()
-    assert model.encoder.config._attn_implementation == "jepa_measured"
-    assert model.predictor.config._attn_implementation == "jepa_measured"
+    parts = (model, model.encoder, model.target_encoder, model.predictor)
+    assert {part.config._attn_implementation for part in parts} == {"sdpa"}
+    model.set_attn_implementation("cpu_bf16")
+    assert {part.config._attn_implementation for part in parts} == {"cpu_bf16"}
     model.save_pretrained(tmp_path)
     model.export_encoder().save_pretrained(tmp_path / "encoder")
     for config in (tmp_path / "config.json", tmp_path / "encoder" / "config.json"):
-        assert "jepa_measured" not in config.read_text()
+        assert "attn" not in config.read_text()
 
 
 @pytest.mark.parametrize("generation", ["1", "2", "2.1"])

@@ -27,7 +27,7 @@ def masks(tensors: dict[str, torch.Tensor], prefix: str) -> tuple[list[torch.Ten
     return tuple([tensors[f"{prefix}masks_{kind}.{index}"] for index in range(2)] for kind in ("enc", "pred"))
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa", "jepa_measured"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "cpu_bf16"])
 def test_vjepa_step(model_1, official_1, attention):
     model_1.set_attn_implementation(attention)
     assert model_1.encoder.config._attn_implementation == attention
@@ -49,7 +49,7 @@ def test_vjepa_step(model_1, official_1, attention):
         close(official_gradient(model_1, key), official_1[key], 5e-5)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa", "jepa_measured"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "cpu_bf16"])
 def test_vjepa2_step_on_two_clip_lengths(model_2, official_2, attention):
     model_2.set_attn_implementation(attention)
     clips = [frames_first(official_2[f"input/group{group}/clips"]) for group in range(2)]

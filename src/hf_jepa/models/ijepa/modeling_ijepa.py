@@ -9,7 +9,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
-from ...attention import MEASURED_ATTENTION, cast_attention_inputs_once
 from ...modeling_jepa import JepaOutput, JepaPreTrainedModel, check_masks
 from ...objectives.distances import distance, normalize_targets
 from ...parts import build_part
@@ -116,8 +115,6 @@ class IJepaForPreTraining(JepaPreTrainedModel):
     _sized_keys = ("embeddings.position_embeddings",)
 
     def __init__(self, config: IJepaPreTrainingConfig):
-        if config._attn_implementation is None:
-            config._attn_implementation = MEASURED_ATTENTION
         super().__init__(config)
         # The composite's own post_init draws the weights; drawing them in each part first would be work done twice.
         with init.no_init_weights():
@@ -128,7 +125,6 @@ class IJepaForPreTraining(JepaPreTrainedModel):
             )
         self.regularizer = build_regularizer(config)
         self.projector = build_projector(config) if config.regularizer == "cjepa" else None
-        cast_attention_inputs_once(self)
         self.build_head(config)
         self.post_init()
         self.apply_requires_grad()

@@ -103,7 +103,7 @@ class VJepaAttention(nn.Module):
         Returns:
             `torch.Tensor` of shape `(tokens read, width)`, packed.
         """
-        (hidden_states,) = cast_once(self, (hidden_states,))
+        hidden_states = cast_once(hidden_states)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         queries = unpack(self.query(query_tokens(hidden_states, segments)), query_segments(segments))
         keys = unpack(self.key(hidden_states), segments)
@@ -154,7 +154,7 @@ class VJepaMLP(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`(..., width)` to `(..., width)`."""
         if self.use_swiglu:
-            (hidden_states,) = cast_once(self, (hidden_states,))
+            hidden_states = cast_once(hidden_states)
             return self.fc3(self.activation(self.fc1(hidden_states)) * self.fc2(hidden_states))
         return self.fc2(self.activation(self.fc1(hidden_states)))
 

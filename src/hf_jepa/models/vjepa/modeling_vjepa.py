@@ -10,7 +10,6 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from ...attention import MEASURED_ATTENTION
 from ...parts import cut
 from .configuration_vjepa import VJepaConfig
 from .encoder_vjepa import VJepaEncoder, VJepaPatchEmbeddings, check_each_mask, grid_of
@@ -93,8 +92,6 @@ class VJepaModel(VJepaPreTrainedModel):
     """
 
     def __init__(self, config: VJepaConfig):
-        if config._attn_implementation is None:
-            config._attn_implementation = MEASURED_ATTENTION
         super().__init__(config)
         # post_init draws the weights of the whole; drawing them in each part first would be work done twice.
         with init.no_init_weights():

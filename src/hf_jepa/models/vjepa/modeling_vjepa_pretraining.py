@@ -10,7 +10,6 @@ from transformers import PreTrainedModel, VJEPA2Model
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
-from ...attention import MEASURED_ATTENTION
 from ...modeling_jepa import JepaOutput, JepaPreTrainedModel
 from ...parts import refuse_unknown_fields
 from ...positions import pair
@@ -60,8 +59,6 @@ class VJepaForPreTraining(JepaPreTrainedModel):
     input_modalities = ("video",)
 
     def __init__(self, config: VJepaPreTrainingConfig):
-        if config._attn_implementation is None:
-            config._attn_implementation = MEASURED_ATTENTION
         super().__init__(config)
         # The composite's own post_init draws the weights; drawing them in each part first would be work done twice.
         with init.no_init_weights():

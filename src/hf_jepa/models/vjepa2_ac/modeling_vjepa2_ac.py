@@ -9,7 +9,6 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
-from ...attention import MEASURED_ATTENTION
 from ...encoders import build_encoder, configured_size, encode_each_frame, normalized_frames
 from ...modeling_jepa import JepaOutput, JepaPreTrainedModel
 from ...objectives.distances import normalize_targets
@@ -48,8 +47,6 @@ class VJepa2ACModel(WorldModelMixin, JepaPreTrainedModel):
     released_whole = True
 
     def __init__(self, config: VJepa2ACConfig):
-        if config._attn_implementation is None:
-            config._attn_implementation = MEASURED_ATTENTION
         super().__init__(config)
         with init.no_init_weights():
             self.encoder = build_encoder(config.encoder_config)

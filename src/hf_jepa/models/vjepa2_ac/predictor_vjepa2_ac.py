@@ -40,7 +40,7 @@ class VJepa2ACAttention(VJepaAttention):
         Returns:
             `torch.Tensor` of the shape of `hidden_states`, and keys and values of all frames so far.
         """
-        (hidden_states,) = cast_once(self, (hidden_states,))
+        hidden_states = cast_once(hidden_states)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         query, key, value = (
             projection(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
