@@ -19,9 +19,11 @@ from transformers import (  # fmt: skip
 from hf_jepa import (
     Data2VecVisionForPreTraining,
     IJepaForPreTraining,
+    LatentWorldModel,
     LeJepaForPreTraining,
     LeJepaPreTrainingConfig,
     LLMJepaForCausalLM,
+    VJepa2ACModel,
     VJepa2ForPreTraining,
     VJepaActionAnticipationConfig,
     VJepaConfig,
@@ -134,6 +136,16 @@ def test_vjepa2_goes_on_at_another_size(name):
         ),
         (VJepa2ForPreTraining, VJEPA2Model(VJEPA2Config(**CLIP)), {"patch_size": 16}, "patches are 8"),
         (VJepa2ForPreTraining, VJEPA2Model(VJEPA2Config(**CLIP)), {"image_size": (64, 32)}, "square"),
+        (LatentWorldModel, ViTModel(ViTConfig(**VIT)), {"sigreg_wieght": 1.0}, "did you mean `sigreg_weight`"),
+        (LatentWorldModel, ViTModel(ViTConfig(**VIT)), {"preset": "lewn"}, "Unknown preset 'lewn'"),
+        (LatentWorldModel, ViTModel(ViTConfig(**VIT)), {"image_size": 64}, "one for 32 pixels"),
+        (
+            VJepa2ACModel,
+            VJEPA2Model(VJEPA2Config(**CLIP)),
+            {"num_hidden_layer": 1},
+            "did you mean `num_hidden_layers`",
+        ),
+        (VJepa2ACModel, VJEPA2Model(VJEPA2Config(**CLIP)), {"image_size": 64}, "one for 32 pixels"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(model_class, encoder, options, message):
