@@ -152,7 +152,8 @@ class JepaPreTrainedModel(TrainableParts, StrictLoading, PreTrainedModel):
         **config_kwargs: Any,
     ) -> "JepaPreTrainedModel":
         """
-        Starts pretraining from a released encoder: it becomes both context and target encoder; the predictor is new.
+        Starts from a released encoder, which becomes both context and target encoder, or the encoder of a world model;
+        the rest is new.
 
         Args:
             encoder (`str` or `PreTrainedModel`): a model id, a local folder, or a loaded in-tree encoder, in any
@@ -170,6 +171,9 @@ class JepaPreTrainedModel(TrainableParts, StrictLoading, PreTrainedModel):
         config = cls._config_for(encoder, image_size, patch_size, config_kwargs)
         model = cls(config)
         own, given = model.encoder.state_dict(), encoder.state_dict()
+        # What the model holds its encoder without, such as V-JEPA's predictor.
+        left_out = {name for name, _ in encoder.named_children() if getattr(model.encoder, name, None) is None}
+        given = {name: value for name, value in given.items() if name.split(".")[0] not in left_out}
         # Tables that are computed for the size asked for.
         new = {name: own[name] for name in cls._sized_keys if name in given and given[name].shape != own[name].shape}
         model.encoder.load_state_dict({**given, **new})
@@ -203,11 +207,12 @@ class JepaPreTrainedModel(TrainableParts, StrictLoading, PreTrainedModel):
     @classmethod
     def _resize(cls, encoder_config: PreTrainedConfig, image_size: Any, fields: dict[str, Any]) -> None:
         """Makes an encoder's config, or the fields beside it, those of another image size."""
-        own = encoder_config.image_size
-        if pair(own) != pair(image_size):
+        own = getattr(encoder_config, "image_size", None) or getattr(encoder_config, "crop_size", None)
+        if own is None or pair(own) != pair(image_size):
             raise ValueError(
-                f"image_size={image_size}, but the encoder is one for {own} pixels, and {cls.__name__} keeps its "
-                "table of positions. Leave `image_size` out and pass images of any size: the table is interpolated."
+                f"image_size={image_size}, but the encoder is one for {own or 'any'} pixels, and {cls.__name__} keeps "
+                "its table of positions. Leave `image_size` out and pass images of any size: the table is "
+                "interpolated."
             )
 
     @property

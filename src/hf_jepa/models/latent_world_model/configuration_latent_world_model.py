@@ -131,9 +131,14 @@ class LatentWorldModelConfig(WorldModelConfig):
         Raises:
             `ValueError`: for an unknown name.
         """
+        return cls(**{**cls.preset_fields(name), **changes})
+
+    @staticmethod
+    def preset_fields(name: str) -> dict[str, Any]:
+        """The fields that a preset of [`from_preset`] sets; `ValueError` for an unknown one."""
         if name not in PRESETS:
             raise ValueError(f"Unknown preset {name!r}: choose from {', '.join(map(repr, PRESETS))}.")
-        return cls(**{**copy.deepcopy(PRESETS[name]), **changes})
+        return copy.deepcopy(PRESETS[name])
 
     @property
     def condition_size(self) -> int:

@@ -1,10 +1,11 @@
 """Frames to latents: the half of a world model that planners see as `encode`."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel, ViTModel
+from transformers import PreTrainedModel, ViTModel
 
 from ...encoders import (
     build_encoder,
@@ -86,24 +87,23 @@ class FrameEncodingModel(WorldModelMixin, JepaPreTrainedModel):
 
     @classmethod
     def from_encoder(
-        cls, encoder: str | PreTrainedModel, preset: str | None = None, **config_kwargs
+        cls, encoder: str | PreTrainedModel, preset: str | None = None, **config_kwargs: Any
     ) -> "FrameEncodingModel":
         """
-        Starts from a released encoder, such as the frozen one of the preset `"dino_wm"`; the rest is new.
+        As [`~hf_jepa.modeling_jepa.JepaPreTrainedModel.from_encoder`], such as from the frozen encoder of the preset
+        `"dino_wm"`.
 
         Args:
             encoder (`str` or `PreTrainedModel`): a model id, a local folder, or a loaded encoder.
-            preset (`str`, *optional*): see [`LatentWorldModelConfig.from_preset`].
+            preset (`str`, *optional*): see [`LatentWorldModelConfig.from_preset`]; its encoder is replaced.
             config_kwargs: fields of the config.
+
+        Raises:
+            `ValueError`: as there, and for an unknown preset.
         """
-        if isinstance(encoder, str):
-            encoder = AutoModel.from_pretrained(encoder, dtype=torch.float32)
-        fields = {"encoder_config": encoder.config.to_dict(), **config_kwargs}
-        config = cls.config_class.from_preset(preset, **fields) if preset else cls.config_class(**fields)
-        model = cls(config)
-        kept = model.encoder.state_dict().keys()
-        model.encoder.load_state_dict({name: value for name, value in encoder.state_dict().items() if name in kept})
-        return model
+        chosen = {} if preset is None else cls.config_class.preset_fields(preset)
+        chosen.pop("encoder_config", None)
+        return super().from_encoder(encoder, **{**chosen, **config_kwargs})
 
     @property
     def released_whole(self) -> bool:

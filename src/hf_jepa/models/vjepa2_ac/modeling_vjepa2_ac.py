@@ -1,11 +1,9 @@
 """V-JEPA 2-AC: what an action does to the latents of a frozen encoder, and plans that follow from it."""
 
-import copy
 from collections.abc import Iterator
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
@@ -54,22 +52,6 @@ class VJepa2ACModel(WorldModelMixin, JepaPreTrainedModel):
         self.post_init()
         self.apply_requires_grad()
         self.encoder.eval()
-
-    @classmethod
-    def from_encoder(cls, encoder: str | PreTrainedModel, **config_kwargs) -> "VJepa2ACModel":
-        """
-        Starts a predictor on a released encoder.
-
-        Args:
-            encoder (`str` or `PreTrainedModel`): a model id, a local folder, or a loaded encoder of images or clips.
-            config_kwargs: fields of the config.
-        """
-        if isinstance(encoder, str):
-            encoder = AutoModel.from_pretrained(encoder, dtype=torch.float32)
-        model = cls(cls.config_class(encoder_config=copy.deepcopy(encoder.config), **config_kwargs))
-        held, weights = model.encoder.state_dict().keys(), encoder.state_dict()
-        model.encoder.load_state_dict({name: weights[name] for name in weights if name in held})
-        return model
 
     def frozen(self) -> Iterator[nn.Module]:
         yield self.encoder
