@@ -108,3 +108,24 @@ def _unknown(encoder: nn.Module, states: torch.Tensor) -> ValueError:
         "image. Use its pooled output (pooling='pooler'), or an encoder that gives one token per patch, CLS and "
         "registers before them, or a feature map."
     )
+
+
+def token_grid(num_tokens: int, height: int, width: int, name: str) -> tuple[int, int]:
+    """
+    Rows and columns of patch tokens that tile an image, whatever encoder made them.
+
+    Args:
+        num_tokens (`int`): without prefix tokens.
+        height (`int`), width (`int`): of the image in pixels.
+        name (`str`): of the encoder, for the message.
+
+    Raises:
+        ValueError: if there is no such grid.
+    """
+    rows = round((num_tokens * height / width) ** 0.5)
+    if num_tokens < 4 or not rows or num_tokens % rows or height % rows or width % (num_tokens // rows):
+        raise ValueError(
+            f"{name} makes {num_tokens} tokens of {height}x{width} pixels, which do not tile them: there is no map to "
+            "draw. Larger images may have one."
+        )
+    return rows, num_tokens // rows

@@ -19,6 +19,7 @@ from transformers import (
 
 from hf_jepa import LeJepaForPreTraining, LeJepaPreTrainingConfig
 from hf_jepa.hub.processors import image_processor
+from hf_jepa.token_layouts import token_grid
 from hf_jepa.visualization import run
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
@@ -77,7 +78,7 @@ def test_what_has_no_masks_or_no_map_says_so(photo, tmp_path):
 
 
 def test_grids_of_images_that_are_not_square():
-    assert run._grid_of(24, 32, 48, "x") == (4, 6)
-    assert run._grid_of(24, 48, 32, "x") == (6, 4)
+    assert token_grid(24, 32, 48, "x") == (4, 6)
+    assert token_grid(24, 48, 32, "x") == (6, 4)
     with pytest.raises(ValueError, match="do not tile"):
-        run._grid_of(23, 32, 48, "x")
+        token_grid(23, 32, 48, "x")

@@ -1,4 +1,4 @@
-"""`hf-jepa demo-vl`."""
+"""`hf-jepa demo-vl`: the page of `hf-jepa demo` for a VL-JEPA alone."""
 
 import argparse
 
@@ -20,6 +20,6 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..programs.vl_app import launch
+    from ..programs.demo_page import launch
 
-    launch(args.repo, args.host, args.port, device=args.device)
+    launch([args.repo], args.host, args.port, device=args.device)

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, PreTrai
 from ..data.dataset import SeededImageDataset
 from ..data.seeding import forked_rng
 from ..data.transforms import ImageTransform
+from ..token_layouts import token_grid
 from .attentive_probe import attentive_probe
 from .closed_form import ridge_probe
 from .diagnostics import collapse_report
@@ -92,10 +93,11 @@ def untrained_like(model: PreTrainedModel, repo_or_path: str | Path, revision: s
 def patches(pixels: torch.Tensor, num_tokens: int) -> torch.Tensor | None:
     """`(n, C, H, W)` images as `(n, N, values)` patches, N as the encoder's tokens; None if these tile no image."""
     height, width = pixels.shape[-2:]
-    rows = round((num_tokens * height / width) ** 0.5)
-    if not rows or num_tokens % rows or height % rows or width % (num_tokens // rows):
+    try:
+        rows, columns = token_grid(num_tokens, height, width, "the encoder")
+    except ValueError:
         return None
-    size = (height // rows, width // (num_tokens // rows))
+    size = (height // rows, width // columns)
     return F.unfold(pixels, size, stride=size).transpose(1, 2)
 
 

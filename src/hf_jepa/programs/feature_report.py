@@ -21,6 +21,7 @@ from ..evaluation.encoder_report import (
     report_encoder,
     untrained_like,
 )
+from ..token_layouts import token_grid
 from ..visualization import plot_feature_pca, plot_neighbours
 
 _COLUMNS = (OURS, UNTRAINED, PIXELS)
@@ -140,13 +141,12 @@ def _draw(report: EncoderReport, output: Path) -> list[tuple[str, str]]:
     """The pictures as (file, caption)."""
     plot_neighbours(report.pixels, report.features, output / "neighbours.png")
     pictures = [("neighbours.png", "Test images and those with the nearest features (cosine).")]
-    height, width = report.pixels.shape[-2:]
-    count = report.tokens.shape[1]
-    rows = round((count * height / width) ** 0.5)
-    if count >= 4 and rows and not (count % rows or height % rows or width % (count // rows)):
-        shown = slice(0, 12)
-        plot_feature_pca(report.pixels[shown], report.tokens[shown], (rows, count // rows), output / "pca.png")
-        pictures.append(("pca.png", "The first three principal components of the patch tokens as colours."))
+    try:
+        grid = token_grid(report.tokens.shape[1], *report.pixels.shape[-2:], "the encoder")
+    except ValueError:
+        return pictures
+    plot_feature_pca(report.pixels[:12], report.tokens[:12], grid, output / "pca.png")
+    pictures.append(("pca.png", "The first three principal components of the patch tokens as colours."))
     return pictures
 
 

@@ -134,6 +134,33 @@ def plot_energy_landscape(
     return save_figure(figure, path)
 
 
+def plot_expected_distance(ways: dict[str, np.ndarray], path: str | os.PathLike) -> Path:
+    """
+    How far from the goal a model expects to be after each step, for several plans.
+
+    Args:
+        ways (`dict[str, (steps + 1,)` floats`]`): By name, the start first.
+        path (`str` or `Path`): Picture to be written.
+
+    Raises:
+        ValueError: If there is no way.
+    """
+    if not ways:
+        raise ValueError("There is no plan to draw.")
+    figure = new_figure(5.0, 2.6)
+    axis = figure.subplots()
+    for (name, way), color in zip(ways.items(), PALETTE, strict=False):
+        axis.plot(way, "-o", label=name, color=color, markersize=3, linewidth=1.4)
+    axis.set_xlabel("step", fontsize=9, color=INK)
+    axis.set_ylabel("distance", fontsize=9, color=INK)
+    axis.set_ylim(bottom=0)
+    axis.tick_params(labelsize=8)
+    axis.legend(fontsize=8, frameon=False)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    return save_figure(figure, path)
+
+
 def save_episode_animation(
     frames: np.ndarray,
     goals: np.ndarray,

@@ -77,17 +77,6 @@ def _patch_size(model: PreTrainedModel) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
-def _grid_of(num_tokens: int, height: int, width: int, name: str) -> tuple[int, int]:
-    """Rows and columns of tokens that tile an image, whatever encoder made them."""
-    rows = round((num_tokens * height / width) ** 0.5)
-    if num_tokens < 4 or not rows or num_tokens % rows or height % rows or width % (num_tokens // rows):
-        raise ValueError(
-            f"{name} makes {num_tokens} tokens of {height}x{width} pixels, which do not tile them: there is no map to "
-            "draw. Larger images may have one."
-        )
-    return rows, num_tokens // rows
-
-
 def _read_images(
     repo: str, model: PreTrainedModel, files: Sequence[Path], revision: str | None, imagenet_statistics: bool
 ) -> torch.Tensor:
@@ -103,12 +92,13 @@ def _draw_images(model: PreTrainedModel, pixels: torch.Tensor, kind: str, output
     from ..masking import BlockwiseMaskGenerator, MultiBlockMaskGenerator, visible_indices
     from ..models.data2vec_vision import Data2VecVisionForPreTraining
     from ..objectives.distances import normalize_targets
+    from ..token_layouts import token_grid
     from . import plot_feature_pca, plot_masks, plot_prediction_similarity
 
     size = tuple(pixels.shape[-2:])
     if kind == "pca":
         features = pooled_features(model, pixels, "none")
-        return plot_feature_pca(pixels, features, _grid_of(features.shape[1], *size, type(model).__name__), output)
+        return plot_feature_pca(pixels, features, token_grid(features.shape[1], *size, type(model).__name__), output)
     if "context_mask" not in inspect.signature(model.forward).parameters and not isinstance(
         model, Data2VecVisionForPreTraining
     ):
@@ -161,6 +151,7 @@ def _read_clips(
 def _draw_videos(model: PreTrainedModel, clips: torch.Tensor, kind: str, output: Path, seed: int) -> Path:
     from ..evaluation import pooled_features
     from ..masking import LONG_RANGE, SHORT_RANGE, MultiBlock3DMaskGenerator
+    from ..token_layouts import token_grid
     from . import plot_clip_masks, plot_surprise, plot_video_pca
 
     if kind == "surprise":
@@ -170,7 +161,7 @@ def _draw_videos(model: PreTrainedModel, clips: torch.Tensor, kind: str, output:
     steps = max(1, frames // (tubelet if isinstance(tubelet, int) else tubelet[0]))
     if kind == "pca":
         features = pooled_features(model, clips, "none")
-        rows = _grid_of(features.shape[1] // steps, *clips.shape[3:], type(model).__name__)
+        rows = token_grid(features.shape[1] // steps, *clips.shape[3:], type(model).__name__)
         return plot_video_pca(clips, features, (steps, *rows), output)
     patch = _patch_size(model)
     grid = (steps, clips.shape[3] // patch[0], clips.shape[4] // patch[1])

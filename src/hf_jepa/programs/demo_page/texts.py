@@ -1,14 +1,13 @@
-"""A page where a VL-JEPA ranks texts for an image or a video: what `hf-jepa demo-vl` serves."""
+"""A VL-JEPA ranks texts for an image or a video."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..data.vl_media import read_clip, read_image
-from ..pipelines.vl_jepa import VLJepaPipeline
-from ..visualization import plot_feature_pca
+from ...data.vl_media import read_clip, read_image
+from ...pipelines.vl_jepa import VLJepaPipeline
+from ...visualization import plot_feature_pca
 
 _SIDE = 224
 
@@ -64,62 +63,30 @@ def draw_pca(pipeline: VLJepaPipeline, image: str | None, video: str | None, pat
     return plot_feature_pca(pixels, tokens, side, path)
 
 
-def build_page(pipeline: VLJepaPipeline) -> Any:
-    """
-    The page.
-
-    Returns:
-        `gradio.Blocks`.
-
-    Raises:
-        `ImportError`: without gradio.
-    """
-    try:
-        import gradio as gr
-    except ImportError as error:
-        raise ImportError("The page needs gradio, which is not installed: `pip install hf-jepa[demo]`.") from error
-    folder = tempfile.mkdtemp(prefix="hf-jepa-demo-")
+def add_tab(gr: Any, pipeline: VLJepaPipeline, folder: Path) -> None:
+    """What the page shows of a VL-JEPA; `folder` is for pictures."""
 
     def answer(image: str | None, video: str | None, query: str, candidates: str) -> tuple[dict, str | None]:
         try:
             ranks = ranked_texts(pipeline, image, video, query, candidates)
-            picture = draw_pca(pipeline, image, video, Path(folder, "pca.png"))
+            picture = draw_pca(pipeline, image, video, folder / "texts.png")
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
         # The label's bars take shares: cosines from -1 to 1 become 0 to 1.
         return {text: (1 + score) / 2 for text, score in ranks.items()}, picture and str(picture)
 
-    with gr.Blocks(title="VL-JEPA", analytics_enabled=False) as page:
-        gr.Markdown(
-            "# VL-JEPA\nThe model predicts the embedding of a text from an image or a video. Which of your texts is "
-            "nearest to it? Bars show (1 + cosine) / 2."
-        )
-        with gr.Row():
-            with gr.Column():
-                image = gr.Image(type="filepath", label="Image", height=240)
-                video = gr.Video(label="or video", height=240)
-                query = gr.Textbox(label="Query (may be empty)", elem_id="query")
-                candidates = gr.Textbox(label="Candidate texts, one a line", lines=5, elem_id="candidates")
-                button = gr.Button("Rank", variant="primary", elem_id="rank")
-            with gr.Column():
-                ranks = gr.Label(label="Ranks", num_top_classes=10, elem_id="ranks")
-                gr.Markdown("Features: principal components as colours")
-                picture = gr.Image(show_label=False, elem_id="pca")
-        button.click(answer, [image, video, query, candidates], [ranks, picture], api_name="rank")
-    return page
-
-
-def launch(repo_or_path: str, host: str = "127.0.0.1", port: int = 7860, device: str | None = None) -> None:
-    """
-    Serves the page until it is interrupted.
-
-    Args:
-        repo_or_path (`str`): of a VL-JEPA with its processor.
-        host (`str`), port (`int`): where.
-        device (`str`, *optional*): the GPU if there is one by default.
-
-    Raises:
-        `ImportError`: without gradio.
-        `ValueError`: if the model cannot be loaded.
-    """
-    build_page(load(repo_or_path, device)).launch(server_name=host, server_port=port, share=False)
+    gr.Markdown(
+        "The model predicts the embedding of a text from an image or a video. Which of your texts is nearest to it? "
+        "Bars show (1 + cosine) / 2."
+    )
+    with gr.Row():
+        with gr.Column(min_width=300):
+            image = gr.Image(type="filepath", label="Image", height=240)
+            video = gr.Video(label="or video", height=240)
+            query = gr.Textbox(label="Query (may be empty)", elem_id="query")
+            candidates = gr.Textbox(label="Candidate texts, one a line", lines=5, elem_id="candidates")
+            button = gr.Button("Rank", variant="primary", elem_id="rank")
+        with gr.Column(min_width=300):
+            ranks = gr.Label(label="Ranks", num_top_classes=10, elem_id="ranks")
+            picture = gr.Image(label="Features: principal components as colours", elem_id="pca")
+    button.click(answer, [image, video, query, candidates], [ranks, picture], api_name="rank")
