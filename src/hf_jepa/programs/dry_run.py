@@ -33,6 +33,7 @@ ON_CPU = {
     "fsdp_config": None,
     "deepspeed": None,
     "push_to_hub": False,
+    "report_to": "none",
     "gradient_accumulation_steps": 1,
     "dataloader_num_workers": 0,
     "dataloader_prefetch_factor": None,
