@@ -19,6 +19,9 @@ ENCODER = "{layer_scale_init_value: %s, drop_path_rate: 0.0%s}"
 
 INSTANCE = ", target_norm: instance"
 
+BF16 = {"bf16": True, "use_cpu": True}
+SLOW = {"ema_momentum": 0.999, "ema_momentum_end": 0.9999}
+
 TRIALS = {
     "recipe": {},
     "all 4 layers": {"method": METHOD % (4, 0.16, "")},
@@ -31,6 +34,17 @@ TRIALS = {
     "20 of 49 masked": {"num_masked": 20},
     "batch 128": {"per_device_train_batch_size": 128, "max_steps": 300, "warmup_steps": 50},
     "initializer 0.08": {"method": METHOD % (2, 0.08, "")},
+    # From here on the student steps in bfloat16, in less than half of the time.
+    "bf16": BF16,
+    "bf16, momentum 0.999, lr 3e-4": BF16 | SLOW | {"learning_rate": 3e-4},
+    "bf16, momentum 0.999, lr 3e-4, instance norm, all 4 layers": BF16
+    | SLOW
+    | {"learning_rate": 3e-4, "method": METHOD % (4, 0.16, INSTANCE)},
+    "bf16, momentum 0.999, lr 3e-4, first 2 layers": BF16
+    | SLOW
+    | {"learning_rate": 3e-4, "method": METHOD % ("[0, 1]", 0.16, "")},
+    "bf16, momentum 0.9999, lr 3e-4": BF16
+    | {"learning_rate": 3e-4, "ema_momentum": 0.9999, "ema_momentum_end": 0.9999},
 }
 
 

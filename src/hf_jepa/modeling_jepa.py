@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .parts import StrictLoading, TrainableParts, refuse_unknown_fields, tie_as_declared
+from .parts import StrictLoading, TrainableParts, cut, refuse_unknown_fields, tie_as_declared
 from .positions import pair
 
 
@@ -91,6 +91,7 @@ class JepaPreTrainedModel(TrainableParts, StrictLoading, PreTrainedModel):
     Base of the pretraining models: an in-tree `encoder` (the context encoder), an in-tree `target_encoder` that
     follows it by exponential moving average and never receives gradients, and a `predictor`, held side by side.
     Methods without an EMA target have no `target_encoder`; there `"target"` and `"context"` name the same encoder.
+    With targets from another encoder, which does not learn, that one is `teacher`.
     """
 
     base_model_prefix = ""
@@ -221,15 +222,49 @@ class JepaPreTrainedModel(TrainableParts, StrictLoading, PreTrainedModel):
         return getattr(self, "target_encoder", None) is not None
 
     def frozen(self) -> Iterator[nn.Module | nn.Parameter]:
-        if self.has_target_encoder:
-            yield self.target_encoder
+        yield from self._teachers()
+
+    def _teachers(self) -> list[nn.Module]:
+        parts = (getattr(self, name, None) for name in ("target_encoder", "teacher"))
+        return [part for part in parts if part is not None]
 
     def train(self, mode: bool = True) -> "JepaPreTrainedModel":
         super().train(mode)
         # The Trainer calls train() before every step; dropout must never act on targets.
-        if self.has_target_encoder:
-            self.target_encoder.eval()
+        for part in self._teachers():
+            part.eval()
         return self
+
+    @torch.no_grad()
+    def load_teacher(self, teacher: str | PreTrainedModel) -> None:
+        """
+        Gives a model with `target="frozen"` its teacher's weights; before that they are random.
+
+        Args:
+            teacher (`str` or `PreTrainedModel`): a model id, a local folder, or a loaded encoder, of `teacher_config`.
+
+        Raises:
+            `ValueError`: for a model without a teacher, and weights that do not fit.
+        """
+        if getattr(self, "teacher", None) is None:
+            raise ValueError(f'{type(self).__name__} has no teacher; set target="frozen" in its config.')
+        teacher = self.read_teacher(teacher)
+        own = self.teacher.state_dict()
+        # Encoders are often saved without their pooler, which no token depends on.
+        needed = [name for name in own if not name.startswith("pooler.")]
+        given = {name: value for name, value in teacher.state_dict().items() if name in own}
+        wrong = [name for name in needed if name not in given or given[name].shape != own[name].shape]
+        if wrong:
+            raise ValueError(
+                f"The teacher's weights do not fit `teacher_config`: {cut(wrong)}. Build the config with "
+                "`teacher_config=teacher.config`."
+            )
+        self.teacher.load_state_dict({**own, **given})
+
+    @classmethod
+    def read_teacher(cls, teacher: str | PreTrainedModel) -> PreTrainedModel:
+        """The encoder that can be a model's teacher: a loaded one, or that of a model id or local folder."""
+        return AutoModel.from_pretrained(teacher, dtype=torch.float32) if isinstance(teacher, str) else teacher
 
     @torch.no_grad()
     def sync_target(self) -> None:

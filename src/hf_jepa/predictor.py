@@ -85,12 +85,19 @@ class MaskedTokenPredictor(IJepaPreTrainedModel):
         config (`IJepaConfig`): the predictor's transformer (`hidden_size` is the predictor's width).
         encoder_hidden_size (`int`): width of the encoder's tokens.
         grid_size (`tuple[int, int]`): rows and columns of the stored position table, in patches.
+        target_hidden_size (`int`, *optional*): width of what is predicted; defaults to the encoder's.
     """
 
     config: IJepaConfig
     _no_split_modules = ["PredictorLayer"]
 
-    def __init__(self, config: IJepaConfig, encoder_hidden_size: int, grid_size: tuple[int, int]):
+    def __init__(
+        self,
+        config: IJepaConfig,
+        encoder_hidden_size: int,
+        grid_size: tuple[int, int],
+        target_hidden_size: int | None = None,
+    ):
         super().__init__(config)
         self.grid_size = grid_size
         self.embed = nn.Linear(encoder_hidden_size, config.hidden_size)
@@ -100,7 +107,7 @@ class MaskedTokenPredictor(IJepaPreTrainedModel):
         )
         self.layers = nn.ModuleList(PredictorLayer(config) for _ in range(config.num_hidden_layers))
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.proj = nn.Linear(config.hidden_size, encoder_hidden_size)
+        self.proj = nn.Linear(config.hidden_size, target_hidden_size or encoder_hidden_size)
         self.post_init()
 
     @torch.no_grad()
@@ -134,7 +141,7 @@ class MaskedTokenPredictor(IJepaPreTrainedModel):
             grid_size (`tuple[int, int]`, *optional*): rows and columns of the input; defaults to the configured ones.
 
         Returns:
-            `torch.Tensor` of shape `(num_target_masks * num_context_masks * batch, target_kept, encoder_width)`,
+            `torch.Tensor` of shape `(num_target_masks * num_context_masks * batch, target_kept, target_width)`,
             target block major, then context mask, then image.
         """
         num_context, num_target = len(context_mask), len(target_mask)

@@ -36,10 +36,12 @@ class RegularizedPreTrainingConfig(CompositeConfig):
     batch says that features have not collapsed, not that they are good: watch the probes beside `target_std`.
 
     Args:
-        target (`"ema"`, `"stop_gradient"` or `"shared"`): what makes the targets. `"ema"`: an exponential moving
-            average of the encoder, the originals' cure for collapse. `"stop_gradient"`: the encoder itself, without
-            gradient. `"shared"`: the encoder itself, with gradient. The last two have no `target_encoder`, train
-            without EMA, and apply the encoder's own dropout to targets too.
+        target (`"ema"`, `"stop_gradient"`, `"shared"` or `"frozen"`): what makes the targets. `"ema"`: an exponential
+            moving average of the encoder, the originals' cure for collapse. `"stop_gradient"`: the encoder itself,
+            without gradient. `"shared"`: the encoder itself, with gradient; both apply the encoder's own dropout to
+            targets too. `"frozen"`: another encoder, the model's `teacher`, which stays as it is (SALT, arXiv
+            2509.24317, whose teacher has learned to reconstruct pixels). All but the first have no `target_encoder`,
+            and train without EMA.
         regularizer (`"none"`, `"sigreg"`, `"visreg"`, `"weak_sigreg"`, `"rdmreg"` or `"vicreg"`): `"sigreg"`:
             [`~hf_jepa.objectives.SIGReg`], the package form, which grows with the number of images in the batch.
             `"visreg"`: [`~hf_jepa.objectives.VISReg`], whose gradient does not fade when embeddings shrink.
@@ -59,7 +61,7 @@ class RegularizedPreTrainingConfig(CompositeConfig):
         `ValueError`: for a weight that is negative or not finite, a weight without a regularizer, no slices.
     """
 
-    target: Literal["ema", "stop_gradient", "shared"] = "ema"
+    target: Literal["ema", "stop_gradient", "shared", "frozen"] = "ema"
     regularizer: Literal["none", "sigreg", "visreg", "weak_sigreg", "rdmreg", "vicreg"] = "none"
     regularizer_weight: float | int | None = None
     num_slices: int = 1024
@@ -80,7 +82,7 @@ class RegularizedPreTrainingConfig(CompositeConfig):
             )
         if self.num_slices < 1:
             raise ValueError(f"`num_slices` must be at least 1, got {self.num_slices}.")
-        if self.target != "ema" and self.regularizer == "none" and not self.regularizes_itself:
+        if self.target in ("stop_gradient", "shared") and self.regularizer == "none" and not self.regularizes_itself:
             logger.warning_once(
                 f'target="{self.target}" without a regularizer collapses: a constant encoder predicts itself '
                 f'perfectly. Set `regularizer` ({", ".join(_WEIGHTS)}), or `target="ema"`.'

@@ -286,11 +286,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--objectives", nargs="+", choices=[*objectives()], help="these alone, beside the baselines")
     parser.add_argument("--output_dir", type=Path, default=None)
     parser.add_argument("--lambda_rule", action="store_true", help="sweep SIGReg's weight instead, without BatchNorm")
     options = parser.parse_args()
     folder = options.output_dir or Path("outputs/collapse_lambda" if options.lambda_rule else "outputs/collapse")
-    trained = [f"lambda {weight}" for weight in LAMBDAS] if options.lambda_rule else objectives()
+    trained = [f"lambda {weight}" for weight in LAMBDAS] if options.lambda_rule else options.objectives or objectives()
     arms, variants = [PIXELS, UNTRAINED, *trained], [False] if options.lambda_rule else [False, True]
     # Seed by seed, so that a process renders a seed's views once.
     tasks = [(arm, bn, seed, options.steps) for seed in options.seeds for bn in variants for arm in arms]

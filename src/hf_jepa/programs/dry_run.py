@@ -98,7 +98,17 @@ def all_on_disk(parts: list[Any]) -> bool:
 
 def sources_of(args: Any) -> list[str]:
     """The weights and tokenizers that a recipe names."""
-    names = ("from_encoder", "checkpoint", "model", "tokenizer", "vision", "predictor", "y_encoder", "y_decoder")
+    names = (
+        "from_encoder",
+        "teacher",
+        "checkpoint",
+        "model",
+        "tokenizer",
+        "vision",
+        "predictor",
+        "y_encoder",
+        "y_decoder",
+    )
     return [value for name in names if isinstance(value := getattr(args, name, None), str)]
 
 

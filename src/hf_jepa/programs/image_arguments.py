@@ -11,6 +11,9 @@ class ModelArguments:
     family: str = field(default="ijepa", metadata={"help": "The method; `hf-jepa list` names them."})
     size: str | None = field(default=None, metadata={"help": f"Published size: {', '.join(IJEPA_SIZES)}."})
     from_encoder: str | None = field(default=None, metadata={"help": "Continue from a released encoder (id or path)."})
+    teacher: str | None = field(
+        default=None, metadata={"help": "I-JEPA: predict what this frozen encoder (id or path) makes; SALT."}
+    )
     licence: str | None = field(
         default=None, metadata={"help": "Of the weights; default: the source's, or apache-2.0."}
     )

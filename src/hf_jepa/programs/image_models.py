@@ -1,8 +1,10 @@
 """How a recipe of `pretrain_image.py` becomes a model, by kind of method."""
 
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+import torch
 from transformers import AutoConfig, Data2VecVisionConfig, IJepaConfig, PreTrainedModel, ViTMAEConfig
 
 from ..data.defaults import num_channels
@@ -69,6 +71,18 @@ def from_released(model_class: Any, args: Any, chosen: dict[str, Any]) -> PreTra
     return model
 
 
+def with_teacher(
+    model_class: Any, name: str, build: Callable[[dict[str, Any]], PreTrainedModel], chosen: dict[str, Any]
+) -> PreTrainedModel:
+    """A model built with `chosen` fields whose targets come from the frozen encoder `name` (SALT)."""
+    # The student's weights are those that the seed draws without a teacher.
+    with torch.random.fork_rng(devices=[]):
+        teacher = model_class.read_teacher(name)
+    model = build(chosen | {"target": "frozen", "teacher_config": teacher.config})
+    model.load_teacher(teacher)
+    return model
+
+
 def build_masked_model(method: Method, args: ModelArguments) -> PreTrainedModel:
     """A published size, sizes of its own, or a released encoder."""
     config_class, model_class = (method.composite.load(name) for name in ("config", "model"))
@@ -77,7 +91,15 @@ def build_masked_model(method: Method, args: ModelArguments) -> PreTrainedModel:
     chosen = {name: value for name in names if (value := getattr(args, name)) is not None}
     refuse_unknown(method.name, chosen, config_class)
     chosen |= method_fields(method, args)
-    source = _source(args)
+    if args.teacher is None:
+        return _build_masked_model(model_class, args, chosen)
+    return with_teacher(
+        model_class, args.teacher, lambda fields: _build_masked_model(model_class, args, fields), chosen
+    )
+
+
+def _build_masked_model(model_class: Any, args: ModelArguments, chosen: dict[str, Any]) -> PreTrainedModel:
+    config_class, source = model_class.config_class, _source(args)
     if source == "from_encoder":
         return from_released(model_class, args, chosen)
     if source == "size":

@@ -33,6 +33,8 @@ def build_model(args: ModelArguments, seed: int = 0) -> PreTrainedModel:
     """The pretraining model a recipe describes."""
     torch.manual_seed(seed)
     method = method_for(args, __name__)
+    if args.teacher is not None and method.name not in ("ijepa", "cjepa"):
+        raise ValueError(f"{method.title} takes no `teacher`: I-JEPA and C-JEPA do.")
     model = method.load("build_model")(method, args)
     if args.attn_implementation is not None:
         model.set_attn_implementation(args.attn_implementation)
@@ -136,7 +138,7 @@ def describe(
     origin = origin_of(*([data_args.dataset] if data_args.dataset else []))
     scored = origin_of(data_args.probe_dataset)["name"] if data_args.probe_dataset else origin["name"]
     return {
-        "licence": licence_of(model_args.licence, model_args.from_encoder),
+        "licence": licence_of(model_args.licence, model_args.from_encoder, model_args.teacher),
         "data": {**origin, "split": data_args.train_split},
         "scored": {"dataset": scored, "split": data_args.probe_split},
     }

@@ -23,7 +23,7 @@ from ..models.vjepa.configuration_vjepa import GENERATION_FIELDS
 from ..training import JepaTrainer, JepaTrainingArguments
 from .facts import licence_of, method_for, origin_of, settings
 from .image_arguments import DataArguments, ModelArguments
-from .image_models import from_released, mapping, refuse_unknown
+from .image_models import from_released, mapping, refuse_unknown, with_teacher
 from .pretrain_image import stand_in_rows as stand_in_images
 from .program import Program
 from .run import run
@@ -41,15 +41,20 @@ def build_vjepa(method: Method, args: VideoModelArguments, num_frames: int) -> V
     chosen = refuse_unknown("method", mapping(args.method, "method"), config_class)
     if sum([args.size is not None, args.from_encoder is not None, "hidden_size" in encoder]) != 1:
         raise ValueError("Give one of `size`, `from_encoder`, or `encoder_args` with `hidden_size` and its layers.")
-    if args.from_encoder is not None:
-        if encoder:
-            raise ValueError(f"`from_encoder` brings its own sizes; leave out `encoder_args`: {', '.join(encoder)}.")
-        return from_released(model_class, args, chosen)
+    if args.from_encoder is not None and encoder:
+        raise ValueError(f"`from_encoder` brings its own sizes; leave out `encoder_args`: {', '.join(encoder)}.")
     encoder = {"crop_size": args.image_size or 256, "frames_per_clip": num_frames, **encoder}
-    if args.size is not None:
-        return model_class(config_class.from_size(args.size, generation, **encoder, **chosen))
-    config = VJepaConfig(**{**GENERATION_FIELDS[generation], **encoder})
-    return model_class(config_class(encoder_config=config, **chosen))
+
+    def build(fields: dict[str, Any]) -> VJepaForPreTraining:
+        if args.from_encoder is not None:
+            return from_released(model_class, args, fields)
+        if args.size is not None:
+            return model_class(config_class.from_size(args.size, generation, **encoder, **fields))
+        return model_class(
+            config_class(encoder_config=VJepaConfig(**{**GENERATION_FIELDS[generation], **encoder}), **fields)
+        )
+
+    return build(chosen) if args.teacher is None else with_teacher(model_class, args.teacher, build, chosen)
 
 
 def build_model(args: VideoModelArguments, num_frames: int, seed: int = 0) -> PreTrainedModel:
@@ -166,7 +171,7 @@ def describe(
     method_for(model_args, __name__)
     scored = data_args.probe_dataset
     return {
-        "licence": licence_of(model_args.licence, model_args.from_encoder),
+        "licence": licence_of(model_args.licence, model_args.from_encoder, model_args.teacher),
         "data": {**origin_of(*(data_args.dataset or [])), "split": data_args.train_split},
         "scored": {"dataset": scored and origin_of(scored)["name"], "split": data_args.probe_split},
     }

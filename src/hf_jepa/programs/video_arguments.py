@@ -14,6 +14,9 @@ class VideoModelArguments:
     )
     size: str | None = field(default=None, metadata={"help": f"Published size: {', '.join(VJEPA_SIZES)}."})
     from_encoder: str | None = field(default=None, metadata={"help": "Continue from a released model (id or path)."})
+    teacher: str | None = field(
+        default=None, metadata={"help": "Predict what this frozen encoder (id or path) makes; SALT's second stage."}
+    )
     licence: str | None = field(
         default=None, metadata={"help": "Of the weights; default: the source's, or apache-2.0."}
     )

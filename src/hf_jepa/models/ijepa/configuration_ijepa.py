@@ -33,6 +33,9 @@ class IJepaPreTrainingConfig(RegularizedPreTrainingConfig):
     Args:
         encoder_config (`dict` or `IJepaConfig`, *optional*): the context and target encoders, in-tree `ijepa`. When
             omitted, a ViT-B/16 with the original's `layer_norm_eps` of 1e-6 (the in-tree default of 1e-12 is not it).
+        teacher_config (`dict` or `PreTrainedConfig`, *optional*): for `target="frozen"`, the encoder whose tokens are
+            predicted, of any type and width that gives one token per patch of the same grid. Its weights come by
+            [`~IJepaForPreTraining.load_teacher`].
         predictor_hidden_size (`int`, defaults to 384): width of the predictor.
         predictor_num_hidden_layers (`int`, defaults to 6): depth of the predictor.
         predictor_num_attention_heads (`int`, *optional*): defaults to the encoder's number, as in the released code.
@@ -55,17 +58,20 @@ class IJepaPreTrainingConfig(RegularizedPreTrainingConfig):
 
     Raises:
         `ValueError`: for negative weights, widths that heads do not divide, widths not divisible by 4, image sizes
-            that patches do not divide, or another encoder type than `ijepa`.
+            that patches do not divide, another encoder type than `ijepa`, or a frozen target without a teacher, or the
+            reverse.
     """
 
     model_type = "ijepa_pretraining"
     sub_configs_defaults = {
         "encoder_config": SubConfigSpec(
             config_class=AutoConfig, model_type="ijepa", init_kwargs={"layer_norm_eps": 1e-6}
-        )
+        ),
+        "teacher_config": SubConfigSpec(config_class=AutoConfig, model_type="vit", optional=True),
     }
 
     encoder_config: dict | PreTrainedConfig | None = None
+    teacher_config: dict | PreTrainedConfig | None = None
     predictor_hidden_size: int = 384
     predictor_num_hidden_layers: int = 6
     predictor_num_attention_heads: int | None = None
@@ -150,6 +156,13 @@ class IJepaPreTrainingConfig(RegularizedPreTrainingConfig):
         encoder = self.encoder_config
         if not isinstance(encoder, PreTrainedConfig):
             return
+        if (self.target == "frozen") != (self.teacher_config is not None):
+            raise ValueError(
+                f'target="frozen" and `teacher_config` belong together, got target={self.target!r} '
+                f"{'without' if self.teacher_config is None else 'with'} a teacher."
+            )
+        if self.target == "frozen" and self.regularizer == "cjepa":
+            raise ValueError("C-JEPA's projector is for the encoder's own tokens; it takes no frozen teacher.")
         if encoder.model_type != "ijepa":
             raise ValueError(f"`encoder_config` must be of model type 'ijepa', got {encoder.model_type!r}.")
         predictor_heads = self.predictor_num_attention_heads or encoder.num_attention_heads

@@ -9,12 +9,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
+from ...encoders import build_encoder, run_encoder, vision_width
 from ...modeling_jepa import JepaOutput, JepaPreTrainedModel, check_masks
 from ...objectives.distances import distance, normalize_targets
 from ...parts import build_part
 from ...positions import pair, sincos_2d
 from ...predictor import MaskedTokenPredictor, gather_tokens
 from ...regularized import build_regularizer, regularize
+from ...token_layouts import patch_tokens
 from .configuration_ijepa import CJepaPreTrainingConfig, IJepaPreTrainingConfig
 from .in_tree_ijepa import use_table_at_configured_size
 from .objective_ijepa import build_projector, projected_vicreg
@@ -91,6 +93,11 @@ def encode_tokens(
     return encoder.layernorm(hidden_states)
 
 
+def tokens_width(encoder: PreTrainedModel) -> int:
+    """Width of an encoder's tokens; found out where its config does not say."""
+    return getattr(encoder.config, "hidden_size", None) or vision_width(encoder)
+
+
 class IJepaForPreTraining(JepaPreTrainedModel):
     """
     I-JEPA (arXiv 2301.08243): from the visible tokens of an image, predict what an EMA copy of the encoder makes of
@@ -98,7 +105,8 @@ class IJepaForPreTraining(JepaPreTrainedModel):
     targets layer-normed over features without affine.
 
     With `regularizer` and `target` of the config, what keeps the encoder from collapsing can be a regularizer instead
-    of (or beside) the EMA copy; without an EMA copy there is no `target_encoder`.
+    of (or beside) the EMA copy, or a `teacher` that does not learn (SALT, arXiv 2509.24317); without an EMA copy there
+    is no `target_encoder`.
 
     Example:
 
@@ -120,8 +128,12 @@ class IJepaForPreTraining(JepaPreTrainedModel):
         with init.no_init_weights():
             self.encoder = build_part(config.encoder_config)
             self.target_encoder = build_part(config.encoder_config) if config.target == "ema" else None
+            self.teacher = build_encoder(config.teacher_config) if config.target == "frozen" else None
             self.predictor = MaskedTokenPredictor(
-                config.predictor_config, config.encoder_config.hidden_size, config.grid_size
+                config.predictor_config,
+                config.encoder_config.hidden_size,
+                config.grid_size,
+                None if self.teacher is None else tokens_width(self.teacher),
             )
         self.regularizer = build_regularizer(config)
         self.projector = build_projector(config) if config.regularizer == "cjepa" else None
@@ -237,9 +249,21 @@ class IJepaForPreTraining(JepaPreTrainedModel):
         context = encode_tokens(self.encoder, pixel_values, context_mask)
         predictions = self.predictor(context, context_mask, target_mask, grid_size)
         with torch.set_grad_enabled(self.config.target == "shared" and torch.is_grad_enabled()):
-            features = normalize_targets(encode_tokens(self._encoder("target"), pixel_values))
+            features = normalize_targets(self._target_tokens(pixel_values, num_tokens))
             rows = [gather_tokens(features, mask).repeat(len(context_mask), 1, 1) for mask in target_mask]
         return context, predictions, torch.cat(rows)
+
+    def _target_tokens(self, pixel_values: torch.Tensor, num_tokens: int) -> torch.Tensor:
+        if self.teacher is None:
+            return encode_tokens(self._encoder("target"), pixel_values)
+        states = run_encoder(self.teacher, pixel_values).last_hidden_state
+        tokens = patch_tokens(self.teacher, states, pixel_values)
+        if tokens.shape[1] != num_tokens:
+            raise ValueError(
+                f"The teacher gives {tokens.shape[1]} tokens of an image, the student {num_tokens}; their patches "
+                "must be of one size."
+            )
+        return tokens
 
     @torch.no_grad()
     def energy(

@@ -17,6 +17,12 @@ class VJepaPreTrainingConfig(CompositeConfig):
 
     Args:
         encoder_config (`dict` or [`VJepaConfig`], *optional*): encoders and predictor. When omitted, V-JEPA's ViT-L.
+        target (`"ema"`, `"frozen"` or `"pixels"`): what is predicted of hidden tokens. `"ema"`: what an exponential
+            moving average of the encoder makes of them, V-JEPA. `"pixels"` and `"frozen"` are the two stages of SALT
+            (arXiv 2509.24317): the pixels themselves, each tubelet's by its own mean and deviation as in MAE; then
+            what the encoder so trained, the model's `teacher`, makes of them. Both train without EMA.
+        teacher_config (`dict` or [`VJepaConfig`], *optional*): for `target="frozen"`, the teacher, of any width and
+            the encoder's patches. Its weights come by [`~VJepaForPreTraining.load_teacher`].
         loss_exponent (`float`, defaults to 1.0): the loss is the mean of `|prediction - target|^e / e`; 1 is L1, as
             in all releases.
         variance_weight (`float`, defaults to 0.0): weight of the variance regularizer of predictions, the mean of
@@ -31,22 +37,34 @@ class VJepaPreTrainingConfig(CompositeConfig):
             that with one length only the first is trained.
 
     Raises:
-        `ValueError`: for weights that make no sense, or a predictor without a head for visible tokens.
+        `ValueError`: for weights that make no sense, a predictor without a head for visible tokens, a frozen target
+            without a teacher, or the reverse, several levels with a target other than `"ema"`.
     """
 
     model_type = "vjepa_pretraining"
     sub_configs_defaults = {
         "encoder_config": SubConfigSpec(
             config_class=VJepaConfig, init_kwargs={**GENERATION_FIELDS["1"], "pred_num_attention_heads": 16}
-        )
+        ),
+        "teacher_config": SubConfigSpec(config_class=VJepaConfig, optional=True),
     }
 
     encoder_config: dict | PreTrainedConfig | None = None
+    teacher_config: dict | PreTrainedConfig | None = None
+    target: Literal["ema", "frozen", "pixels"] = "ema"
     loss_exponent: float | int = 1.0
     variance_weight: float | int = 0.0
     context_loss_weight: float | int = 0.0
     context_loss_distance: bool = True
     mask_token_by: Literal["mask", "group"] = "mask"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        encoder = self.encoder_config
+        if self.target == "pixels":
+            encoder.pred_output_size = encoder.tubelet_size * encoder.patch_size**2 * encoder.in_chans
+        elif self.target == "frozen" and self.teacher_config is not None:
+            encoder.pred_output_size = self.teacher_config.hidden_size
 
     @classmethod
     def from_size(cls, size: str, generation: str = "1", **kwargs: Any) -> "VJepaPreTrainingConfig":
@@ -74,11 +92,29 @@ class VJepaPreTrainingConfig(CompositeConfig):
             return
         if encoder.model_type != "vjepa":
             raise ValueError(f"`encoder_config` must be of model type 'vjepa', got {encoder.model_type!r}.")
+        if (self.target == "frozen") != (self.teacher_config is not None):
+            raise ValueError(
+                f'target="frozen" and `teacher_config` belong together, got target={self.target!r} '
+                f"{'without' if self.teacher_config is None else 'with'} a teacher."
+            )
+        if self.target != "ema" and (encoder.predicted_levels > 1 or self.context_loss_weight):
+            raise ValueError(
+                f"target={self.target!r} is one level of hidden tokens: leave `hierarchical_layers` and "
+                "`context_loss_weight` of V-JEPA 2.1 out."
+            )
         if self.context_loss_weight and not encoder.pred_context_output:
             raise ValueError("`context_loss_weight` needs a predictor with `pred_context_output=True`.")
 
 
-_OWN_FIELDS = ("loss_exponent", "variance_weight", "context_loss_weight", "context_loss_distance", "mask_token_by")
+_OWN_FIELDS = (
+    "target",
+    "teacher_config",
+    "loss_exponent",
+    "variance_weight",
+    "context_loss_weight",
+    "context_loss_distance",
+    "mask_token_by",
+)
 
 
 @strict
@@ -90,7 +126,10 @@ class VJepa2PreTrainingConfig(VJepaPreTrainingConfig):
     """
 
     model_type = "vjepa2_pretraining"
-    sub_configs_defaults = {"encoder_config": SubConfigSpec(config_class=VJepaConfig)}
+    sub_configs_defaults = {
+        "encoder_config": SubConfigSpec(config_class=VJepaConfig),
+        "teacher_config": SubConfigSpec(config_class=VJepaConfig, optional=True),
+    }
 
     mask_token_by: Literal["mask", "group"] = "group"
 

@@ -19,7 +19,13 @@ from .configuration_vjepa_pretraining import VJepa2PreTrainingConfig, VJepaPreTr
 from .encoder_vjepa import VJepaEncoder, grid_of
 from .groups_vjepa import Pair, causal_masks, pair_masks
 from .modeling_vjepa import VJepaModel, in_tree_obstacles
-from .objective_vjepa import context_weights, normalize_levels, power_distance, variance_regularizer
+from .objective_vjepa import (
+    context_weights,
+    normalize_levels,
+    normalized_tubelets,
+    power_distance,
+    variance_regularizer,
+)
 from .predictor_vjepa import VJepaPredictor
 
 
@@ -63,7 +69,8 @@ class VJepaForPreTraining(JepaPreTrainedModel):
         # The composite's own post_init draws the weights; drawing them in each part first would be work done twice.
         with init.no_init_weights():
             self.encoder = VJepaEncoder(config.encoder_config)
-            self.target_encoder = VJepaEncoder(config.encoder_config)
+            self.target_encoder = VJepaEncoder(config.encoder_config) if config.target == "ema" else None
+            self.teacher = VJepaEncoder(config.teacher_config) if config.target == "frozen" else None
             self.predictor = VJepaPredictor(config.encoder_config)
         # V-JEPA 2.1 warms this up: a trainer may set it, as a number or a scalar tensor, before every step.
         self.context_loss_weight = float(config.context_loss_weight)
@@ -238,12 +245,26 @@ class VJepaForPreTraining(JepaPreTrainedModel):
             predict_context,
         )
         with torch.no_grad():
-            whole = [normalize_levels(part, levels) for part in self.target_encoder(clips, num_levels=levels)]
+            whole = self._whole_targets(clips, levels)
             targets = [gather_tokens(whole[pair.group], pair.target) for pair in pairs]
             context_targets = None
             if predict_context:
                 context_targets = [gather_tokens(whole[pair.group], pair.context) for pair in pairs]
         return Prediction(pairs, features, predictions, targets, context_predictions, context_targets)
+
+    def _whole_targets(self, clips: list[torch.Tensor], levels: int) -> list[torch.Tensor]:
+        """What may be asked of every token, per group of clips, normalised."""
+        if self.config.target == "pixels":
+            config = self.config.encoder_config
+            return [normalized_tubelets(part, grid_of(config, part), config.tubelet_size) for part in clips]
+        teacher = self.teacher if self.config.target == "frozen" else self.target_encoder
+        return [normalize_levels(part, levels) for part in teacher(clips, num_levels=levels)]
+
+    @classmethod
+    def read_teacher(cls, teacher: str | PreTrainedModel) -> PreTrainedModel:
+        if isinstance(teacher, str):
+            teacher = VJepaModel.from_pretrained(teacher, dtype=torch.float32)
+        return getattr(teacher, "encoder", teacher)
 
     @torch.no_grad()
     def energy(

@@ -3,6 +3,7 @@
 import torch
 
 from ...objectives.distances import normalize_targets
+from .encoder_vjepa import Grid, gather_tubelets
 
 
 def normalize_levels(features: torch.Tensor, num_levels: int) -> torch.Tensor:
@@ -19,6 +20,24 @@ def normalize_levels(features: torch.Tensor, num_levels: int) -> torch.Tensor:
     if num_levels == 1:
         return normalize_targets(features)
     return normalize_targets(features.unflatten(-1, (num_levels, -1))).flatten(-2)
+
+
+def normalized_tubelets(clips: torch.Tensor, grid: Grid, tubelet_size: int) -> torch.Tensor:
+    """
+    Pixels as targets: each tubelet's, with mean 0 and variance 1 as MAE's patches have (arXiv 2111.06377, released
+    code).
+
+    Args:
+        clips (`torch.Tensor` of shape `(batch, frames, channels, height, width)`).
+        grid (`tuple[int, int, int]`): time slots, rows and columns.
+        tubelet_size (`int`): frames.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch, tokens, tubelet_size * channels * patch_size ** 2)`.
+    """
+    pixels = gather_tubelets(clips, grid, tubelet_size, None).float()
+    mean, variance = pixels.mean(dim=-1, keepdim=True), pixels.var(dim=-1, keepdim=True)
+    return (pixels - mean) / (variance + 1e-6).sqrt()
 
 
 def power_distance(predictions: torch.Tensor, targets: torch.Tensor, exponent: float) -> torch.Tensor:
