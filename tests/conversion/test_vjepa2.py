@@ -175,10 +175,10 @@ def test_ten_mask_tokens(clean, tmp_path):
 
 
 def test_options_of_the_released_code(tmp_path):
-    """Gated MLPs and attention without biases, which no release uses."""
+    """Attention without biases, which no release uses."""
     encoder = VJepaConfig(
         patch_size=4, crop_size=16, frames_per_clip=4, hidden_size=48, num_hidden_layers=2, num_attention_heads=3,
-        pred_hidden_size=24, pred_num_hidden_layers=1, pred_num_attention_heads=2, use_swiglu=True, qkv_bias=False,
+        pred_hidden_size=24, pred_num_hidden_layers=1, pred_num_attention_heads=2, qkv_bias=False,
     )  # fmt: skip
     check_round_trip(VJepa2ForPreTraining(VJepa2PreTrainingConfig(encoder_config=encoder)), tmp_path)
 

@@ -207,7 +207,9 @@ def test_official_format_keeps_the_pad_token_unlabelled():
     )
     assert tokenizer.decode(pair["code_ids"]) == "<bos><|start_header_id|>assistant<|end_header_id|>\n\n(dog).*"
     # The clean labels with the same tokenizer do end the turn.
-    assert encode_pair({"messages": CHAT}, tokenizer)["labels"][-1] == tokenizer.eos_token_id
+    clean = encode_pair({"messages": CHAT}, tokenizer)
+    assert clean["labels"][-1] == tokenizer.eos_token_id
+    assert encode_pair({"chat": CHAT}, tokenizer, PairFormat(messages_column="chat")) == clean
 
 
 def test_options_of_views():

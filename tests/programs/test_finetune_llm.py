@@ -44,11 +44,14 @@ def recipe(tmp_path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("flags", [[], ["--objective=stp", "--num_predictor_tokens=0"], ["--lora_rank=2"]])
+@pytest.mark.parametrize(
+    "flags", [["--data_licence=cc0-1.0"], ["--objective=stp", "--num_predictor_tokens=0"], ["--lora_rank=2"]]
+)
 def test_a_recipe_becomes_a_release(program, recipe, tmp_path, flags, capsys):
     program.main([str(recipe), *flags])
     release = tmp_path / "run" / "release"
     results = json.loads((release / "results.json").read_text())
+    assert results["data"].get("licence") == ("cc0-1.0" if flags == ["--data_licence=cc0-1.0"] else None)
     scores = {entry["metric"]: entry for entry in results["evaluations"]}
     # The row that training holds too is left out.
     assert scores["exact-match"]["num_examples"] == scores["startswith"]["num_examples"] == 6

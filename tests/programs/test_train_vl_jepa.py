@@ -83,10 +83,11 @@ def test_two_stages_and_a_decoder(program, parts, recipe, tmp_path, capsys):
     assert "licence of the data" in (release / "README.md").read_text()
     content = yaml.safe_load(recipe.read_text())
     content["model"] = {"checkpoint": str(release), "licence": "mit", "config": {"image_num_frames": 4}}
-    content["data"] |= {"query_column": "ask", "target_prompt": "document"}
+    content["data"] |= {"query_column": "ask", "target_prompt": "document", "data_licence": "cc0-1.0"}
     content["training"]["output_dir"] = str(tmp_path / "second")
     recipe.write_text(yaml.safe_dump(content))
     program.main([str(recipe), "--y_decoder_steps=3", "--lora_rank=2"])
+    assert json.loads((tmp_path / "second/release/results.json").read_text())["data"]["licence"] == "cc0-1.0"
     second = AutoModel.from_pretrained(tmp_path / "second" / "release")
     assert second.config.image_num_frames == 4
     assert second.config.predictor_adapter["r"] == 2

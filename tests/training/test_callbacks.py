@@ -184,7 +184,8 @@ def test_collapse_to_positions_warns_and_stops(
     assert min(healthy) > 0.05
 
 
-def test_rank_collapse_stops_too(make_trainer: Callable[..., Any], tiny_model: Any) -> None:
-    trainer = make_trainer(collapse_rank_threshold=1e6, collapse_patience=2, collapse_action="stop", max_steps=4)
+@pytest.mark.parametrize("threshold", ["collapse_rank_threshold", "collapse_std_threshold"])
+def test_thresholds_are_heeded(make_trainer: Callable[..., Any], threshold: str) -> None:
+    trainer = make_trainer(**{threshold: 1e6}, collapse_patience=2, collapse_action="stop", max_steps=4)
     trainer.train()
     assert trainer.state.global_step == 2

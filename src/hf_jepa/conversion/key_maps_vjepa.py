@@ -19,7 +19,6 @@ _BLOCK = {
     "norm2": ("norm2",),
     "mlp.fc1": ("mlp.fc1",),
     "mlp.fc2": ("mlp.fc2",),
-    "mlp.fc3": ("mlp.fc3",),
 }
 
 
@@ -27,8 +26,6 @@ def block_keys(config: VJepaConfig, blocks: str, depth: int) -> Iterator[tuple[s
     """Original keys of transformer blocks -> parameters of ours, those of a fused projection together."""
     for index in range(depth):
         for source, names in _BLOCK.items():
-            if source == "mlp.fc3" and not config.use_swiglu:
-                continue
             for kind in ("weight", "bias"):
                 if config.qkv_bias or (source, kind) != ("attn.qkv", "bias"):
                     yield f"{blocks}.{index}.{source}.{kind}", tuple(f"layer.{index}.{name}.{kind}" for name in names)

@@ -225,9 +225,7 @@ def encoder_fields(
                 f"`{argument}` (--{argument.replace('_', '-')}) is {clip[field]}, but the checkpoint's patches have "
                 f"{unit} {unit_name}: give one number, a multiple of that."
             )
-    use_swiglu = "blocks.0.mlp.fc3.weight" in encoder
-    # Gated MLPs have two thirds of the width that the ratio gives, see `VJepaMLP`.
-    inner = int(shape_of(groups, "encoder", "blocks.0.mlp.fc1.weight", 2)[0] * (3 / 2 if use_swiglu else 1))
+    inner = shape_of(groups, "encoder", "blocks.0.mlp.fc1.weight", 2)[0]
     depth = count_blocks(encoder)
     known = _KNOWN_HEADS.get((hidden, depth))
     return {
@@ -240,7 +238,6 @@ def encoder_fields(
         "num_attention_heads": number_of_heads(hidden, known, num_attention_heads, "num_attention_heads"),
         "mlp_ratio": mlp_ratio(hidden, inner),
         "qkv_bias": "blocks.0.attn.qkv.bias" in encoder,
-        "use_swiglu": use_swiglu,
     }
 
 
@@ -280,8 +277,7 @@ def infer_config(
             fields |= _dense_fields(groups, fields["hidden_size"], fields["num_hidden_layers"], hierarchical_layers)
         return VJepaConfig(**fields | NO_PREDICTOR)
     pred_hidden = shape_of(groups, "predictor", "predictor_norm.weight", 1)[0]
-    full = 3 / 2 if fields["use_swiglu"] else 1
-    pred_inner = int(shape_of(groups, "predictor", "predictor_blocks.0.mlp.fc1.weight", 2)[0] * full)
+    pred_inner = shape_of(groups, "predictor", "predictor_blocks.0.mlp.fc1.weight", 2)[0]
     # V-JEPA 1 builds the predictor with as many heads as the encoder; 12 are published otherwise.
     known = fields["num_attention_heads"] if generation == "1" else {384: 12}.get(pred_hidden)
     fields |= {

@@ -139,7 +139,7 @@ def build_model(args: LLMModelArguments, tokenizer: Any, seed: int) -> LLMJepaFo
 
 
 def build_adapter(args: LLMModelArguments) -> Any:
-    """The adapter a recipe asks for, as in the paper (alpha twice the rank), on every linear layer; or None."""
+    """The adapter a recipe asks for, as the released code's, on every linear layer; or None."""
     if not args.lora_rank:
         if args.load_in_4bit or args.use_dora:
             raise ValueError("`load_in_4bit` and `use_dora` need `lora_rank`.")
@@ -149,7 +149,7 @@ def build_adapter(args: LLMModelArguments) -> Any:
     return LoraConfig(
         r=args.lora_rank,
         lora_alpha=2 * args.lora_rank,
-        lora_dropout=args.lora_dropout,
+        lora_dropout=0.1,
         use_dora=args.use_dora,
         target_modules="all-linear",
         task_type="CAUSAL_LM",

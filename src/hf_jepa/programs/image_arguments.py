@@ -74,7 +74,6 @@ class DataArguments:
     num_views: int = field(default=2, metadata={"help": "Global views of an image."})
     num_local_views: int = field(default=0, metadata={"help": "Small views of an image."})
     local_image_size: int = field(default=96, metadata={"help": "Side of a local view, in pixels."})
-    local_crop_scale: list[float] = field(default_factory=lambda: [0.05, 0.3], metadata={"help": "Their area."})
     color_jitter: list[float] = field(
         default_factory=lambda: [0.4, 0.4, 0.2, 0.1],
         metadata={"help": "Strength of brightness, contrast, saturation, hue."},

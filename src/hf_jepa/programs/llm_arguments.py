@@ -28,7 +28,6 @@ class LLMModelArguments:
     target: str = field(default="shared", metadata={"help": "shared, stop_gradient or ema."})
     regularizer: str = field(default="none", metadata={"help": "none, sigreg, visreg, weak_sigreg or vicreg."})
     lora_rank: int = field(default=0, metadata={"help": "0 trains all weights; the paper's alpha is twice the rank."})
-    lora_dropout: float = field(default=0.1, metadata={"help": "Dropout of the adapters."})
     use_dora: bool = field(default=False, metadata={"help": "DoRA instead of LoRA."})
     load_in_4bit: bool = field(default=False, metadata={"help": "QLoRA: 4-bit base weights (needs bitsandbytes)."})
 

@@ -125,9 +125,7 @@ def build_trainer(
         from peft import LoraConfig
 
         rank = model_args.lora_rank
-        adapter = LoraConfig(
-            r=rank, lora_alpha=2 * rank, lora_dropout=model_args.lora_dropout, target_modules="all-linear"
-        )
+        adapter = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
     return VLJepaTrainer(model, args, train, scored, processor, peft_config=adapter)
 
 
@@ -144,9 +142,9 @@ def fit_decoder(
     settings = TrainingArguments(
         output_dir=trainer.args.output_dir,
         max_steps=args.y_decoder_steps,
-        per_device_train_batch_size=args.y_decoder_batch_size,
-        per_device_eval_batch_size=args.y_decoder_batch_size,
-        learning_rate=args.y_decoder_learning_rate,
+        per_device_train_batch_size=64,
+        per_device_eval_batch_size=64,
+        learning_rate=1e-3,
         lr_scheduler_type="cosine",
         save_strategy="no",
         report_to="none",
@@ -158,7 +156,7 @@ def fit_decoder(
         dataloader_pin_memory=trainer.args.dataloader_pin_memory,
     )
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-    train_y_decoder(model, trainer.processing_class, texts, settings, args.y_decoder_noise)
+    train_y_decoder(model, trainer.processing_class, texts, settings, noise=0.5)
     return True
 
 

@@ -19,7 +19,6 @@ class VLModelArguments:
     y_heads: str = field(default="st", metadata={"help": "st: with a sentence-transformers folder's heads; or none."})
     config: dict | str | None = field(default=None, metadata={"help": "YAML mapping: other fields of VLJepaConfig."})
     lora_rank: int = field(default=0, metadata={"help": "0 trains the predictor's weights; else an adapter."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of the adapter."})
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flash_attention_2, ..."})
     licence: str | None = field(default=None, metadata={"help": "Of the weights, for the card."})
 
@@ -51,6 +50,3 @@ class VLDataArguments:
 @dataclass
 class VLDecoderArguments:
     y_decoder_steps: int = field(default=0, metadata={"help": "Updates of the Y-decoder, after the rest; 0 is none."})
-    y_decoder_batch_size: int = field(default=64, metadata={"help": "Texts per update."})
-    y_decoder_learning_rate: float = field(default=1e-3, metadata={"help": "Peak, of a cosine."})
-    y_decoder_noise: float = field(default=0.5, metadata={"help": "Norm of the noise on embeddings of norm 1."})

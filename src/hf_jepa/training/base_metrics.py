@@ -7,18 +7,17 @@ from contextlib import contextmanager
 import torch
 from accelerate import Accelerator
 
+# The most recent pairs of a process, on which cosines, retrieval and ranks are computed.
+RECENT_ROWS = 256
+
 
 class RunningTerms:
     """
     Sums of the loss terms of micro-batches and the first update whose loss was not finite, as detached tensors on the
     device: no update waits for it. The base of the trainers' metrics.
-
-    Args:
-        max_rows (`int`): rows of `keep_recent` to keep.
     """
 
-    def __init__(self, max_rows: int = 0) -> None:
-        self.max_rows = max_rows
+    def __init__(self) -> None:
         self._first_bad: torch.Tensor | None = None
         self._reset()
 
@@ -65,11 +64,11 @@ class RunningTerms:
     def _keep_recent(self, *parts: torch.Tensor) -> None:
         """Keeps rows, letting the oldest micro-batch go once the others suffice."""
         self._recent.append(parts)
-        while sum(len(part[0]) for part in self._recent[1:]) >= self.max_rows:
+        while sum(len(part[0]) for part in self._recent[1:]) >= RECENT_ROWS:
             self._recent.pop(0)
 
     def _recent_rows(self) -> list[torch.Tensor]:
-        return [torch.cat(part)[-self.max_rows :] for part in zip(*self._recent, strict=True)]
+        return [torch.cat(part)[-RECENT_ROWS:] for part in zip(*self._recent, strict=True)]
 
     def first_non_finite_step(self, accelerator: Accelerator) -> int | None:
         """0-based index of the first update whose loss was NaN or infinite in any process, or None. Synchronises."""

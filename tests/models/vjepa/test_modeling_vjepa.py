@@ -10,7 +10,7 @@ from transformers import AutoModel, VJEPA2Config, VJEPA2ForVideoClassification, 
 
 from hf_jepa import VJepaConfig, VJepaModel
 from hf_jepa.models.vjepa.encoder_vjepa import VJepaEncoder
-from hf_jepa.models.vjepa.layers_vjepa import Segment, VJepaLayer, VJepaMLP, pack, query_tokens, rotary_tables, rotate
+from hf_jepa.models.vjepa.layers_vjepa import Segment, VJepaLayer, pack, query_tokens, rotary_tables, rotate
 
 from .conftest import close
 
@@ -330,15 +330,6 @@ def test_distilled_predictors_read_one_level_and_predict_their_teacher():
     assert model(clips(), target_mask=[random_mask(2, 5, 144)]).predictor_output[0].shape == (2, 5, 60)
 
 
-def test_gated_mlp():
-    mlp = VJepaMLP(VJepaConfig(**SIZES, use_swiglu=True), 48, 4.0)
-    assert mlp.fc1.out_features == 128
-    tokens = torch.randn(5, 48)
-    gate = tokens @ mlp.fc1.weight.T + mlp.fc1.bias
-    expected = (gate * gate.sigmoid() * (tokens @ mlp.fc2.weight.T + mlp.fc2.bias)) @ mlp.fc3.weight.T + mlp.fc3.bias
-    torch.testing.assert_close(mlp(tokens), expected)
-
-
 def test_a_tail_is_the_end_of_the_whole():
     config = VJepaConfig(**SIZES)
     layer = VJepaLayer(config, 48, 3, 4.0, 0, 0.0)
@@ -431,7 +422,6 @@ def test_partial_checkpoints_are_refused(tmp_path, damage):
         {"position_embedding_type": "sincos"},
         {"rope_interpolation": True},
         {"pred_rope_interpolation": True},
-        {"use_swiglu": True},
         {"hierarchical_layers": [0, 1]},
         {"use_image_tokenizer": True},
         {"pred_output_size": 60},

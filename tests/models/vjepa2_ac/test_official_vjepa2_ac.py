@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from hf_jepa.models.vjepa2_ac import VJepa2ACModel
+from hf_jepa.objectives.distances import normalize_targets
 from hf_jepa.training.jepa.optimization import parameter_groups
 from hf_jepa.training.jepa.schedules import cosine_weight_decay, warmup_stable_decay_learning_rate
 
@@ -76,7 +77,7 @@ def test_raw_predictor_calls(load, official, variant):
     close(forced.flatten(1, 2), official[f"expected/{variant}/predictor_raw_teacher_forced"])
     one, _ = model.predictor(**{name: tensor[:, :1] for name, tensor in given.items()})
     close(one.flatten(1, 2), official[f"direct/{variant}/one_frame"])
-    rolled = torch.cat([latents[:, :1], model._normalized(forced[:, :1])], dim=1)
+    rolled = torch.cat([latents[:, :1], normalize_targets(forced[:, :1])], dim=1)
     two, _ = model.predictor(rolled, **{name: given[name][:, :2] for name in given if name != "latents"})
     close(two.flatten(1, 2), official[f"expected/{variant}/predictor_raw_rollout_call1"])
 

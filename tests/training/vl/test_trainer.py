@@ -246,7 +246,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_trainer, tmp_path):
         ({}, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}, "accumulation adds no negatives"),
         ({}, {"y_encoder_lr_multiplier": -1}, "y_encoder_lr_multiplier"),
         ({}, {"gradient_cache_micro_batch": 0}, "gradient_cache_micro_batch"),
-        ({}, {"retrieval_rows": -1}, "retrieval_rows"),
         ({}, {"ema_momentum": 1.5}, "ema_momentum"),
         ({}, {"remove_unused_columns": True}, "remove_unused_columns"),
     ],

@@ -88,8 +88,6 @@ class VJepaConfig(PreTrainedConfig):
         rope_dtype (`"reference"` or `"float32"`): `"reference"` computes angles in the dtype of the queries, as the
             released code: in bfloat16 they are off by up to 0.034 radians within 32 positions. In float32 the two
             are one.
-        use_swiglu (`bool`, defaults to `False`): gated MLPs of two thirds of the width (an option of the released
-            code that no checkpoint uses).
         depth_scaled_init (`bool`, defaults to `True`): whether block `i`, from 1, starts with `attention.proj` and
             the MLP's last matrix divided by `sqrt(2 i)`; V-JEPA 1's training code undoes that.
         hierarchical_layers (`list[int]`, *optional*): V-JEPA 2.1: blocks, from 0 and in order up to the last, whose
@@ -139,7 +137,6 @@ class VJepaConfig(PreTrainedConfig):
     rope_interpolation: bool = False
     pred_rope_interpolation: bool = False
     rope_dtype: Literal["reference", "float32"] = "reference"
-    use_swiglu: bool = False
     depth_scaled_init: bool = True
     hierarchical_layers: list[int] | None = None
     use_image_tokenizer: bool = False

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit.modeling_vit import eager_attention_forward
+from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2MLP
 
 from ...attention import cast_once
 from ...parts import StrictLoading, TrainableParts
@@ -132,33 +132,6 @@ class VJepaAttention(nn.Module):
         return self.proj(pack(outputs))
 
 
-class VJepaMLP(nn.Module):
-    """Two matrices and an activation, as in-tree `vjepa2`; with `use_swiglu` three: `fc3(silu(fc1 x) * fc2 x)`."""
-
-    def __init__(self, config: VJepaConfig, hidden_size: int, mlp_ratio: float):
-        super().__init__()
-        inner = int(hidden_size * mlp_ratio)
-        self.use_swiglu = config.use_swiglu
-        if self.use_swiglu:
-            inner = -(-int(inner * 2 / 3) // 8) * 8
-            self.fc3 = nn.Linear(inner, hidden_size)
-        self.fc1 = nn.Linear(hidden_size, inner)
-        self.fc2 = nn.Linear(hidden_size, inner) if self.use_swiglu else nn.Linear(inner, hidden_size)
-        self.activation = nn.SiLU() if self.use_swiglu else ACT2FN[config.hidden_act]
-
-    @property
-    def last(self) -> nn.Linear:
-        """The matrix back to the model's width."""
-        return self.fc3 if self.use_swiglu else self.fc2
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`(..., width)` to `(..., width)`."""
-        if self.use_swiglu:
-            hidden_states = cast_once(hidden_states)
-            return self.fc3(self.activation(self.fc1(hidden_states)) * self.fc2(hidden_states))
-        return self.fc2(self.activation(self.fc1(hidden_states)))
-
-
 class VJepaLayer(GradientCheckpointingLayer):
     """
     A pre-norm block on packed tokens; parameters as in-tree `vjepa2`.
@@ -184,9 +157,9 @@ class VJepaLayer(GradientCheckpointingLayer):
         self.norm1 = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.attention = VJepaAttention(config, hidden_size, num_attention_heads)
         self.norm2 = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
-        self.mlp = VJepaMLP(config, hidden_size, mlp_ratio)
+        self.mlp = VJEPA2MLP(config, hidden_size, mlp_ratio)
         # `_init_weights` reads it: modules without parameters of their own, such as this one, are not shown to it.
-        self.attention.proj.init_divisor = self.mlp.last.init_divisor = (2 * (index + 1)) ** 0.5
+        self.attention.proj.init_divisor = self.mlp.fc2.init_divisor = (2 * (index + 1)) ** 0.5
 
     def forward(self, hidden_states: torch.Tensor, segments: list[Segment]) -> torch.Tensor:
         """

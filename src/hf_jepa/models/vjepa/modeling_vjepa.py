@@ -54,7 +54,6 @@ _IN_TREE_VALUES = {
     "rope_layout": "tiled",
     "rope_interpolation": False,
     "pred_rope_interpolation": False,
-    "use_swiglu": False,
     "hierarchical_layers": None,
     "use_image_tokenizer": False,
     "pred_output_size": None,

@@ -7,10 +7,11 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit.modeling_vit import eager_attention_forward
+from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2MLP
 
 from ...attention import cast_once
 from ...positions import rotary_3d
-from ..vjepa.layers_vjepa import VJepaAttention, VJepaMLP, VJepaPreTrainedModel, rotate
+from ..vjepa.layers_vjepa import VJepaAttention, VJepaPreTrainedModel, rotate
 from .configuration_vjepa2_ac import VJepa2ACConfig
 
 # Keys and values of the frames so far, each `(batch, heads, tokens, head_dim)`, per layer.
@@ -76,8 +77,8 @@ class VJepa2ACLayer(GradientCheckpointingLayer):
         self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = VJepa2ACAttention(config, config.hidden_size, config.num_attention_heads)
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = VJepaMLP(config, config.hidden_size, config.mlp_ratio)
-        self.attention.proj.init_divisor = self.mlp.last.init_divisor = (2 * (index + 1)) ** 0.5
+        self.mlp = VJEPA2MLP(config, config.hidden_size, config.mlp_ratio)
+        self.attention.proj.init_divisor = self.mlp.fc2.init_divisor = (2 * (index + 1)) ** 0.5
 
     def forward(
         self,

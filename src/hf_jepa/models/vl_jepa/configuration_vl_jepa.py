@@ -31,7 +31,6 @@ class VLJepaConfig(RegularizedPreTrainingConfig):
         y_decoder_config (`dict` or `PreTrainedConfig`, *optional*): a causal language model that turns embeddings into
             text; trained apart from the rest. Not stated in the paper, and absent by default.
         projection_dim (`int`, defaults to 1536): width of the shared space.
-        projection_bias (`bool`, defaults to `True`): biases of the three new linear maps. Not stated.
         pool_tokens (`"all"` or `"query"`): what the predictor's output is averaged over: every token that is no
             padding, vision tokens included (the paper's words taken literally; not stated), or query tokens alone.
         vision_positions (`"running"` or `"shared"`): position ids of vision tokens: 0, 1, 2, ... with the query
@@ -127,7 +126,6 @@ class VLJepaConfig(RegularizedPreTrainingConfig):
     y_encoder_config: dict | PreTrainedConfig | None = None
     y_decoder_config: dict | PreTrainedConfig | None = None
     projection_dim: int = 1536
-    projection_bias: bool = True
     pool_tokens: Literal["all", "query"] = "all"
     vision_positions: Literal["running", "shared"] = "running"
     image_num_frames: int | None = None

@@ -81,9 +81,9 @@ class VLJepaModel(VLJepaReferencingModel):
             config.y_decoder_config = self.y_decoder.language_model.config
         if config.vision_hidden_size is None:
             config.vision_hidden_size = vision_width(self.vision)
-        width, bias = self.predictor.config.get_text_config().hidden_size, config.projection_bias
-        self.vision_projection = nn.Linear(config.vision_hidden_size, width, bias)
-        self.predictor_projection = nn.Linear(width, config.projection_dim, bias)
+        width = self.predictor.config.get_text_config().hidden_size
+        self.vision_projection = nn.Linear(config.vision_hidden_size, width)
+        self.predictor_projection = nn.Linear(width, config.projection_dim)
         self.contrast = None
         if config.loss == "infonce":
             self.contrast = InfoNCE(config.temperature, learnable=config.learnable_temperature).float()

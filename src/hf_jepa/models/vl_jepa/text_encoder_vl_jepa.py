@@ -60,8 +60,7 @@ class VLJepaTextEncoder(VLJepaPreTrainedModel):
                 f"The Y-encoder gives embeddings of width {width}, but the shared space has {config.projection_dim}; "
                 f"set `projection_dim={width}`, or `y_projection='linear'`."
             )
-        linear = config.y_projection == "linear"
-        self.projection = nn.Linear(width, config.projection_dim, config.projection_bias) if linear else None
+        self.projection = nn.Linear(width, config.projection_dim) if config.y_projection == "linear" else None
         self.post_init()
 
     def forward(

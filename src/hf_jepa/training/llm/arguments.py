@@ -26,8 +26,6 @@ class LLMJepaTrainingArguments(CommonTrainingArguments):
             Pack examples into rows of this many tokens; by default each has a row of its own.
         pad_to_multiple_of (`int`, *optional*, defaults to 1):
             Round row lengths up, 128 for FlexAttention.
-        pair_metrics_rows (`int`, *optional*, defaults to 256):
-            Most recent pairs that each log's cosines, retrieval and ranks are computed on; 0 switches them off.
         tube_variant (`str`, *optional*, defaults to `"paper"`):
             Semantic tube prediction only: `"paper"`, `"random_span"`, the released code's, or `"inner_span"`.
         tube_times (`int`, *optional*, defaults to 1):
@@ -61,7 +59,6 @@ class LLMJepaTrainingArguments(CommonTrainingArguments):
     jepa_dropout: float = field(default=0.0, metadata={"help": "Share of examples without JEPA tokens, in [0, 1)."})
     max_row_tokens: int | None = field(default=None, metadata={"help": "Pack examples into rows of so many tokens."})
     pad_to_multiple_of: int = field(default=1, metadata={"help": "Round row lengths up to a multiple."})
-    pair_metrics_rows: int = field(default=256, metadata={"help": "Recent pairs measured at each log; 0 is off."})
     tube_variant: str = field(default="paper", metadata={"help": "STP's: paper, random_span or inner_span."})
     tube_times: int = field(default=1, metadata={"help": "STP's displacement pairs per example."})
     lambda_warmup_steps: int = field(default=0, metadata={"help": "Updates until the JEPA weight is reached."})
@@ -78,10 +75,8 @@ class LLMJepaTrainingArguments(CommonTrainingArguments):
             raise ValueError(f"`regime` is {self.regime!r}; choose 'clean' or 'official'.")
         if not 0.0 <= self.jepa_dropout < 1.0:
             raise ValueError(f"`jepa_dropout` is {self.jepa_dropout}; it lies in [0, 1).")
-        if self.generate_examples < -1 or self.generate_max_new_tokens < 1 or self.pair_metrics_rows < 0:
-            raise ValueError(
-                "`generate_examples` is -1 or more, `pair_metrics_rows` 0 or more, `generate_max_new_tokens` positive."
-            )
+        if self.generate_examples < -1 or self.generate_max_new_tokens < 1:
+            raise ValueError("`generate_examples` is -1 or more, `generate_max_new_tokens` positive.")
         if self.tube_variant not in TUBE_VARIANTS or self.tube_times < 1 or self.lambda_warmup_steps < 0:
             raise ValueError(
                 f"`tube_variant` is one of {TUBE_VARIANTS}, `tube_times` positive, `lambda_warmup_steps` 0 or more; "

@@ -13,9 +13,6 @@ class PairMetrics(RunningTerms):
     """
     Sums of the loss terms and the most recent pairs' embeddings, as detached tensors on the device: no update waits
     for it.
-
-    Args:
-        max_rows (`int`): pairs kept for cosines and ranks.
     """
 
     def _reset(self) -> None:
@@ -34,7 +31,7 @@ class PairMetrics(RunningTerms):
         """
         self.add(outputs.loss_components, outputs.loss, step)
         self._tokens = self._tokens + (document >= 0).sum()
-        if outputs.text_embeddings is not None and self.max_rows:
+        if outputs.text_embeddings is not None:
             triple = (outputs.text_embeddings, outputs.predicted_embeddings, outputs.code_embeddings)
             self._keep_recent(*(part.detach().float() for part in triple))
 

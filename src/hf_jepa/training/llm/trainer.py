@@ -111,7 +111,7 @@ class LLMJepaTrainer(BaseTrainer):
             )
 
     def _new_metrics(self, args: LLMJepaTrainingArguments) -> PairMetrics:
-        return PairMetrics(args.pair_metrics_rows)
+        return PairMetrics()
 
     # ---- Data ----
 

@@ -21,8 +21,6 @@ class VLJepaTrainingArguments(CommonTrainingArguments):
             Compute the gradient of each process's batch in parts of this many pairs, so that memory does not grow with
             the batch: negatives are all pairs of all processes, at the price of one more forward pass. (Gradient
             accumulation adds no negatives.)
-        retrieval_rows (`int`, *optional*, defaults to 256):
-            Most recent pairs of a process that each log's retrieval and ranks are computed on; 0 switches them off.
         ema_momentum (`float`, *optional*, defaults to 0.996), ema_momentum_end (`float`, *optional*, defaults to 1.0):
             Momentum of an EMA target (`target="ema"`), on a straight line over the run.
         collapse_std_threshold (`float`, *optional*, defaults to 1e-3):
@@ -54,7 +52,6 @@ class VLJepaTrainingArguments(CommonTrainingArguments):
     gradient_cache_micro_batch: int | None = field(
         default=None, metadata={"help": "Pairs per forward pass under gradient caching; default: no caching."}
     )
-    retrieval_rows: int = field(default=256, metadata={"help": "Recent pairs measured at each log; 0 is off."})
     collapse_std_threshold: float = field(
         default=1e-3, metadata={"help": "Spread of embeddings below which a log counts as collapse; 0 is off."}
     )
@@ -75,10 +72,10 @@ class VLJepaTrainingArguments(CommonTrainingArguments):
             raise ValueError(
                 f"`gradient_cache_micro_batch` is {self.gradient_cache_micro_batch}; give 1 or more, or None."
             )
-        if self.retrieval_rows < 0 or self.collapse_patience < 1 or self.collapse_action not in ("warn", "stop"):
+        if self.collapse_patience < 1 or self.collapse_action not in ("warn", "stop"):
             raise ValueError(
-                "`retrieval_rows` is 0 or more, `collapse_patience` at least 1, `collapse_action` 'warn' or 'stop'; "
-                f"got {self.retrieval_rows}, {self.collapse_patience}, {self.collapse_action!r}."
+                "`collapse_patience` is at least 1, `collapse_action` 'warn' or 'stop'; got "
+                f"{self.collapse_patience}, {self.collapse_action!r}."
             )
         # The loss keeps falling while retrieval already declines: select by retrieval.
         if self.metric_for_best_model is None and (self.load_best_model_at_end or self.save_strategy == "best"):

@@ -14,9 +14,6 @@ class RetrievalMetrics(RunningTerms):
     """
     Sums of the loss terms and counts, and the most recent pairs' embeddings, as detached tensors on the device: no
     update waits for it.
-
-    Args:
-        max_rows (`int`): pairs kept for retrieval and ranks.
     """
 
     def _reset(self) -> None:
@@ -37,8 +34,6 @@ class RetrievalMetrics(RunningTerms):
             values["temperature"] = outputs.logit_scale.reciprocal()
         self.add(values, outputs.loss, step)
         self._pairs += len(outputs.pred_embeds)
-        if not self.max_rows:
-            return
         hashes = outputs.target_hash
         if hashes is None:
             # Negative, and another for each pair of the log.

@@ -93,7 +93,7 @@ class VLJepaTrainer(BaseTrainer):
         self.train_dataset = self._as_dataset(train_dataset)
 
     def _new_metrics(self, args: VLJepaTrainingArguments) -> RetrievalMetrics:
-        return RetrievalMetrics(args.retrieval_rows)
+        return RetrievalMetrics()
 
     # ---- Data ----
 
