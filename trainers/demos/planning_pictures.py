@@ -33,7 +33,7 @@ CAPTIONS = [
     },
     {
         "file": "landscape.png",
-        "caption": "What the planner sees: the cost of holding an action for eight steps, and the action it chose.",
+        "caption": "What the planner sees: the cost of holding an action for eight steps, and the first action of its plan.",
     },
 ]
 

@@ -95,16 +95,16 @@ def plot_energy_landscape(
     goals: np.ndarray,
     chosen: np.ndarray,
     path: str | os.PathLike,
-    axis_labels: tuple[str, str] = ("first action, x", "first action, y"),
+    axis_labels: tuple[str, str] = ("held action, x", "held action, y"),
 ) -> Path:
     """
-    What a planner sees: the cost of moving into each direction from now on, beside where it is and where it should be.
+    What a planner sees: the cost of holding an action from now on, beside where it is and where it should be.
 
     Args:
         energies (`(cases, rows, columns)` floats): Cost of holding the action of this grid place.
         grid (`(values,)` floats): Values of both action dimensions; rows are the second one, columns the first.
         frames, goals (`(cases, height, width, channels)` uint8): Now, and the goal.
-        chosen (`(cases, 2)` floats): The action that the planner chose.
+        chosen (`(cases, 2)` floats): The first action of the planner's plan, which is free to go on with another.
         path (`str` or `Path`): Picture to be written.
         axis_labels (pair of `str`): Of the landscape.
     """
@@ -122,7 +122,7 @@ def plot_energy_landscape(
         axis.imshow(energies[row], extent=edges, cmap="viridis_r", interpolation="bilinear")
         best = np.unravel_index(np.argmin(energies[row]), energies[row].shape)
         axis.plot(grid[best[1]], grid[best[0]], "x", color="white", markersize=7, label="lowest")
-        axis.plot(*chosen[row], "o", color=PALETTE[1], markersize=6, markeredgecolor="white", label="planner's")
+        axis.plot(*chosen[row], "o", color=PALETTE[1], markersize=6, markeredgecolor="white", label="planner's first")
         ticks = np.round([grid[0], 0, grid[-1]], 3)
         axis.set(xticks=ticks, yticks=ticks)
         axis.tick_params(labelsize=7)
