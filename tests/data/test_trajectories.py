@@ -183,6 +183,36 @@ def test_latents_are_cached_once_and_go_on_after_a_stop(tmp_path):
         CachedLatents(source, encode, tmp_path, "other")
 
 
+@pytest.mark.parametrize("broken", [0, 1])
+def test_episodes_that_cannot_be_encoded_are_counted_when_they_are_asked_for(tmp_path, broken):
+    source = episodes(5, 3, 4)
+    frames = source.frames
+
+    def damaged(episode, rows):
+        if episode == broken:
+            raise OSError("moov atom not found")
+        return frames(episode, rows)
+
+    source.frames = damaged
+
+    def encode(pixels):
+        return torch.from_numpy(pixels[:, 0, :2, :2].astype(np.float32)) / 2
+
+    for _ in range(2):  # the second from disk
+        cached = CachedLatents(source, encode, tmp_path, "enc", dtype="float16")
+        windows = TrajectoryWindows(cached, 2, 1, **UNIT, max_bad_fraction=0.4)
+        found = [windows[index]["latents"] for index in range(len(windows))]
+        assert windows.num_bad == 1
+        assert found[0].dtype == torch.float32
+        with pytest.raises(ValueError, match="when it was encoded: OSError: moov atom"):
+            cached.frames(broken, np.arange(1))
+    expected = encode(frames(2, np.arange(2))).float()
+    assert torch.equal(windows[len(windows) - 3]["latents"], expected)
+    source.frames = lambda episode, rows: 1 / 0
+    with pytest.raises(ValueError, match="None of 3 episodes can be read; the first: ZeroDivisionError"):
+        CachedLatents(source, encode, tmp_path / "other", "enc")
+
+
 def write_lerobot(folder, version, lengths, fps=10):
     """A dataset of mp4 files whose red channel says row and whose green one episode."""
     av = pytest.importorskip("av")

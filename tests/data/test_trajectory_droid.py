@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from hf_jepa import VJepa2ACModel, VJepaConfig, VJepaModel
 from hf_jepa.data import DroidTrajectories, TrajectoryWindows
+from hf_jepa.planning import CEMPlanner
 from hf_jepa.poses import integrate_pose
+from hf_jepa.programs.train_world_model import main
 
 av = pytest.importorskip("av")
 
@@ -101,3 +104,38 @@ def test_faults_are_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(ImportError, match="needs h5py"):
         DroidTrajectories(listing)
+
+
+@pytest.mark.slow
+def test_the_published_recipe_trains_on_them(tmp_path):
+    """From listing to release: all that the recipe says but its sizes, through cached latents."""
+    for number in range(3):
+        write_episode(tmp_path / f"data/episode{number}", length=40, seed=number)
+    (tmp_path / "data/all.csv").write_text("".join(f"episode{number}\n" for number in range(3)))
+    config = VJepaConfig.from_size(
+        "tiny", crop_size=32, hidden_size=12, num_hidden_layers=1, num_attention_heads=2, frames_per_clip=2
+    )
+    VJepaModel(config).save_pretrained(tmp_path / "encoder")
+    flags = {
+        "dataset": tmp_path / "data/all.csv",
+        "from_encoder": tmp_path / "encoder",
+        "method": "{hidden_size: 12, num_hidden_layers: 1, num_attention_heads: 2}",
+        "latent_cache": tmp_path / "latents",
+        "held_out": 0,
+        "max_steps": 2,
+        "warmup_steps": 0,
+        "per_device_train_batch_size": 2,
+        "dataloader_num_workers": 0,
+        "bf16": "false",
+        "use_cpu": "true",
+        "output_dir": tmp_path / "run",
+    }
+    main(["vjepa2_ac_droid", *(f"--{name}={value}" for name, value in flags.items())])
+    assert np.load(tmp_path / "latents/latents.npy").shape == (3 * 10, 4, 12)
+    model = VJepa2ACModel.from_pretrained(tmp_path / "run/release").eval()
+    assert model.config.action_std == [1.0] * 7
+    latents = model.encode(torch.zeros(1, 1, 3, 32, 32, dtype=torch.uint8))
+    planner = CEMPlanner.vjepa2_ac(num_samples=8, num_iterations=2, num_elites=2)
+    plan = planner.plan(model, latents, -latents[:, 0], states=torch.zeros(1, 1, 7))
+    assert plan.shape == (1, 1, 7)
+    assert plan[..., :3].abs().max() <= 0.075

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_jepa import LatentWorldModel
+from hf_jepa import LatentWorldModel, VJepa2ACModel
 from hf_jepa.data import record_episodes
 from hf_jepa.planning import CEMPlanner
 from hf_jepa.programs.recipes import parse_recipe
@@ -48,7 +48,7 @@ class Dot:
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory):
-    return record_episodes(Dot(), tmp_path_factory.mktemp("data") / "dots", 6, max_steps=11)
+    return record_episodes(Dot(), tmp_path_factory.mktemp("data") / "dots", 6, max_steps=21)
 
 
 def run(*arguments, folder):
@@ -81,15 +81,43 @@ def test_a_recipe_trains_a_model_that_plans(recording, tmp_path):
     assert (release / "recipe.yaml").is_file()
 
 
-def test_robots_take_states_and_actions_as_they_are(recording, tmp_path):
-    encoder = "{model_type: vjepa, crop_size: 16, patch_size: 8, frames_per_clip: 2, hidden_size: 12, "
-    encoder += "num_hidden_layers: 1, num_attention_heads: 2}"
-    method = "{action_dim: 2, state_dim: 2, hidden_size: 12, num_hidden_layers: 1, num_attention_heads: 2}"
-    arguments = ["--family=vjepa2_ac", f"--encoder_args={encoder}", f"--method={method}", "--num_steps=4"]
-    release = run(f"--dataset={recording}", "--normalize_actions=false", *arguments, folder=tmp_path / "run")
-    config = json.loads((release / "config.json").read_text())
+ROBOT = [
+    "--family=vjepa2_ac",
+    "--encoder_args={model_type: vjepa, crop_size: 16, patch_size: 8, frames_per_clip: 2, hidden_size: 12, "
+    "num_hidden_layers: 1, num_attention_heads: 2}",
+    "--method={action_dim: 2, state_dim: 2, hidden_size: 12, num_hidden_layers: 1, num_attention_heads: 2}",
+    "--num_steps=4",
+    "--normalize_actions=false",
+]
+
+
+def test_robots_train_on_cached_latents_as_on_pixels(recording, tmp_path, monkeypatch):
+    arguments = [f"--dataset={recording}", *ROBOT]
+    cached = [*arguments, f"--latent_cache={tmp_path / 'latents'}"]
+    releases = [run(*arguments, folder=tmp_path / "pixels")]
+    encoded = []
+    encode = VJepa2ACModel.encode
+    monkeypatch.setattr(
+        VJepa2ACModel, "encode", lambda self, pixels: encoded.append(len(pixels)) or encode(self, pixels)
+    )
+    releases.append(run(*cached, folder=tmp_path / "latents_run"))
+    assert sum(encoded) == 6 * 22
+    config = json.loads((releases[0] / "config.json").read_text())
     assert config["action_mean"] == [0.0, 0.0]
     assert config["action_std"] == [1.0, 1.0]
+    pixels, latents = (VJepa2ACModel.from_pretrained(folder).state_dict() for folder in releases)
+    for name, weight in latents.items():
+        torch.testing.assert_close(weight, pixels[name], rtol=1e-4, atol=1e-5, msg=name)
+
+    encoded.clear()
+    types = (WorldModelArguments, TrajectoryArguments, JepaTrainingArguments)
+    again = [*cached, "--use_cpu", f"--output_dir={tmp_path / 'again'}"]
+    build_trainer(*parse_recipe(types, again))
+    assert not encoded
+    with pytest.raises(ValueError, match='latents of "dots.*Choose another folder or delete it'):
+        build_trainer(*parse_recipe(types, [*again, "--seed=7"]))
+    assert main([*again, "--dry_run", f"--latent_cache={tmp_path / 'dry'}"]) is None
+    assert not (tmp_path / "dry").exists()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -113,6 +141,7 @@ def test_published_recipes_are_read(name):
         (["--held_out=1.0"], "leaves none of 6 episodes"),
         (["--encoder_args={model_type: vit}", "--from_encoder=x"], "brings its own config"),
         (["--family=vjepa2_ac", "--preset=lewm"], "of latent world models"),
+        (["--latent_cache=somewhere", "--num_steps=2"], "latent_world_model reads pixels: leave it out"),
     ],
 )
 def test_recipes_that_cannot_be_run_are_named(recording, tmp_path, flags, message):
@@ -125,3 +154,33 @@ def test_recipes_that_cannot_be_run_are_named(recording, tmp_path, flags, messag
 def test_a_recipe_without_data_says_so():
     with pytest.raises(ValueError, match="names no `dataset`; give --dataset PATH"):
         load_trajectories(TrajectoryArguments())
+
+
+SMALL = {
+    "lewm_pusht": "{projector_hidden_size: 16, predictor_num_hidden_layers: 1, predictor_num_attention_heads: 2, "
+    "predictor_head_dim: 4, predictor_intermediate_size: 16, num_slices: 8}",
+    "smwm": "{inverse_dynamics_weight: 30.0, inverse_hidden_size: 16, projector_hidden_size: 16, "
+    "predictor_num_hidden_layers: 1, predictor_num_attention_heads: 2, predictor_head_dim: 4, "
+    "predictor_intermediate_size: 16}",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_published_recipes_train_small(recording, tmp_path, name):
+    """All that the recipe says but its sizes; `lewm_tiny` and `vjepa2_ac_droid` have tests of their own."""
+    encoder = "{model_type: vit, image_size: 16, patch_size: 8, hidden_size: 12, num_hidden_layers: 1, "
+    encoder += "num_attention_heads: 2, intermediate_size: 24}"
+    flags = [f"--dataset={recording}", f"--encoder_args={encoder}", f"--method={SMALL[name]}", "--bf16=false"]
+    release = run(RECIPES / f"{name}.yaml", *flags, "--dataloader_num_workers=0", folder=tmp_path / "run")
+    model = LatentWorldModel.from_pretrained(release, subfolder="pretraining").eval()
+    assert model.config.frameskip == 5
+    assert model.config.action_dim == 10
+    results = json.loads((release / "results.json").read_text())
+    assert results["training"]["steps"] == 2
+    frames = torch.randint(0, 256, (2, 1, 3, 16, 16), dtype=torch.uint8)
+    with torch.no_grad():
+        latents = model.encode(frames)
+    plan = CEMPlanner.lewm(num_samples=8, num_iterations=2, num_elites=2).plan(model, latents, frames[:, 0] + 90)
+    assert plan.shape == (2, 5, 10)
+    assert plan.abs().max() <= 0.2

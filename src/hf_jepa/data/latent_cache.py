@@ -17,7 +17,8 @@ class CachedLatents(Trajectories):
     Trajectories whose frames are latents of a frozen encoder, computed once and kept on disk.
 
     `frames` gives `(rows, tokens, width)` floats, which [`TrajectoryWindows`] hands on as `latents`. Built again with
-    the same `key` it goes on where an earlier run stopped.
+    the same `key` it goes on where an earlier run stopped. Frames of an episode that could not be read are an error,
+    which [`TrajectoryWindows`] counts.
 
     Args:
         trajectories ([`Trajectories`]): With images.
@@ -28,7 +29,7 @@ class CachedLatents(Trajectories):
         dtype (`str`): `"float32"`, or `"float16"` at half the size.
 
     Raises:
-        ValueError: If the folder holds latents of another key or other trajectories.
+        ValueError: If the folder holds latents of another key or other trajectories, or no episode can be read.
     """
 
     def __init__(
@@ -48,31 +49,41 @@ class CachedLatents(Trajectories):
         self._path = folder / "latents.npy"
         note = folder / "cache.json"
         about = {"key": key, "dtype": dtype, "lengths": self.lengths.tolist()}
-        state = json.loads(note.read_text()) if note.is_file() else {**about, "done": 0}
+        state = json.loads(note.read_text()) if note.is_file() else {**about, "done": 0, "bad": {}}
         if {name: state[name] for name in about} != about:
             raise ValueError(
                 f"{folder} holds latents of {state['key']!r}, {len(state['lengths'])} episodes, {state['dtype']}; "
                 f"asked for are {key!r}, {len(self)} episodes, {dtype}. Choose another folder or delete it."
             )
+        self._bad: dict[str, str] = state["bad"]
         left = range(state["done"], len(self))
         for episode in tqdm(left, desc="Encoding", unit="episode", disable=not left):
             self._fill(episode, encode, batch_size, dtype)
             # Written after the latents, and replaced whole: a stop in between repeats an episode.
             partial = note.with_suffix(".partial")
-            partial.write_text(json.dumps({**about, "done": episode + 1}))
+            partial.write_text(json.dumps({**about, "done": episode + 1, "bad": self._bad}))
             partial.replace(note)
+        if len(self._bad) == len(self):
+            raise ValueError(f"None of {len(self)} episodes can be read; the first: {self._bad['0']}")
         self._latents = np.load(self._path, mmap_mode="r")
 
     def _fill(self, episode: int, encode: Callable[[np.ndarray], Tensor], batch_size: int, dtype: str) -> None:
         rows = np.arange(self.lengths[episode])
         parts = []
-        with torch.inference_mode():
-            for part in np.array_split(rows, -(-len(rows) // batch_size)):
-                parts.append(encode(self._source.frames(episode, part)).float().cpu().numpy())
+        for part in np.array_split(rows, -(-len(rows) // batch_size)):
+            try:
+                frames = self._source.frames(episode, part)
+            except (ImportError, MemoryError):
+                raise
+            except Exception as error:  # every decoder has errors of its own for damaged files
+                self._bad[str(episode)] = f"{type(error).__name__}: {error}"
+                return
+            with torch.inference_mode():
+                parts.append(encode(frames).float().cpu().numpy())
         latents = np.concatenate(parts).astype(dtype)
         if not np.isfinite(latents).all():
             raise ValueError(f"Latents of episode {episode} are not finite in {dtype}.")
-        if not episode:
+        if len(self._bad) == episode:
             np.lib.format.open_memmap(self._path, "w+", dtype, (int(self._starts[-1]), *latents.shape[1:])).flush()
         stored = np.lib.format.open_memmap(self._path, "r+")
         stored[self._starts[episode] : self._starts[episode + 1]] = latents
@@ -85,4 +96,6 @@ class CachedLatents(Trajectories):
         return self._source.states(episode)
 
     def frames(self, episode: int, rows: np.ndarray) -> np.ndarray:
+        if str(episode) in self._bad:
+            raise ValueError(f"it could not be read when it was encoded: {self._bad[str(episode)]}")
         return np.asarray(self._latents[int(self._starts[episode]) + np.asarray(rows)])

@@ -21,7 +21,7 @@ class DroidTrajectories(Trajectories):
     in a text or csv file. States are the end effector's position (m), Euler angles (rad) and gripper (0 open to 1
     closed) in the robot's base frame; actions are the differences between the states that are kept, in the same units,
     so that an action of a row leads to the next one (V-JEPA 2-AC, arXiv:2506.09985, and the released code). Needs the
-    `video` extra and h5py.
+    extras `planning` and `video`.
 
     Args:
         listing (`str` or `Path`): File with one episode's folder per line; relative ones are relative to it.
@@ -74,7 +74,7 @@ class DroidTrajectories(Trajectories):
             import h5py
         except ImportError as error:
             raise ImportError(
-                "DROID's trajectory.h5 needs h5py, which is not installed: `pip install h5py`."
+                "DROID's trajectory.h5 needs h5py, which is not installed: `pip install hf-jepa[planning]`."
             ) from error
         notes = sorted(folder.glob("metadata_*.json"))
         if not notes or not (folder / "trajectory.h5").is_file():

@@ -39,9 +39,9 @@ class TrajectoryWindows(Dataset):
         TooManyBadEpisodesError: If too many episodes cannot be read.
 
     Samples are `dict`s: `pixel_values` `(num_steps, channels, height, width)` uint8, or, of [`CachedLatents`],
-    `latents` `(num_steps, tokens, width)`; `actions` `(num_steps, frameskip * action_dim)` float32, in units of `std`
-    about `mean`, 0 where none was taken; `action_mask` `(num_steps,)` bool, False for blocks with a missing action;
-    with `states`, `states` `(num_steps, state_dim)` float32.
+    `latents` `(num_steps, tokens, width)` float32; `actions` `(num_steps, frameskip * action_dim)` float32, in units
+    of `std` about `mean`, 0 where none was taken; `action_mask` `(num_steps,)` bool, False for blocks with a missing
+    action; with `states`, `states` `(num_steps, state_dim)` float32.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class TrajectoryWindows(Dataset):
         is_image = frames.dtype == np.uint8
         sample = {
             "pixel_values" if is_image else "latents": torch.from_numpy(
-                np.ascontiguousarray(np.moveaxis(frames, -1, 1) if is_image else frames)
+                np.ascontiguousarray(np.moveaxis(frames, -1, 1)) if is_image else frames.astype(np.float32)
             ),
             "actions": blocks.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0),
             "action_mask": known,

@@ -40,6 +40,7 @@ ON_CPU = {
     "dataloader_persistent_workers": False,
     "resume_from_checkpoint": None,
     "start_from_checkpoint": None,
+    "latent_cache": None,
 }
 
 

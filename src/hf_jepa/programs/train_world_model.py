@@ -3,10 +3,13 @@ Trains a world model on trajectories, from a recipe:
 
     hf-jepa train lewm_pusht --dataset my_robot_data/
     hf-jepa train vjepa2_ac_droid --dataset droid/episodes.csv
+    hf-jepa train vjepa2_ac_droid --dataset droid/episodes.csv --latent_cache droid/latents
 
 The release holds the statistics of the actions, without which nothing can plan.
 """
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from ..data import (
     ArrayTrajectories,
+    CachedLatents,
     DroidTrajectories,
     LeRobotTrajectories,
     Trajectories,
@@ -24,6 +28,7 @@ from ..data import (
 )
 from ..hub.processors import default_processor
 from ..models.latent_world_model import LatentWorldModelConfig
+from ..planning.policy import channels_first
 from ..training import JepaTrainer, JepaTrainingArguments
 from .facts import licence_of, method_for, origin_of
 from .image_models import mapping, refuse_unknown
@@ -109,6 +114,35 @@ def collate_robot_windows(samples: list[dict[str, Any]]) -> dict[str, torch.Tens
     return {**frames, "actions": batch["actions"][:, :-1], "states": batch["states"]}
 
 
+def cached_latents(
+    trajectories: Trajectories, model: PreTrainedModel, data_args: TrajectoryArguments, args: JepaTrainingArguments
+) -> CachedLatents:
+    """Trajectories of latents, which the first process encodes while the others wait."""
+    model = model.to(args.device).eval()
+
+    def encode(frames: np.ndarray) -> torch.Tensor:
+        pixels = channels_first(frames).to(args.device)
+        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
+            return model.encode(pixels[:, None])[:, 0]
+
+    config = model.config
+    seen = [data_args.layout, data_args.camera, data_args.fps, config.image_mean, config.image_std, config.frame_grid]
+    about = f"{Path(data_args.dataset).name} {seen}, encoder {fingerprint(model.encoder)}"
+    # A folder that all nodes see is filled by one process of all, one of each node's by one of each node.
+    with args.main_process_first(local=args.save_on_each_node, desc="encoding frames"):
+        dtype = "float16" if args.bf16 or args.fp16 else "float32"
+        return CachedLatents(trajectories, encode, data_args.latent_cache, about, dtype=dtype)
+
+
+def fingerprint(module: torch.nn.Module) -> str:
+    """Of its weights, on any device."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
 def build_trainer(
     model_args: WorldModelArguments,
     data_args: TrajectoryArguments,
@@ -120,6 +154,13 @@ def build_trainer(
     trajectories = load_trajectories(data_args) if trajectories is None else trajectories
     model = build_model(model_args, data_args, args, trajectories) if model is None else model
     is_robot = model.main_input_name == "pixel_values_videos"
+    if data_args.latent_cache is not None:
+        if not is_robot:
+            raise ValueError(
+                f"`latent_cache` is of models that train on latents (vjepa2_ac); {model_args.family} reads pixels: "
+                "leave it out."
+            )
+        trajectories = cached_latents(trajectories, model, data_args, args)
     windows = TrajectoryWindows(
         trajectories,
         data_args.num_steps,

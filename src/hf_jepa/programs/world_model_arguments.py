@@ -40,3 +40,10 @@ class TrajectoryArguments:
     )
     held_out: float = field(default=0.1, metadata={"help": "Share of the episodes, the last ones, not trained on."})
     max_bad_fraction: float = field(default=0.05, metadata={"help": "More episodes than this unreadable end the run."})
+    latent_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "V-JEPA 2-AC: folder that keeps what the frozen encoder makes of every frame, computed once and "
+            "read instead of images; half of float32's size where training is in half precision."
+        },
+    )
