@@ -33,7 +33,8 @@ CAPTIONS = [
     },
     {
         "file": "landscape.png",
-        "caption": "What the planner sees: the cost of holding an action for eight steps, and the first action of its plan.",
+        "caption": "What the planner sees: the cost of holding an action for eight steps, and the first action of its "
+        "plan.",
     },
 ]
 
