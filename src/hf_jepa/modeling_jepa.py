@@ -105,6 +105,12 @@ class JepaPreTrainedModel(TrainableParts, StrictLoading, PreTrainedModel):
     _can_compile_fullgraph = True
     model_tags = ["hf-jepa", "jepa"]
 
+    def post_init(self) -> None:
+        super().post_init()
+        # What FSDP cuts up by itself has to be here and be called whole; patch embeddings are called without the rest.
+        present = {type(module).__name__ for module in self.modules()}
+        self._no_split_modules = {name for name in self._no_split_modules & present if not name.endswith("Embeddings")}
+
     def save_pretrained(self, save_directory: Any, *args: Any, state_dict: dict | None = None, **kwargs: Any) -> None:
         """As `PreTrainedModel.save_pretrained`, of what [`saved_state_dict`] holds."""
         super().save_pretrained(save_directory, *args, state_dict=self.saved_state_dict(state_dict), **kwargs)
@@ -227,6 +233,10 @@ class JepaPreTrainedModel(TrainableParts, StrictLoading, PreTrainedModel):
     def _teachers(self) -> list[nn.Module]:
         parts = (getattr(self, name, None) for name in ("target_encoder", "teacher"))
         return [part for part in parts if part is not None]
+
+    def get_input_embeddings(self) -> nn.Module | None:
+        """None, where there is no table of words. (Encoders' patch embeddings are sharded with what holds them.)"""
+        return None
 
     def train(self, mode: bool = True) -> "JepaPreTrainedModel":
         super().train(mode)
