@@ -35,6 +35,9 @@ def test_two_processes_train_and_evaluate_as_one(runs, case):
         "eval_jepa_loss",
         "eval_loss",
         "eval_exact_match",
+        "eval_cos_paired",
+        "eval_margin",
+        "eval_rankme_text",
     )
     for entry, other in zip(*logs, strict=True):
         assert {name for name in compared if name in entry} == {name for name in compared if name in other}

@@ -9,6 +9,7 @@ from ...data import TextPairCollator, TextPairDataset
 from ...data.chat_views import as_messages
 from ...evaluation.generation import exact_match, generate_responses, starts_with
 from ...evaluation.pairs import pair_report
+from ...objectives.distributed import gather_batch
 
 if TYPE_CHECKING:
     from ..base_trainer import BaseTrainer
@@ -41,6 +42,7 @@ def evaluation_losses(trainer: "BaseTrainer", dataset: Any) -> dict[str, float]:
     own = range(args.process_index, len(dataset), args.world_size)
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     kept: list[tuple[torch.Tensor, ...]] = []
+    reported = -(-_REPORTED_PAIRS // args.world_size)
     size = args.per_device_eval_batch_size
     for number in range(-(-len(dataset) // (size * args.world_size))):
         indices = own[number * size : (number + 1) * size]
@@ -55,7 +57,7 @@ def evaluation_losses(trainer: "BaseTrainer", dataset: Any) -> dict[str, float]:
         sizes = sums.new_tensor([len(batch["label_index"]), len(pair_index(batch))])
         jepa = terms.get("jepa_loss", torch.zeros((), device=device))
         sums += torch.cat([torch.stack([terms["lm_loss"], jepa]).double(), sizes])
-        if outputs.text_embeddings is not None and sum(len(part[0]) for part in kept) < _REPORTED_PAIRS:
+        if outputs.text_embeddings is not None and sum(len(part[0]) for part in kept) < reported:
             triple = (outputs.text_embeddings, outputs.predicted_embeddings, outputs.code_embeddings)
             kept.append(tuple(part.float() for part in triple))
     lm_sum, jepa_sum, items, pairs = trainer.accelerator.gather(sums[None]).sum(dim=0).tolist()
@@ -65,8 +67,11 @@ def evaluation_losses(trainer: "BaseTrainer", dataset: Any) -> dict[str, float]:
     if pairs:
         found["jepa_loss"] = jepa_sum / pairs
         found["loss"] += config.jepa_lambda * found["jepa_loss"]
-    if sum(len(part[0]) for part in kept) > 1:
-        found |= pair_report(*(torch.cat(part)[:_REPORTED_PAIRS] for part in zip(*kept, strict=True)))
+    if kept:
+        # Of all processes, so that they agree on which checkpoint is the best.
+        triple = [gather_batch(torch.cat(part)[:reported]) for part in zip(*kept, strict=True)]
+        if len(triple[0]) > 1:
+            found |= pair_report(*triple)
     return found
 
 
