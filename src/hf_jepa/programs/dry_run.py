@@ -15,6 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from ..data import MixedVideoDataset
+from .cost import H100, Work, memory, seconds
+from .counting import CheckpointedLayers, ForwardCounter, KeptTensors, gathered_parameters
 from .program import Program, RunArguments
 from .recipes import given_values, parse_recipe, resolved
 
@@ -82,7 +84,7 @@ def report_on(program: Program, argv: list[str], folder: str) -> dict[str, Any]:
     if missing:
         report["not_here"] = missing
     if model is not None:
-        report |= sizes(model) | pass_once(trainer, batch_size)
+        report |= sizes(model) | pass_once(trainer, batch_size, bool(given.get("bf16") or given.get("fp16")))
         report |= program.count(trainer, batch_size, *parts) or {}
         report["training_rows"] = count(trainer.train_dataset) if is_here else None
     report |= {"processes": parts[-1].world_size, "global_batch_size": total}
@@ -186,39 +188,74 @@ def map_tensors(value: Any, function: Any) -> Any:
     return [map_tensors(item, function) for item in value] if isinstance(value, list | tuple) else value
 
 
-def pass_once(trainer: Trainer, batch_size: int) -> dict[str, Any]:
-    """The forward pass of a training step: the batch's shapes, what autograd keeps of it, and the loss if computed."""
+def pass_once(trainer: Trainer, batch_size: int, half: bool) -> dict[str, Any]:
+    """
+    The forward pass of a training step: the batch's shapes, the loss if computed, and what a step costs.
+
+    Args:
+        trainer (`Trainer`): with the model.
+        batch_size (`int`): of the recipe, per process.
+        half (`bool`): whether the recipe computes in 16 bits, as the pass then does too if nothing is computed.
+    """
     model = trainer.model.train()
-    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     mode = next((parameter.fake_mode for parameter in model.parameters() if hasattr(parameter, "fake_mode")), None)
+    half = half and mode is not None
     batch, samples = first_batch(trainer)
     shapes = map_tensors(dict(batch), lambda tensor: "x".join(map(str, tensor.shape)))
-    kept: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage.nbytes()
-        return tensor
-
+    if trainer.args.gradient_checkpointing:
+        # transformers' later name, and its earlier one.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable(trainer.args.gradient_checkpointing_kwargs)
+    counter = ForwardCounter(model.parameters())
+    kept = KeptTensors(counter.weights)
+    checkpointed = CheckpointedLayers(model, counter)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor))
         if mode is not None:
             batch = map_tensors(batch, mode.from_tensor)
             stack.enter_context(mode)
             # As under compilation, where models do not look at values either.
             stack.enter_context(patch.object(torch.compiler, "is_compiling", return_value=True))
+        for context in (kept, counter, torch.autocast("cpu", torch.bfloat16, enabled=half)):
+            stack.enter_context(context)
         loss = trainer.compute_loss(model, batch)
     how = "computed on the CPU in float32, with the weights that a run starts from"
     if mode is not None:
         how = f"shapes only, without weights (more than {MOST_PARAMETERS:,} parameters): nothing was computed"
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    work = Work(
+        trained,
+        sum(parameter.numel() for parameter in model.parameters()) - trained,
+        counter.flops / samples,
+        counter.tracked / samples,
+        (kept.nbytes + checkpointed.nbytes) / samples,
+        gathered_parameters(model),
+        checkpointed.flops / samples,
+    )
     return {
         "forward_pass": {
             "how": how,
             "batch": shapes,
             "loss": round(loss.item(), 6) if mode is None else None,
-            "activations_mib_per_device": round(sum(kept.values()) / samples * batch_size / 2**20),
+            "activations_mib_per_device": round(work.activation_bytes * batch_size / 2**20),
+        },
+        "cost": cost_table(work, batch_size, half),
+    }
+
+
+def cost_table(work: Work, batch_size: int, half: bool) -> dict[str, Any]:
+    """What [`~hf_jepa.programs.cost`] makes of the counts, for a few numbers of devices, rounded."""
+    table = {}
+    for devices, sharding in ((1, "ddp"), (8, "ddp"), (8, "fsdp2"), (64, "fsdp2")):
+        place = (work, batch_size, devices, sharding)
+        table[f"{devices} {sharding}"] = {
+            "memory_gib": float(f"{memory(*place, half)['total'] / 2**30:.3g}"),
+            "seconds_per_pass": float(f"{seconds(*place, H100, half)['step']:.3g}"),
         }
+    return {
+        "gflops_per_sample": float(f"{work.step_flops / 1e9:.4g}"),
+        "assumes": f"{H100.name}, {H100.utilization:.0%} of its {H100.peak_flops / 1e12:.0f} TFLOP/s, AdamW, data "
+        f"always ready; activations in {'bfloat16 where autocast has them' if half else 'float32'}",
+        "devices": table,
     }
 
 
