@@ -5,7 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -56,6 +56,24 @@ def accelerate_config(name: str) -> Path:
     return known.get(name, path)
 
 
+def nodes_of(environment: Mapping[str, str]) -> dict[str, str]:
+    """
+    Where this machine stands among several, as torch's launcher calls it; nothing for one alone.
+
+    Args:
+        environment (`Mapping`): with the variables that clusters set.
+
+    Raises:
+        ValueError: naming those that are missing.
+    """
+    if int(environment.get("NNODES", "1")) == 1:
+        return {}
+    names = {"nnodes": "NNODES", "node_rank": "NODE_RANK", "master_addr": "MASTER_ADDR", "master_port": "MASTER_PORT"}
+    if missing := [name for name in names.values() if name not in environment]:
+        raise ValueError(f"NNODES is {environment['NNODES']}; every machine needs {', '.join(missing)} too.")
+    return {option: environment[name] for option, name in names.items()}
+
+
 def launch(argv: list[str], config: str | None, num_processes: int | None) -> int:
     """
     Trains in processes of their own, which `accelerate launch` starts.
@@ -64,13 +82,17 @@ def launch(argv: list[str], config: str | None, num_processes: int | None) -> in
         argv (`list[str]`): `RECIPE [--key value ...]`.
         config (`str`, *optional*): name or file of an accelerate configuration; default: `ddp`, or on a machine
             without a GPU `cpu`.
-        num_processes (`int`, *optional*): default: one per GPU; on CPUs one.
+        num_processes (`int`, *optional*): of this machine; default: one per GPU, on CPUs one.
+
+    On several machines the same call is made on each, with the variables of torch's launchers in the environment:
+    `NNODES`, `NODE_RANK`, `MASTER_ADDR` and `MASTER_PORT`.
 
     Returns:
         The exit status.
 
     Raises:
-        ValueError: for an unknown configuration or program, before anything is started.
+        ValueError: for an unknown configuration or program, one that cuts models up on a machine without a GPU, or
+            machines that are named in part, before anything is started.
     """
     import torch
     import yaml
@@ -78,7 +100,14 @@ def launch(argv: list[str], config: str | None, num_processes: int | None) -> in
     method_of(family_of(argv)).load("program")
     gpus = torch.cuda.device_count()
     path = accelerate_config(config or ("ddp" if gpus else "cpu"))
-    on_cpu = bool(yaml.safe_load(path.read_text(encoding="utf-8")).get("use_cpu")) or not gpus
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    on_cpu = bool(settings.get("use_cpu")) or not gpus
+    if on_cpu and settings.get("distributed_type") in ("FSDP", "DEEPSPEED"):
+        raise ValueError(
+            f"{path.stem} cuts models up over GPUs, and there are none here: accelerate would train whole copies "
+            "without a word. Use `--accelerate_config cpu`, or `--dry_run` to see what the recipe needs."
+        )
+    nodes = nodes_of(os.environ)
     count = num_processes or (1 if on_cpu else gpus)
     program = ["-m", f"{__package__}", *argv]
     given = {"--accelerate_config": config, "--num_processes": num_processes}
@@ -87,12 +116,15 @@ def launch(argv: list[str], config: str | None, num_processes: int | None) -> in
     if on_cpu:
         # `accelerate launch` starts one process on CPUs, whatever number it is asked for, so torch's launcher does it.
         environment["ACCELERATE_USE_CPU"] = "true"
-        flags = ["--use_cpu=true", *(["--ddp_backend=gloo"] if count > 1 else [])]
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+        flags = ["--use_cpu=true", *(["--ddp_backend=gloo"] if count > 1 or nodes else [])]
+        place = [f"--{name}={value}" for name, value in nodes.items()] or ["--standalone"]
+        launcher = ["-m", "torch.distributed.run", *place, f"--nproc_per_node={count}"]
         command = [sys.executable, *launcher, *program, *flags]
     else:
         launcher = ["-m", "accelerate.commands.accelerate_cli", "launch"]
-        options = [f"--config_file={path}", f"--num_processes={count}"]
+        options = [f"--config_file={path}", f"--num_processes={count * int(nodes.get('nnodes', 1))}"]
+        names = ("num_machines", "machine_rank", "main_process_ip", "main_process_port")
+        options += [f"--{name}={value}" for name, value in zip(names, nodes.values(), strict=False)]
         command = [sys.executable, *launcher, *options, *program]
     print(f"{count} process{'es' * (count > 1)}, {'CPU' if on_cpu else path.stem}", flush=True)
     process = subprocess.Popen(command, env=environment)
