@@ -1,5 +1,6 @@
 """What every program does: recipe -> data, model, trainer -> release -> scores and pictures -> card -> push."""
 
+import gc
 import os
 import shlex
 import shutil
@@ -51,6 +52,7 @@ def run(program: Program, argv: list[str]) -> None:
         trainer.write_release(results, recipe)
     baselines = program.score(trainer, prepared, *parts) or []
     if not trainer.is_world_process_zero():
+        leave_the_group(trainer)
         return
     results = run_results(trainer, described, options.name, seconds)
     results["evaluations"] += whole_model(trainer, "answers were not scored", program.answer, trainer, *parts) or []
@@ -66,6 +68,19 @@ def run(program: Program, argv: list[str]) -> None:
     print_scores(results)
     if args.push_to_hub:
         print(trainer.push_folder(folder, "Trained with hf_jepa"))
+    leave_the_group(trainer)
+
+
+def leave_the_group(trainer: Trainer) -> None:
+    """
+    Ends this process's part of its group: one that exits with the group open may abort (pytorch issue 190489), and its
+    launcher would then end the main process while that draws or pushes.
+    """
+    # What DDP made of the model holds the group.
+    trainer.accelerator.free_memory()
+    trainer.model_wrapped = trainer.model
+    gc.collect()
+    trainer.accelerator.end_training()
 
 
 def check_output_dir(args: TrainingArguments, resumes: bool, overwrite: bool) -> None:
