@@ -49,6 +49,8 @@ class LoopbackHub:
         self.requests: list[tuple[str, str]] = []
         self.tokens = {"write": "me"}
         self.delay = 0.0
+        # Whether weights are kept by LFS; else all files are parts of the commit, as small ones are.
+        self.keeps_lfs = True
         self._faults: dict[str, list[int]] = defaultdict(list)
         self.url = ""
 
@@ -178,7 +180,9 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
             modes = [
                 {
                     "path": file["path"],
-                    "uploadMode": "lfs" if file["path"].endswith((".safetensors", ".png")) else "regular",
+                    "uploadMode": "lfs"
+                    if hub.keeps_lfs and file["path"].endswith((".safetensors", ".png"))
+                    else "regular",
                     "shouldIgnore": False,
                 }
                 for file in wanted

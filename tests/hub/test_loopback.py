@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -87,7 +88,7 @@ def test_what_an_earlier_release_left_there_goes_and_the_rest_stays(hub, api, ma
     assert left.keys() & hub.repositories["me/tiny"].files("main").keys() == {"demo.ipynb"}
 
 
-@pytest.mark.parametrize("status", [429, 500, 502, 503, RESET])
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, RESET])
 @pytest.mark.parametrize("where", ["/api/repos/create", "/preupload/", "objects/batch", "PUT /lfs/", "/commit/"])
 def test_passing_faults_lose_nothing(hub, api, made, status, where):
     hub.fail(where, status, status)
@@ -95,13 +96,57 @@ def test_passing_faults_lose_nothing(hub, api, made, status, where):
     assert holds(hub, made[1])
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 412])
+@pytest.mark.parametrize("status", [401, 403, 404, 409, 412])
 @pytest.mark.parametrize("where", ["/api/repos/create", "/commit/"])
 def test_refusals_end_at_once(hub, api, made, status, where):
     hub.fail(where, status)
     with pytest.raises(PushError, match="The release is complete in .*: hf upload me/tiny"):
         push_release(made[1], "me/tiny", private=True, api=api)
     assert hub.count(where) == 1
+
+
+def test_a_slow_link_is_waited_for(hub, api, made):
+    hub.delay = 0.02
+    push_release(made[1], "me/tiny", api=api)
+    assert holds(hub, made[1])
+
+
+@pytest.fixture(scope="module")
+def large(made, tmp_path_factory) -> Path:
+    """A release in many shards, as of a model of tens of gigabytes."""
+    folder = tmp_path_factory.mktemp("large") / "release"
+    shutil.copytree(made[1], folder)
+    (folder / "model.safetensors").unlink()
+    made[0].export_encoder().save_pretrained(folder, max_shard_size=300)
+    return folder
+
+
+def test_a_large_release_goes_on_where_it_was_cut_off(hub, api, large):
+    shards = len(list(large.rglob("*.safetensors")))
+    assert shards > 8
+    # huggingface_hub itself tries five times.
+    hub.fail("PUT /lfs/", *[RESET] * 30)
+    hub.fail("/commit/", 503)
+    push_release(large, "me/tiny", attempts=9, api=api)
+    assert holds(hub, large)
+    # Nothing that had arrived was sent again.
+    assert hub.count("PUT /lfs/") == shards + 30
+
+
+def test_the_pipeline_of_large_folders_makes_one_commit(hub, api, large, monkeypatch):
+    # What huggingface_hub runs where its storage `hf_xet` is installed, here without files for that storage.
+    monkeypatch.setattr("huggingface_hub.hf_api.is_xet_available", lambda: True)
+    hub.keeps_lfs = False
+    old = {"config.json": b"{}", "adapter_config.json": b"{}", "kept.txt": b"x"}
+    push_release(large, "me/tiny", api=api)
+    hub.repositories["me/tiny"].branches["main"] = [old]
+    hub.fail("/preupload/", 503)
+    hub.fail("/commit/", 500)
+    push_release(large, "me/tiny", api=api)
+    assert len(hub.repositories["me/tiny"].branches["main"]) == 2
+    assert holds(hub, large)
+    assert "adapter_config.json" not in hub.repositories["me/tiny"].files("main")
+    assert hub.repositories["me/tiny"].files("main")["kept.txt"] == b"x"
 
 
 def test_the_command_that_a_refusal_prints_finishes_the_upload(hub, api, made):
