@@ -23,5 +23,5 @@ def _run_program(program: Path, *arguments: object, processes: int = 2) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     if processes > 1:
         environment["ACCELERATE_USE_CPU"] = "true"
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

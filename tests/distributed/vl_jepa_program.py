@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.distributed import GradBucket
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     BertConfig,
     BertModel,
@@ -112,6 +115,24 @@ CASES = {
 }
 
 
+class Counted(VLJepaTrainer):
+    """Counts what DDP averages in each step, bucket by bucket."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.averaged: list[int] = []
+
+    def training_step(self, model: torch.nn.Module, *args: Any) -> torch.Tensor:
+        if not self.averaged and isinstance(model, DistributedDataParallel):
+            model.register_comm_hook(None, self._average)
+        self.averaged.append(0)
+        return super().training_step(model, *args)
+
+    def _average(self, _: None, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+        self.averaged[-1] += bucket.buffer().numel()
+        return allreduce_hook(None, bucket)
+
+
 def run(output: Path, case: str, batch_size: int, micro_batch: int | None) -> None:
     """Trains and evaluates, and writes weights and logs."""
     args = build_arguments(
@@ -123,8 +144,12 @@ def run(output: Path, case: str, batch_size: int, micro_batch: int | None) -> No
     model = build_model(**CASES[case])
     dataset = VisionTextDataset(build_rows(), query_column="ask", num_frames=4)
     held_out = VisionTextDataset(build_rows(7), query_column="ask", num_frames=4)
-    trainer = VLJepaTrainer(model, args, dataset, held_out, build_processor())
+    trainer = Counted(model, args, dataset, held_out, build_processor())
     trainer.train()
+    if args.world_size > 1:
+        # Each gradient once, however many parts the batch is cut into.
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        assert trainer.averaged == [trained] * 3, (trainer.averaged, trained)
     trainer.evaluate()
     if args.process_index == 0:
         output.mkdir(parents=True, exist_ok=True)

@@ -3,9 +3,11 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers import Trainer
 
 
 def test_a_run_is_released_pushed_and_measured(make_any_trainer: Callable[..., Any], uploads: Any) -> None:
@@ -166,3 +168,23 @@ def test_one_process_alone_writes(
     assert trainer.push_to_hub() is None
     assert trainer.write_release() == tmp_path / "run" / "release"
     assert not (tmp_path / "run" / "release").exists()
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, name: str, plugin: SimpleNamespace) -> None:
+    """Trainers are made as where accelerate has been told to use a plugin."""
+    create = Trainer.create_accelerator_and_postprocess
+
+    def create_with_plugin(trainer: Trainer) -> None:
+        create(trainer)
+        trainer.accelerator.state = SimpleNamespace(**{f"{name}_plugin": plugin})
+        setattr(trainer, f"is_{name}_enabled", True)
+
+    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", create_with_plugin)
+
+
+def test_zero_3_is_refused_and_zero_2_is_not(make_any_trainer: Callable[..., Any], monkeypatch) -> None:
+    pretend(monkeypatch, "deepspeed", SimpleNamespace(zero_stage=3))
+    with pytest.raises(ValueError, match="DeepSpeed ZeRO-3 cuts parameters into pieces.*use ZeRO-2, or FSDP2"):
+        make_any_trainer()
+    pretend(monkeypatch, "deepspeed", SimpleNamespace(zero_stage=2))
+    assert make_any_trainer().is_deepspeed_enabled

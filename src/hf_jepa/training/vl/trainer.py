@@ -49,7 +49,8 @@ class VLJepaTrainer(BaseTrainer):
         kwargs: everything else that `Trainer` takes (`callbacks`, `optimizers`, ...).
 
     Raises:
-        ValueError: for weights below float32 that train, neither processor nor collator, `DataParallel`, or ZeRO-3.
+        ValueError: for weights below float32 that train, neither processor nor collator, `DataParallel`, ZeRO-3, or
+            FSDP.
     """
 
     throughput = "pairs_per_second"
@@ -90,6 +91,12 @@ class VLJepaTrainer(BaseTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        if self.is_fsdp_enabled:
+            raise ValueError(
+                "FSDP cuts no single numbers, as the temperature is, and lets processes wait for each other where one "
+                "has images and another clips. Use DDP or DeepSpeed ZeRO-2 (`--accelerate_config ddp` or `zero2`); "
+                "frozen parts need no more memory than their weights."
+            )
         self.train_dataset = self._as_dataset(train_dataset)
 
     def _new_metrics(self, args: VLJepaTrainingArguments) -> RetrievalMetrics:
