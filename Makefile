@@ -8,7 +8,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 CODE := src tests trainers scripts
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-llm demo-llm-pretrained demo-video demo-vl demo-planning demo-fork demo-collapse test test-slow quality style cards docs notebooks bench clean
+.PHONY: help install demo demo-llm demo-llm-pretrained demo-video demo-vl demo-planning demo-fork demo-collapse test test-slow test-lowest quality style cards docs notebooks bench clean
 
 help:
 	@echo "make demo        pretrain a small I-JEPA on CPU in minutes, evaluate it, write pictures and a card (LONG=1: an hour)"
@@ -21,6 +21,7 @@ help:
 	@echo "make demo-fork   what a latent variable is for: a dot that turns left or right at random, in minutes"
 	@echo "make test        the test suite (CPU, offline)"
 	@echo "make test-slow   the tests that take minutes"
+	@echo "make test-lowest the test suite with the lowest releases that pyproject.toml allows, in .venv-lowest"
 	@echo "make quality     ruff check, ruff format --check"
 	@echo "make style       fix what ruff can fix"
 	@echo "make cards       render model_cards/*.md again from their JSON files"
@@ -73,6 +74,12 @@ test-slow: $(STAMP)
 	@scripts/setup_env.sh --browser
 	$(TEST_ENV) $(PY) -m pytest -n 2 -m "slow and not network and not gpu" --durations=10
 
+test-lowest: $(STAMP)
+	$(PY) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -r <($(PY) scripts/lowest_requirements.py --extras dev)
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(TEST_ENV) .venv-lowest/bin/python -m pytest -n 2 -m "not slow and not network and not gpu" --durations=10
+
 quality: $(STAMP)
 	$(PY) -m ruff check $(wildcard $(CODE))
 	$(PY) -m ruff format --check $(wildcard $(CODE))
@@ -103,5 +110,5 @@ bench: $(STAMP)
 	$(PY) -m scripts.benchmarks.world_models
 
 clean:
-	rm -rf .venv build dist outputs demo_data .ruff_cache .pytest_cache src/*.egg-info
+	rm -rf .venv .venv-lowest build dist outputs demo_data .ruff_cache .pytest_cache src/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
