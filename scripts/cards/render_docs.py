@@ -1,6 +1,6 @@
 """
-Writes the pages of docs/ that repeat what the package knows: recipes with their settings, and the table of methods;
-with --check, fails where a page is out of date.
+Writes the pages of docs/ that repeat what the package knows: recipes with their settings, the table of methods, plans
+of large runs; with --check, fails where a page is out of date.
 
     python -m scripts.cards.render_docs [--check]
 """
@@ -16,6 +16,8 @@ import yaml
 
 import hf_jepa  # noqa: F401  (registers the methods)
 from hf_jepa.methods import METHODS
+
+from .planning_page import planning_page
 
 _COLUMNS = {
     "max_steps": "steps",
@@ -102,7 +104,7 @@ def methods_page() -> str:
     return "\n".join(lines)
 
 
-PAGES = {"reference/recipes.md": recipe_page, "methods/index.md": methods_page}
+PAGES = {"reference/recipes.md": recipe_page, "methods/index.md": methods_page, "planning.md": planning_page}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

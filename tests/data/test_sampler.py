@@ -44,3 +44,12 @@ def test_in_order_without_shuffle():
 def test_too_small_a_dataset_is_refused():
     with pytest.raises(ValueError, match="3 rows, fewer than the 8"):
         CountedSampler(3, batch_size=8)
+
+
+def test_draws_are_counted_through_chunks(monkeypatch):
+    whole = [list(CountedSampler(11, seed=3, batch_size=2, shuffle=shuffle)) for shuffle in (True, False)]
+    monkeypatch.setattr("hf_jepa.data.sampler._CHUNK", 4)
+    sampler = CountedSampler(11, seed=3, batch_size=2)
+    assert [list(sampler), list(CountedSampler(11, batch_size=2, shuffle=False))] == whole
+    sampler.set_epoch(1)
+    assert [draw for _, draw in sampler] == list(range(10, 20))

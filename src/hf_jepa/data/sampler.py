@@ -5,6 +5,8 @@ from torch.utils.data import Sampler
 
 from .seeding import mix_seed
 
+_CHUNK = 2**16
+
 
 class CountedSampler(Sampler[tuple[int, int]]):
     """
@@ -56,4 +58,7 @@ class CountedSampler(Sampler[tuple[int, int]]):
         else:
             order = torch.arange(self.num_rows)
         first = self.epoch * len(self)
-        yield from zip(order[: len(self)].tolist(), range(first, first + len(self)), strict=True)
+        # Numbers of Python take five times the memory of a tensor's; hundreds of millions of rows in each process do.
+        for start in range(0, len(self), _CHUNK):
+            stop = min(start + _CHUNK, len(self))
+            yield from zip(order[start:stop].tolist(), range(first + start, first + stop), strict=True)

@@ -110,24 +110,28 @@ def memory(work: Work, batch_size: int, devices: int, sharding: str, half: bool 
     return found | {"total": sum(found.values())}
 
 
-def traffic(work: Work, devices: int, sharding: str, half: bool = True) -> float:
-    """Bytes that each device sends for one optimizer step (ring algorithms); arguments as in [`memory`]."""
+def traffic(work: Work, devices: int, sharding: str, half: bool = True, passes: int = 1) -> float:
+    """
+    Bytes that each device sends for one optimizer step (ring algorithms); arguments as in [`memory`], and `passes`
+    (`int`), forward passes of a step (gradient accumulation), after the last of which gradients are averaged.
+    """
     share = (devices - 1) / devices
     if sharding == "fsdp2":
         size = HALF if half else FLOAT
-        # Gathered before forward and again before backward, then gradients to their owners; a target once.
-        return share * size * (3 * work.trained + work.frozen)
+        # In each pass weights are gathered before forward and again before backward, and gradients go to their owners;
+        # a target is gathered once.
+        return share * size * (3 * work.trained + work.frozen) * passes
     return share * 2 * FLOAT * work.trained
 
 
 def seconds(
-    work: Work, batch_size: int, devices: int, sharding: str, device: Device, half: bool = True
+    work: Work, batch_size: int, devices: int, sharding: str, device: Device, half: bool = True, passes: int = 1
 ) -> dict[str, float]:
     """
-    Seconds of one optimizer step of one forward pass: `compute`, `communication`, and `step`, the larger of the two,
-    as if they overlapped wholly and data were always ready. Arguments as in [`memory`].
+    Seconds of one optimizer step: `compute`, `communication`, and `step`, the larger of the two, as if they overlapped
+    wholly and data were always ready. Arguments as in [`traffic`]; `batch_size` is of each pass.
     """
-    compute = work.step_flops * batch_size / (device.peak_flops * device.utilization)
+    compute = work.step_flops * batch_size * passes / (device.peak_flops * device.utilization)
     link = device.node_link if devices <= device.per_node else device.network_link
-    communication = traffic(work, devices, sharding, half) / link
+    communication = traffic(work, devices, sharding, half, passes) / link
     return {"compute": compute, "communication": communication, "step": max(compute, communication)}

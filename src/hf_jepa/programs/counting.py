@@ -1,14 +1,19 @@
 """Counts a forward pass: FLOPs, and what autograd keeps of it. Works on tensors without storage as well."""
 
+import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .cost import Work
 
 # Of CPUs; torch knows how to count the others.
 _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -113,3 +118,62 @@ def gathered_parameters(model: PreTrainedModel) -> int:
     sizes = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
     rest = sum(parameter.numel() for parameter in model.parameters()) - sum(sizes)
     return rest + 2 * max(sizes, default=0)
+
+
+def fake_mode(model: PreTrainedModel) -> FakeTensorMode | None:
+    """The mode of a model whose parameters are shapes without storage; None for one with weights."""
+    return next((parameter.fake_mode for parameter in model.parameters() if hasattr(parameter, "fake_mode")), None)
+
+
+def enable_checkpointing(model: PreTrainedModel) -> None:
+    """Gradient checkpointing, by transformers' later name or its earlier one."""
+    (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
+
+
+def map_tensors(value: Any, function: Any) -> Any:
+    """A batch with `function` applied to its tensors."""
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {name: map_tensors(item, function) for name, item in value.items()}
+    return [map_tensors(item, function) for item in value] if isinstance(value, list | tuple) else value
+
+
+def count_work(
+    model: PreTrainedModel, step: Callable[[Any], torch.Tensor], batch: Any, samples: int, half: bool = False
+) -> tuple[Work, torch.Tensor]:
+    """
+    Runs one forward pass and counts.
+
+    Args:
+        model (`PreTrainedModel`): in training mode, with weights or shapes for them.
+        step (`Callable`): from a batch to the loss.
+        batch: of tensors.
+        samples (`int`): in the batch.
+        half (`bool`): whether matrix products are computed in bfloat16.
+
+    Returns:
+        [`~hf_jepa.programs.cost.Work`] of one sample, and the loss.
+    """
+    counter = ForwardCounter(model.parameters())
+    kept, checkpointed = KeptTensors(counter.weights), CheckpointedLayers(model, counter)
+    with contextlib.ExitStack() as stack:
+        if (mode := fake_mode(model)) is not None:
+            batch = map_tensors(batch, mode.from_tensor)
+            stack.enter_context(mode)
+            # As under compilation, where models do not look at values either.
+            stack.enter_context(patch.object(torch.compiler, "is_compiling", return_value=True))
+        for context in (kept, counter, torch.autocast("cpu", torch.bfloat16, enabled=half)):
+            stack.enter_context(context)
+        loss = step(batch)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    work = Work(
+        trained,
+        sum(parameter.numel() for parameter in model.parameters()) - trained,
+        counter.flops / samples,
+        counter.tracked / samples,
+        (kept.nbytes + checkpointed.nbytes) / samples,
+        gathered_parameters(model),
+        checkpointed.flops / samples,
+    )
+    return work, loss

@@ -3,11 +3,10 @@ What a recipe would do, seen without a GPU: everything is built, one batch goes 
 counted. Models of more than `MOST_PARAMETERS` are built without weights: the pass then gives shapes and nothing else.
 """
 
-import contextlib
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import yaml
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from ..data import MixedVideoDataset
 from .cost import H100, Work, memory, seconds
-from .counting import CheckpointedLayers, ForwardCounter, KeptTensors, gathered_parameters
+from .counting import count_work, enable_checkpointing, fake_mode, map_tensors
 from .program import Program, RunArguments
 from .recipes import given_values, parse_recipe, resolved
 
@@ -179,15 +178,6 @@ def first_batch(trainer: Trainer) -> tuple[dict[str, Any], int]:
     return trainer.data_collator(samples), len(samples)
 
 
-def map_tensors(value: Any, function: Any) -> Any:
-    """A batch with `function` applied to its tensors."""
-    if isinstance(value, torch.Tensor):
-        return function(value)
-    if isinstance(value, dict):
-        return {name: map_tensors(item, function) for name, item in value.items()}
-    return [map_tensors(item, function) for item in value] if isinstance(value, list | tuple) else value
-
-
 def pass_once(trainer: Trainer, batch_size: int, half: bool) -> dict[str, Any]:
     """
     The forward pass of a training step: the batch's shapes, the loss if computed, and what a step costs.
@@ -198,47 +188,24 @@ def pass_once(trainer: Trainer, batch_size: int, half: bool) -> dict[str, Any]:
         half (`bool`): whether the recipe computes in 16 bits, as the pass then does too if nothing is computed.
     """
     model = trainer.model.train()
-    mode = next((parameter.fake_mode for parameter in model.parameters() if hasattr(parameter, "fake_mode")), None)
-    half = half and mode is not None
+    is_computed = fake_mode(model) is None
     batch, samples = first_batch(trainer)
     shapes = map_tensors(dict(batch), lambda tensor: "x".join(map(str, tensor.shape)))
     if trainer.args.gradient_checkpointing:
-        # transformers' later name, and its earlier one.
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable(trainer.args.gradient_checkpointing_kwargs)
-    counter = ForwardCounter(model.parameters())
-    kept = KeptTensors(counter.weights)
-    checkpointed = CheckpointedLayers(model, counter)
-    with contextlib.ExitStack() as stack:
-        if mode is not None:
-            batch = map_tensors(batch, mode.from_tensor)
-            stack.enter_context(mode)
-            # As under compilation, where models do not look at values either.
-            stack.enter_context(patch.object(torch.compiler, "is_compiling", return_value=True))
-        for context in (kept, counter, torch.autocast("cpu", torch.bfloat16, enabled=half)):
-            stack.enter_context(context)
-        loss = trainer.compute_loss(model, batch)
+        enable_checkpointing(model)
+    half = half and not is_computed
+    work, loss = count_work(model, lambda inputs: trainer.compute_loss(model, inputs), batch, samples, half)
     how = "computed on the CPU in float32, with the weights that a run starts from"
-    if mode is not None:
+    if not is_computed:
         how = f"shapes only, without weights (more than {MOST_PARAMETERS:,} parameters): nothing was computed"
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    work = Work(
-        trained,
-        sum(parameter.numel() for parameter in model.parameters()) - trained,
-        counter.flops / samples,
-        counter.tracked / samples,
-        (kept.nbytes + checkpointed.nbytes) / samples,
-        gathered_parameters(model),
-        checkpointed.flops / samples,
-    )
     return {
         "forward_pass": {
             "how": how,
             "batch": shapes,
-            "loss": round(loss.item(), 6) if mode is None else None,
+            "loss": round(loss.item(), 6) if is_computed else None,
             "activations_mib_per_device": round(work.activation_bytes * batch_size / 2**20),
         },
-        "cost": cost_table(work, batch_size, half),
+        "cost": {"counted": asdict(work), **cost_table(work, batch_size, half)},
     }
 
 
