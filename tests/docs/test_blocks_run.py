@@ -4,6 +4,7 @@ pages use, with the changes below and no others.
 """
 
 import importlib
+import shlex
 from pathlib import Path
 
 import datasets
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_jepa.cli import main
 from tests import stand_ins
 from tests.docs.test_docs import NAMES, PAGES, blocks
 
@@ -107,3 +109,17 @@ def test_the_blocks_of_a_page_run(name, folder, monkeypatch, tmp_path):
 def test_the_readme_needs_nothing_beside_it():
     assert "README.md" in WITH_CODE
     assert "README.md" not in GIVEN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["README.md", "docs/own/images.md"])
+def test_a_plain_folder_of_photos_is_enough_to_train(name, folder, monkeypatch, tmp_path):
+    (tmp_path / "my_photos").symlink_to(folder / "my_photos")
+    monkeypatch.chdir(tmp_path)
+    page = next(page for known, page in zip(NAMES, PAGES, strict=True) if known == name)
+    lines = [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
+    commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("hf-jepa train")]
+    commands = [words for words in commands if "my_photos" in " ".join(words)]
+    assert commands
+    for words in commands:
+        assert main([*words, *([] if "--dry_run" in words else ["--dry_run"])]) in (0, None)

@@ -36,6 +36,14 @@ def test_sections_types_and_overrides(tmp_path):
     assert parse_recipe([Small], ["--hidden-size=5", "--scale", "0.3", "0.4"])[0].scale == [0.3, 0.4]
 
 
+def test_a_flag_takes_back_what_a_recipe_says(tmp_path):
+    path = write(tmp_path, "name: validation\nsteps: null\n")
+    assert parse_recipe([Small], [path])[0] == Small(name="validation", steps=None)
+    (small,) = parse_recipe([Small], [path, "--name", "null"])
+    assert small.name is None
+    assert resolved(small) == {"steps": None}
+
+
 def test_two_dataclasses_share_one_file(tmp_path):
     path = write(tmp_path, f"hidden_size: 4\noutput_dir: {tmp_path}\nema_momentum: 0.9\nsave_strategy: 'no'\n")
     small, training = parse_recipe([Small, JepaTrainingArguments], [path, "--seed", "7"])

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import PreTrainedModel
+from transformers.trainer_utils import IntervalStrategy
 
 from ..data import SeededImageDataset, SeededImageStream, fit_and_score, load_image_dataset, processor_transform
 from ..data.defaults import input_size, statistics
@@ -62,7 +63,10 @@ def load_rows(args: DataArguments) -> tuple[Any, Any, Any]:
         return train, None, None
     probes = []
     for split in (args.probe_train_split or args.train_split, args.probe_split):
-        rows = load(args.probe_dataset or args.dataset, split, args.label_column)
+        try:
+            rows = load(args.probe_dataset or args.dataset, split, args.label_column)
+        except ValueError as error:
+            raise ValueError(f"Probes need labelled rows; --probe_split null leaves them out. {error}") from error
         probes.append(rows.shuffle(seed=0).select(range(min(args.probe_examples, len(rows)))))
     return train, *fit_and_score(*probes, args.image_column, args.label_column)
 
@@ -103,6 +107,9 @@ def build_trainer(
 ) -> JepaTrainer:
     """Everything a recipe describes, ready to train."""
     train, *probes = load_rows(data_args) if rows is None else rows
+    if data_args.probe_split is None:
+        # A recipe of probes that was told to leave them out.
+        args.probe_every_steps, args.eval_strategy = None, IntervalStrategy.NO
     model = build_model(model_args, args.seed) if model is None else model
     method = method_for(model_args, __name__)
     transform, collator = method.load("transform"), method.load("collator")

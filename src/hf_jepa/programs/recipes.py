@@ -171,7 +171,8 @@ def _fit(value: Any, hint: Any) -> Any:
     """The value as one of the hint's types; `ValueError` says what would fit."""
     options = _options(hint)
     if len(options) > 1:
-        if value is None and types.NoneType in options:
+        # Flags are text, and `--probe_split null` takes back what a recipe says.
+        if types.NoneType in options and (value is None or value == "null"):
             return None
         if isinstance(value, str) and _takes_mapping(hint):
             # Flags are text: `--method '{weight: 1}'`. What is no mapping may be a name.
