@@ -42,6 +42,7 @@ TRAJECTORY_SETTINGS = (
     "ema_momentum_end",
     "lars_trust_coefficient",
     "lars_clip",
+    "fix_pred_lr",
     "decay_vectors",
     "schedule_horizon",
     "context_loss_start_step",

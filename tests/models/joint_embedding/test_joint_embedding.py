@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, TimmWra
 import hf_jepa
 from hf_jepa import LeJepaForPreTraining, LeJepaPreTrainingConfig, RectifiedLpJepaPreTrainingConfig
 from hf_jepa.encoders import pooled_output, run_encoder
-from hf_jepa.objectives import VISReg, WeakSIGReg, vicreg
+from hf_jepa.objectives import RDMReg, VISReg, WeakSIGReg, vicreg
 
 from .conftest import ENCODERS, HEADS, build
 
@@ -191,6 +191,16 @@ def test_half_precision_autocast_and_checkpointing_change_little(views):
     torch.testing.assert_close(again.loss, plain.loss)
     again.loss.backward()
     assert model.encoder.timm_model.blocks[0].mlp.fc1.weight.grad.abs().sum() > 0
+
+
+def test_rectified_lpjepas_directions_are_the_configs(views):
+    model = build("RectifiedLpJepa", projection="svd_random", num_projections=9)
+    model.eval()
+    output = model(views)
+    expected = RDMReg(num_projections=9, projection="svd_random").eval()(output.projections.detach())
+    torch.testing.assert_close(output.loss_components["rdmreg_loss"], expected)
+    with pytest.raises(Exception, match="projection"):
+        build("RectifiedLpJepa", projection="svd")
 
 
 @pytest.mark.parametrize(("regularizer", "objective"), [("visreg", VISReg), ("weak_sigreg", WeakSIGReg)])

@@ -142,6 +142,23 @@ def test_vectors_decay_only_when_asked_for(make):
         assert bool(vectors & decayed) == decay_vectors
 
 
+def test_the_predictors_learning_rate_may_stay(make):
+    options = {"learning_rate": 0.1, "learning_rate_end": 0.0, "max_steps": 4, "warmup_steps": 2}
+    seen = []
+    for fixed in (False, True):
+        trainer = make("SimSiam", fix_pred_lr=fixed, **options)
+        trainer.train()
+        rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+        ends = {name.split(".")[0]: rates[id(p)] for name, p in trainer.model.named_parameters() if p.requires_grad}
+        seen.append(ends)
+        # What is logged is the schedule.
+        assert trainer.state.log_history[-2]["learning_rate"] == pytest.approx(0.0, abs=1e-6)
+    assert seen[0] == pytest.approx({"encoder": 0.0, "projector": 0.0, "predictor": 0.0})
+    assert seen[1] == pytest.approx({"encoder": 0.0, "projector": 0.0, "predictor": 0.1})
+    with pytest.raises(ValueError, match="without|has not"):
+        make("VICReg", fix_pred_lr=True).create_optimizer()
+
+
 def test_timm_models_train_and_are_released_for_plain_transformers(make, tmp_path):
     """A ConvNet and a ViT by timm name, two steps each, reloaded by AutoModel in a process without hf_jepa."""
     convnet = TimmWrapperConfig(architecture="resnet10t", model_args={"channels": [8, 8, 16, 16], "stem_width": 8})

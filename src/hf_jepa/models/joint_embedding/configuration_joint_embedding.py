@@ -160,6 +160,9 @@ class RectifiedLpJepaPreTrainingConfig(JointEmbeddingPreTrainingConfig):
             distribution. mu sets how many entries are active: half of them at 0; see
             [`~hf_jepa.objectives.location_for_active_fraction`].
         num_projections (`int`, defaults to 8192): random directions per step; the paper finds 512 to suffice.
+        projection (`"random"`, `"svd_random"` or `"svd_bottom_half_random"`): which directions: the released code's
+            `random`, `torch_svd_and_random` and `torch_svd_bottom_half_eigen_and_random`; see
+            [`~hf_jepa.objectives.RDMReg`].
         rectify (`bool`): the ReLU at the projector's end and in the target, which belong together.
 
     Raises:
@@ -176,6 +179,7 @@ class RectifiedLpJepaPreTrainingConfig(JointEmbeddingPreTrainingConfig):
     mu: float | int = 0.0
     sigma: float | int | str = "gn"
     num_projections: int = 8192
+    projection: Literal["random", "svd_random", "svd_bottom_half_random"] = "random"
     rectify: bool = True
 
 

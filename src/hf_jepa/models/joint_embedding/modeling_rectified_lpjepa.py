@@ -24,7 +24,8 @@ class RectifiedLpJepaForPreTraining(JointEmbeddingPreTrainedModel):
         hidden = config.projector_hidden_size
         layers = mlp([config.pooled_size, hidden, hidden, config.projection_size])
         self.projector = nn.Sequential(*layers, *([nn.ReLU()] if config.rectify else []))
-        self.rdmreg = RDMReg(config.p, config.mu, config.sigma, config.num_projections, config.rectify)
+        target = config.p, config.mu, config.sigma
+        self.rdmreg = RDMReg(*target, config.num_projections, config.rectify, config.projection)
 
     @can_return_tuple
     def forward(

@@ -37,6 +37,9 @@ class JepaTrainingArguments(CommonTrainingArguments):
             Let LARS lower the learning rate of a parameter, never raise it (LARC), as Rectified LpJEPA's code does.
         decay_vectors (`bool`, *optional*, defaults to `False`):
             Decay biases and norms too, as the released code of SimSiam and LeJEPA's MINIMAL.md do.
+        fix_pred_lr (`bool`, *optional*, defaults to `False`):
+            The predictor's learning rate is `learning_rate` from the first update to the last, whatever the schedule
+            (SimSiam, arXiv 2011.10566, and released code).
         clip_after_steps (`float`, *optional*, defaults to 0.0):
             Updates, or below 1 a share of the run, before `max_grad_norm` is heeded. V-JEPA (with `max_grad_norm`
             10.0): 41/300, one epoch after the warmup.
@@ -106,6 +109,7 @@ class JepaTrainingArguments(CommonTrainingArguments):
     )
     lars_clip: bool = field(default=False, metadata={"help": "LARS never raises a learning rate (LARC)."})
     decay_vectors: bool = field(default=False, metadata={"help": "Decay biases and norms too."})
+    fix_pred_lr: bool = field(default=False, metadata={"help": "Keep the predictor's learning rate constant."})
     clip_after_steps: float = field(
         default=0.0, metadata={"help": "Updates, or below 1 a share of the run, before gradients are clipped."}
     )

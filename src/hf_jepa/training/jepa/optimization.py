@@ -12,7 +12,9 @@ from .arguments import JepaTrainingArguments
 from .schedules import warmup_cosine_learning_rate, warmup_stable_decay_learning_rate
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float, decay_vectors: bool = False) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: torch.nn.Module, weight_decay: float, decay_vectors: bool = False, fix_pred_lr: bool = False
+) -> list[dict[str, Any]]:
     """
     The original's four groups: encoder and rest with decay, encoder and rest without. A parameter does not decay if
     "bias" is in its name or it is a vector, unless the model has a rule of its own (`model.decays`); frozen ones are
@@ -22,20 +24,30 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float, decay_vectors:
         model (`nn.Module`): a composite whose context encoder is `model.encoder`.
         weight_decay (`float`): of the groups that decay; [`WeightDecayCallback`] changes it as the run goes on.
         decay_vectors (`bool`): biases and vectors decay too.
+        fix_pred_lr (`bool`): the predictor has groups of its own, last and marked `fixed`.
 
     Returns:
         `list[dict]`: groups for a torch optimizer, those that would be empty left out.
+
+    Raises:
+        ValueError: with `fix_pred_lr`, for a model without a predictor.
     """
     decays = getattr(model, "decays", lambda name, parameter: "bias" not in name and parameter.ndim != 1)
-    members: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {
-        (decayed, is_encoder): [] for decayed in (True, False) for is_encoder in (True, False)
+    members: dict[tuple[bool, bool, bool], list[torch.nn.Parameter]] = {
+        (fixed, decayed, is_encoder): []
+        for fixed in (False, True)
+        for decayed in (True, False)
+        for is_encoder in (True, False)
     }
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            members[decay_vectors or decays(name, parameter), name.startswith("encoder.")].append(parameter)
+            kind = decay_vectors or decays(name, parameter), name.startswith("encoder.")
+            members[(fix_pred_lr and name.startswith("predictor."), *kind)].append(parameter)
+    if fix_pred_lr and not any(parameters for (fixed, *_), parameters in members.items() if fixed):
+        raise ValueError(f"`fix_pred_lr` is for models with a predictor, which {type(model).__name__} has not.")
     return [
-        {"params": parameters, "weight_decay": weight_decay if decayed else 0.0, "decays": decayed}
-        for (decayed, _), parameters in members.items()
+        {"params": parameters, "weight_decay": weight_decay if decayed else 0.0, "decays": decayed, "fixed": fixed}
+        for (fixed, decayed, _), parameters in members.items()
         if parameters
     ]
 

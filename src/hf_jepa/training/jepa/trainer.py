@@ -213,7 +213,7 @@ class JepaTrainer(BaseTrainer):
         """
         if self.optimizer is None:
             model = self.model if model is None else model
-            groups = parameter_groups(model, self.args.weight_decay, self.args.decay_vectors)
+            groups = parameter_groups(model, self.args.weight_decay, self.args.decay_vectors, self.args.fix_pred_lr)
             if self.args.lars_trust_coefficient is not None:
                 optimizer_class, options = lars(self.args)
             elif self.optimizer_cls_and_kwargs is not None:
@@ -251,9 +251,12 @@ class JepaTrainer(BaseTrainer):
             rate = learning_rate_schedule(args, num_training_steps)
             # LambdaLR multiplies the base rate; it is read before the update it belongs to, as in the original.
             scale = 1.0 / args.learning_rate if args.learning_rate else 0.0
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                self.optimizer if optimizer is None else optimizer, lambda step: rate(step) * scale
-            )
+            optimizer = self.optimizer if optimizer is None else optimizer
+            lambdas = [
+                (lambda step: 1.0) if group.get("fixed") else (lambda step: rate(step) * scale)
+                for group in optimizer.param_groups
+            ]
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambdas)
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
