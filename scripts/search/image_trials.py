@@ -54,16 +54,9 @@ def probes(
 
 def run_trial(recipe: str, flags: dict[str, Any], seed: int, split: str) -> dict[str, Any]:
     """Trains a recipe with `flags` over it, and probes its encoder before and after on `split`."""
-    chosen = {
-        "seed": seed,
-        "probe_split": split,
-        "eval_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "logging_steps": 100,
-    }
-    argv = [recipe, *(f"--{key}={value}" for key, value in (chosen | flags).items() if value is not None)]
-    trainer = build_trainer(*parse_recipe(TYPES, argv, probe_every_steps=None))
+    chosen = {"seed": seed, "probe_split": split, "eval_strategy": "no", "probe_every_steps": None}
+    chosen |= {"report_to": "none", "disable_tqdm": True, "logging_steps": 100}
+    trainer = build_trainer(*parse_recipe(TYPES, [recipe], **chosen, **flags))
     train, test = samples_of(trainer.probe_train_dataset), samples_of(trainer.eval_dataset)
     trainer.eval_dataset = trainer.probe_train_dataset = None
     model: Any = trainer.model
@@ -79,12 +72,53 @@ def run_trial(recipe: str, flags: dict[str, Any], seed: int, split: str) -> dict
     return found
 
 
-def pixel_probes(recipe: str, split: str) -> dict[str, float]:
-    """The probes of raw pixels."""
-    trainer = build_trainer(*parse_recipe(TYPES, [recipe, f"--probe_split={split}"]))
+def bounds(recipe: str, flags: dict[str, Any], seed: int, split: str) -> dict[str, dict[str, float]]:
+    """
+    What the trials' numbers lie between: the probes of raw pixels, and of the recipe's own encoder trained to classify
+    the labelled images that probes are fitted on, as many steps and images a step.
+    """
+    trainer = build_trainer(*parse_recipe(TYPES, [recipe], seed=seed, probe_split=split, eval_strategy="no", **flags))
     train, test = samples_of(trainer.probe_train_dataset), samples_of(trainer.eval_dataset)
     flat = [images.flatten(1)[:, None] for images, _ in (train, test)]
-    return {key: value for key, value in probes(train, test, flat).items() if key in ("knn", "ridge")}
+    pixels = {name: value for name, value in probes(train, test, flat).items() if name in ("knn", "ridge")}
+    started = time.process_time()
+    accuracy, model = classify(trainer.model, train, test, trainer.args)
+    seconds = round(time.process_time() - started, 1)
+    tokens = [tokens_of(model, images) for images, _ in (train, test)]
+    supervised = {"cpu_seconds": seconds, "accuracy": accuracy, **probes(train, test, tokens)}
+    return {"raw pixels": pixels, "supervised": supervised}
+
+
+def classify(
+    model: PreTrainedModel, train: Sequence[torch.Tensor], test: Sequence[torch.Tensor], args: JepaTrainingArguments
+) -> tuple[float, PreTrainedModel]:
+    """Accuracy of the model's encoder trained with a linear head on mean tokens; mirrored and shifted images."""
+    model = copy.deepcopy(model).train()
+    generator = torch.Generator().manual_seed(args.seed)
+    with torch.no_grad():
+        width = model.get_features(train[0][:1]).shape[-1]
+    head = torch.nn.Linear(width, int(train[1].max()) + 1)
+    parameters = [p for p in model.encoder.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW([*parameters, *head.parameters()], lr=args.learning_rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=args.max_steps)
+    features = type(model).get_features.__wrapped__
+    for _ in range(args.max_steps):
+        rows = torch.randint(len(train[0]), (args.per_device_train_batch_size,), generator=generator)
+        shift = torch.randint(-4, 5, (2,), generator=generator).tolist()
+        images = train[0][rows].roll(shift, dims=(2, 3))
+        images = images.flip(3) if torch.rand((), generator=generator) < 0.5 else images
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+            logits = head(features(model, images, "context").mean(dim=1))
+        loss = torch.nn.functional.cross_entropy(logits.float(), train[1][rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    if model.has_target_encoder:
+        model.sync_target()
+    with torch.no_grad():
+        found = head(tokens_of(model, test[0]).mean(dim=1)).argmax(dim=1)
+    return (found == test[1]).float().mean().item(), model
 
 
 def run_trials(
