@@ -9,6 +9,7 @@ from PIL import Image
 
 from hf_jepa.cli import main
 from hf_jepa.data.checking import check_data
+from hf_jepa.data.manifests import medium_of
 
 
 def write_image(path, value: int) -> None:
@@ -122,3 +123,13 @@ def test_what_does_not_show_is_asked_for(tmp_path):
     (tmp_path / "rows.parquet").write_bytes(b"")
     with pytest.raises(ValueError, match="say --kind images, videos or pairs"):
         check_data(tmp_path / "rows.parquet")
+
+
+def test_a_gif_beside_photos_is_a_photo(tmp_path):
+    write_image(tmp_path / "photos" / "a" / "0.png", 0)
+    write_image(tmp_path / "photos" / "a" / "1.gif", 90)
+    assert check_data(tmp_path / "photos") == ([], 2)
+    (tmp_path / "list.tsv").write_text("photos/a/1.gif\t0\nphotos/a/0.png\t1\n")
+    assert check_data(tmp_path / "list.tsv") == ([], 2)
+    assert [medium_of(names) for names in (["1.gif"], ["1.gif", "a.mp4", "b.png"])] == ["video", "video"]
+    assert medium_of(["notes.md"]) is None

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from .decoding import decode_image
 from .labels import row_content
 from .loading import open_images, open_videos, open_vision_texts
-from .manifests import IMAGE_SUFFIXES, LIST_SUFFIXES, VIDEO_SUFFIXES, resolve_paths
+from .manifests import LIST_SUFFIXES, medium_of, read_list, resolve_paths
 from .splits import Source
 from .video_decoding import open_video
 
@@ -85,16 +85,13 @@ def check_data(
 
 def _kind_of(path: Path) -> Kind:
     if path.is_dir():
-        names = {file.suffix.lower() for file in path.rglob("*") if file.is_file()}
         if any(path.rglob("metadata.*")):
             return "pairs"
-        if names & set(VIDEO_SUFFIXES):
-            return "videos"
-        if names & set(IMAGE_SUFFIXES):
-            return "images"
+        medium = medium_of(file.name for file in path.rglob("*") if file.is_file())
+        if medium is not None:
+            return "videos" if medium == "video" else "images"
     elif path.suffix in LIST_SUFFIXES and path.is_file():
-        first = path.read_text(encoding="utf-8-sig").lower()
-        return "videos" if any(suffix in first for suffix in VIDEO_SUFFIXES) else "images"
+        return "videos" if "video" in read_list(path, None, "label").column_names else "images"
     raise ValueError(f"What {str(path)!r} holds does not show: say --kind images, videos or pairs.")
 
 

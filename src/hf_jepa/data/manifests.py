@@ -2,7 +2,9 @@
 
 import csv
 import io
+import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,18 @@ LIST_SUFFIXES = (".csv", ".tsv", ".txt")
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
 _MEDIA = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, ".npy")
+
+
+def medium_of(names: Iterable[str]) -> str | None:
+    """
+    What files of these names are: `"image"` or `"video"`, `None` where no name shows it. Beside images a GIF is one.
+    """
+    suffixes = {os.path.splitext(name.lower())[1] for name in names}
+    if suffixes & {*VIDEO_SUFFIXES} - {".gif"}:
+        return "video"
+    if suffixes & {*IMAGE_SUFFIXES, ".npy"}:
+        return "image"
+    return "video" if ".gif" in suffixes else None
 
 
 def read_list(path: Path, media_column: str | None, other_column: str, is_text: bool = False) -> Any:
@@ -37,7 +51,7 @@ def read_list(path: Path, media_column: str | None, other_column: str, is_text: 
     names, rows = _columns(text, path) or _lines(text, path, is_text)
     folder = path.parent.absolute()
     place = _path_column(names, rows, media_column, folder)
-    media = media_column or ("image" if rows[0][place].lower().endswith((*IMAGE_SUFFIXES, ".npy")) else "video")
+    media = media_column or medium_of(row[place] for row in rows) or "video"
     names = [media if number == place else name for number, name in enumerate(names)]
     if len(names) == 2 and other_column not in names:
         names[1 - place] = other_column

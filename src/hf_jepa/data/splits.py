@@ -13,9 +13,17 @@ _TABLES = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 # A folder that has files of these names has these splits; other files of its top are notes.
 SPLIT_NAMES = ("train", "training", "validation", "valid", "val", "dev", "test", "eval")
 WAYS_OUT = (
-    "Ways out: parts of a split ('train[:80%]' and 'train[80%:]', or 'train[:1000]'), a dataset for each "
-    "(--train-dataset and --test-dataset of `hf-jepa evaluate`), or rows held out at random (its --holdout 0.2)."
+    "Ways out: parts of a split ('train[:80%]' and 'train[80%:]', or 'train[:1000]'); in `hf-jepa evaluate` a dataset "
+    "for each (--train-dataset and --test-dataset) or rows held out at random (--holdout 0.2)."
 )
+
+
+class MissingSplitError(ValueError):
+    """A split that a dataset has not; `split` is what was asked for."""
+
+    def __init__(self, message: str, split: str) -> None:
+        super().__init__(message)
+        self.split = split
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,9 @@ class Source:
         for spec in split.split("+"):
             name = spec.partition("[")[0].strip()
             if name not in self.splits:
-                raise ValueError(f"{self.name!r} has no split {name!r}, only {self._described()}. {WAYS_OUT}")
+                raise MissingSplitError(
+                    f"{self.name!r} has no split {name!r}, only {self._described()}. {WAYS_OUT}", split
+                )
             if hasattr(self.splits[name], "__len__"):
                 (part,) = ReadInstruction.from_spec(spec).to_absolute({name: len(self.splits[name])})
                 parts.append((name, part.from_ or 0, len(self.splits[name]) if part.to is None else part.to))

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from ..data import MixedVideoDataset
 from .cost import H100, Work, memory, seconds
 from .counting import count_work, enable_checkpointing, fake_mode, map_tensors
+from .own_data import load_rows
 from .program import Program, RunArguments
 from .recipes import given_values, parse_recipe, resolved
 
@@ -62,18 +63,18 @@ def report_on(program: Program, argv: list[str], folder: str) -> dict[str, Any]:
     forced["output_dir"] = folder
     forced["per_device_train_batch_size"] = min(SAMPLES, batch_size)
     *parts, _ = parse_recipe(types, argv, **forced)
-    shown = {name: value for name, value in resolved(*parts).items() if name not in forced}
-    shown |= {name: value for name, value in given.items() if name in forced}
-    report: dict[str, Any] = {"recipe": shown}
     total = batch_size * given.get("gradient_accumulation_steps", 1) * parts[-1].world_size
     missing = []
     try:
-        rows, is_here = program.load_rows(*parts), True
+        rows, is_here = load_rows(program, parts, argv), True
     except (ValueError, OSError) as error:
         if all_on_disk(parts):
             raise
         missing.append(f"data, so that made-up rows stand in: {one_line(error)}")
         rows, is_here = program.stand_in_rows(*parts), False
+    shown = {name: value for name, value in resolved(*parts).items() if name not in forced}
+    shown |= {name: value for name, value in given.items() if name in forced}
+    report: dict[str, Any] = {"recipe": shown}
     model = None
     try:
         model = build(program, parts, rows)

@@ -36,7 +36,8 @@ def find_recipe(name_or_path: str | Path) -> Path:
         return path
     known = recipe_names()
     name = path.name.removesuffix(".yaml")
-    if len(path.parts) == 1 and name in known:
+    # `llm/nl_rx_synth_tiny`: the folder may be said.
+    if name in known and known[name].with_name(name).parts[-len(path.parts) :] == path.with_name(name).parts:
         return known[name]
     near = difflib.get_close_matches(name, known, n=3)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
@@ -107,11 +108,8 @@ def parse_recipe(dataclass_types: Sequence[type], argv: Sequence[str], **forced:
 
 def given_values(dataclass_types: Sequence[type], argv: Sequence[str]) -> dict[str, Any]:
     """What a recipe and flags say, as the types of the fields; arguments and errors as of [`parse_recipe`]."""
-    hints: dict[str, Any] = {}
-    for cls in dataclass_types:
-        known = typing.get_type_hints(cls)
-        hints |= {field.name: known[field.name] for field in dataclasses.fields(cls) if field.init}
-    values = {key: (value, "--" + key) for key, value in _flags(dataclass_types, argv, hints).items()}
+    hints = _hints(dataclass_types)
+    values = {key: (value, "--" + key) for key, value in given_flags(dataclass_types, argv).items()}
     if argv and not argv[0].startswith("-"):
         recipe = read_recipe(argv[0], hints)
         _refuse_unknown(recipe, hints)
@@ -119,8 +117,17 @@ def given_values(dataclass_types: Sequence[type], argv: Sequence[str]) -> dict[s
     return {key: _fitted(value, hints[key], name) for key, (value, name) in values.items()}
 
 
-def _flags(dataclass_types: Sequence[type], argv: Sequence[str], hints: dict[str, Any]) -> dict[str, Any]:
-    """The flags that are given, as transformers' parser reads them."""
+def _hints(dataclass_types: Sequence[type]) -> dict[str, Any]:
+    hints: dict[str, Any] = {}
+    for cls in dataclass_types:
+        known = typing.get_type_hints(cls)
+        hints |= {field.name: known[field.name] for field in dataclasses.fields(cls) if field.init}
+    return hints
+
+
+def given_flags(dataclass_types: Sequence[type], argv: Sequence[str]) -> dict[str, Any]:
+    """The flags that are given, as transformers' parser reads them; arguments and errors as of [`parse_recipe`]."""
+    hints = _hints(dataclass_types)
     arguments = list(argv[1:] if argv and not argv[0].startswith("-") else argv)
     names = [item.split("=")[0].lstrip("-").replace("-", "_") for item in arguments if _is_flag(item)]
     _refuse_unknown((name for name in names if name.removeprefix("no_") not in hints), {*hints, "h", "help"}, "--")

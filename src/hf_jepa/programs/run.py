@@ -16,6 +16,7 @@ from ..hub.staging import update_release
 from ..training.base_trainer import RELEASE_FOLDER
 from .dry_run import dry_run
 from .launch import COMMAND
+from .own_data import load_rows
 from .program import Program, RunArguments
 from .recipes import given_values, parse_recipe, resolved, without_folders
 
@@ -33,8 +34,8 @@ def run(program: Program, argv: list[str]) -> None:
     # As a flag, `true` is text: the newest complete checkpoint.
     resume = {"true": True, "false": None}.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint)
     check_output_dir(args, bool(resume), options.overwrite_output_dir)
+    rows = load_rows(program, parts, argv)
     recipe = resolved(*parts)
-    rows = program.load_rows(*parts)
     trainer = program.build_trainer(*parts, rows, program.build_model(*parts, rows))
     called = os.environ.get(COMMAND) or shlex.join(["hf-jepa", "train", *argv])
     trainer.resume_command = f"{called} --resume_from_checkpoint true"
