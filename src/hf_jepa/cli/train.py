@@ -12,7 +12,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "train",
         run,
         "train from a recipe, by name or file; flags of the recipe's keys override it",
-        "hf-jepa train ijepa_in1k_vits16 --dataset my_images/ --probe_split null --output_dir outputs/run\n"
+        "hf-jepa train ijepa_in1k_vits16 --dataset my_images/ --output_dir outputs/run\n"
         "  hf-jepa train recipe.yaml --dry_run\n"
         "  hf-jepa train ijepa_in1k_vits16 --accelerate_config ddp --num_processes 8",
     )
