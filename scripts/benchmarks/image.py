@@ -15,9 +15,7 @@ other programs on the machine.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -29,6 +27,7 @@ import torch
 
 from scripts.benchmarks.gemm import GemmSuite, StepSizes, flops, step_products
 from scripts.benchmarks.image_steps import CONTESTANTS
+from scripts.benchmarks.report import header, write
 from scripts.peers.environment import PEERS, run_with_peers
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -214,17 +213,7 @@ def main() -> None:
         return
 
     clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
-    results: dict = {
-        "command": " ".join(["python -m", __spec__.name, *sys.argv[1:]]),
-        "environment": {
-            "torch": torch.__version__,
-            "cpu": torch.backends.cpu.get_cpu_capability(),
-            "machine": platform.machine(),
-            "num_threads": arguments.threads,
-            "clock": arguments.clock,
-            "peers": list(PEERS) if "lightly" in names else [],
-        },
-    }
+    results = header(arguments.threads, clock=arguments.clock, peers=list(PEERS) if "lightly" in names else [])
     if "steps" in arguments.parts:
         results["steps"] = bench_steps(names, arguments.dtypes, sizes, arguments.rounds, clock)
     if "masks" in arguments.parts:
@@ -233,8 +222,7 @@ def main() -> None:
         results["ema"] = bench_ema(max(arguments.rounds, 15), clock)
     if "memory" in arguments.parts:
         results["memory"] = bench_memory(names, arguments.dtypes, arguments)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+    write(results, arguments.output)
     print(render(results))
     print(f"Written: {arguments.output}")
 

@@ -16,9 +16,7 @@ processor time: on one thread it is little disturbed by other programs.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
-import platform
 import random
 import sys
 import time
@@ -35,6 +33,7 @@ from hf_jepa import LLMJepaForCausalLM
 from hf_jepa.data import TextPairCollator
 from hf_jepa.masking import pack_official
 from scripts.benchmarks.image import peak_mib, table, timed
+from scripts.benchmarks.report import header, write
 
 VOCABULARY, ROW_LENGTH, OFFICIAL_LENGTH = 8192, 1024, 512
 
@@ -244,24 +243,14 @@ def main() -> None:
 
     torch.set_num_threads(arguments.threads)
     clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
-    results: dict[str, Any] = {
-        "command": " ".join(["python -m", __spec__.name, *sys.argv[1:]]),
-        "environment": {
-            "torch": torch.__version__,
-            "cpu": torch.backends.cpu.get_cpu_capability(),
-            "machine": platform.machine(),
-            "num_threads": arguments.threads,
-            "clock": arguments.clock,
-        },
-        "batch_size": arguments.batch_size,
-        "row_length": ROW_LENGTH,
-    }
+    results = header(arguments.threads, clock=arguments.clock)
+    results["batch_size"] = arguments.batch_size
+    results["row_length"] = ROW_LENGTH
     for name in arguments.lengths:
         results[name] = bench(name, arguments, clock)
         print(render(name, results[name]), flush=True)
+    write(results, arguments.output)
     if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(results, indent=2) + "\n")
         print(f"Written: {arguments.output}")
 
 

@@ -14,10 +14,8 @@ one thread it is little disturbed by other programs.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -30,6 +28,7 @@ import torch
 from torch import Tensor
 
 from scripts.benchmarks.image import peak_mib, table, timed
+from scripts.benchmarks.report import header, write
 from scripts.peers.environment import PEERS, run_with_peers
 
 Loss = Callable[[Tensor], Tensor]
@@ -306,23 +305,12 @@ def main() -> None:
     if with_peers:
         run_with_peers()
     clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
-    results: dict = {
-        "command": " ".join(["python -m", __spec__.name, *sys.argv[1:]]),
-        "environment": {
-            "torch": torch.__version__,
-            "cpu": torch.backends.cpu.get_cpu_capability(),
-            "machine": platform.machine(),
-            "num_threads": arguments.threads,
-            "clock": arguments.clock,
-            "peers": list(PEERS) if with_peers else [],
-        },
-    }
+    results = header(arguments.threads, clock=arguments.clock, peers=list(PEERS) if with_peers else [])
     for name in arguments.parts:
         results[name] = bench(name, arguments, clock)
         print(render(name, results[name]), flush=True)
+    write(results, arguments.output)
     if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(results, indent=2) + "\n")
         print(f"Written: {arguments.output}")
 
 

@@ -15,7 +15,6 @@ resident memory that three steps add, in a fresh process each; on a GPU, what it
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -28,6 +27,7 @@ import torch
 
 from hf_jepa.masking import LONG_RANGE, SHORT_RANGE, MultiBlock3DMaskGenerator
 from scripts.benchmarks.image import DTYPES, peak_mib, table, timed
+from scripts.benchmarks.report import header, write
 from scripts.benchmarks.video_steps import CONTESTANTS, ENCODERS, ClipSizes, build_model, make_batch
 
 PARTS = ("steps", "inference", "masks", "memory")
@@ -207,15 +207,7 @@ def main() -> None:
         sizes = ClipSizes(size, BATCH_SIZES[device][size], device=device)
         print(peak_memory(*arguments.memory_of, arguments.dtypes[0], sizes))
         return
-    results: dict = {
-        "command": " ".join(["python -m", __spec__.name, *sys.argv[1:]]),
-        "environment": {
-            "torch": torch.__version__,
-            "cpu": torch.backends.cpu.get_cpu_capability(),
-            "num_threads": arguments.threads,
-            "gpu": torch.cuda.get_device_name() if arguments.device == "cuda" else None,
-        },
-    }
+    results = header(arguments.threads, gpu=torch.cuda.get_device_name() if arguments.device == "cuda" else None)
     sizes, dtypes, rounds, device = arguments.sizes, arguments.dtypes, arguments.rounds, arguments.device
     parts = {
         "steps": lambda: bench_steps(sizes, dtypes, rounds, device),
@@ -223,11 +215,10 @@ def main() -> None:
         "masks": lambda: bench_masks(max(rounds, 7)),
         "memory": lambda: bench_memory(sizes, dtypes, arguments.threads, device),
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     for part in [name for name in PARTS if name in arguments.parts]:
         results[part] = parts[part]()
         # After each part, so that a run that is cut short loses no more than one.
-        arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+        write(results, arguments.output)
     print(render(results))
     print(f"Written: {arguments.output}")
 

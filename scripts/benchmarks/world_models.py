@@ -14,7 +14,6 @@ not count. What they compute is compared before anything is timed.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from hf_jepa.models.vjepa.layers_vjepa import rotate
 from hf_jepa.models.vjepa2_ac.predictor_vjepa2_ac import VJepa2ACAttention
 from hf_jepa.planning import CEMPlanner, PlanTrace
 from scripts.benchmarks.image import table
+from scripts.benchmarks.report import header, write
 from scripts.benchmarks.video import finished, take_turns
 
 PARTS = ("rollout", "planning")
@@ -197,22 +197,13 @@ def main() -> None:
     arguments = parser.parse_args()
 
     torch.set_num_threads(arguments.threads)
-    results: dict = {
-        "command": " ".join(["python -m", __spec__.name, *sys.argv[1:]]),
-        "environment": {
-            "torch": torch.__version__,
-            "cpu": torch.backends.cpu.get_cpu_capability(),
-            "num_threads": arguments.threads,
-            "gpu": torch.cuda.get_device_name() if arguments.device == "cuda" else None,
-        },
-        "sizes": SIZES[arguments.device],
-    }
+    results = header(arguments.threads, gpu=torch.cuda.get_device_name() if arguments.device == "cuda" else None)
+    results["sizes"] = SIZES[arguments.device]
     parts = {"rollout": bench_rollout, "planning": bench_planning}
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     for part in [name for name in PARTS if name in arguments.parts]:
         results[part] = parts[part](arguments.device, arguments.rounds)
         # After each part, so that a run that is cut short loses no more than one.
-        arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+        write(results, arguments.output)
     print(render(results))
     print(f"Written: {arguments.output}")
 

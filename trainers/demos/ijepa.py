@@ -8,10 +8,6 @@ against raw pixels and an untrained encoder, write a release, and load it with p
 import argparse
 import copy
 import json
-import os
-import resource
-import subprocess
-import sys
 import time
 from importlib.resources import files
 from pathlib import Path
@@ -42,6 +38,7 @@ from hf_jepa.programs.pretrain_image import (
 from hf_jepa.programs.recipes import parse_recipe, resolved
 from hf_jepa.training import JepaTrainingArguments
 from hf_jepa.visualization import plot_retrieval
+from trainers.demos.common import bf16_pays, compute_facts, print_end, run_as_stranger, table
 
 RECIPE = files("hf_jepa") / "recipes" / "ijepa_fashion_mnist.yaml"
 LONG = {"max_steps": 24000, "warmup_steps": 1500, "logging_steps": 500}
@@ -63,19 +60,6 @@ if not torch.equal(features, expected):
     sys.exit("the released encoder gives other features than the trained target encoder")
 print(f"{type(encoder).__module__}.{type(encoder).__name__} with {type(processor).__name__}: features are identical")
 """
-
-
-def bf16_pays() -> bool:
-    """Whether this processor multiplies bfloat16 matrices well faster than float32 ones; many only emulate it."""
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        matrix = torch.ones(512, 512, dtype=dtype)
-        matrix @ matrix
-        started = time.perf_counter()
-        for _ in range(10):
-            matrix @ matrix
-        seconds[dtype] = time.perf_counter() - started
-    return seconds[torch.bfloat16] < 0.7 * seconds[torch.float32]
 
 
 def hidden_parts(model: Any, images: torch.Tensor, bank: torch.Tensor) -> tuple[dict[str, float], dict[str, Any]]:
@@ -173,17 +157,6 @@ def entries(common: dict[str, Any], count: int, values: dict[str, float], retrie
     return found
 
 
-def table(columns: dict[str, dict[str, float]]) -> str:
-    rows = list(next(iter(columns.values())))
-    width = max(map(len, rows)) + 2
-    wide = max(14, 2 + max(map(len, columns)))
-    lines = [" " * width + "".join(f"{name:>{wide}}" for name in columns)]
-    for row in rows:
-        values = (100 * column[row] for column in columns.values())
-        lines.append(f"{row:<{width}}" + "".join(f"{value:>{wide - 1}.1f}%" for value in values))
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
@@ -259,7 +232,7 @@ def main() -> None:
     results["licence"] = "apache-2.0"
     results["training"] |= {"seconds": seconds, "recipe": "`recipe.yaml`"}
     results["pictures"] = [{"file": path.name, "caption": caption} for path, caption in pictures.items()]
-    results["compute"] = {"cpu_seconds": cpu, "energy_kwh": None, "energy_note": "no power meter on this machine"}
+    results["compute"] = compute_facts(cpu)
     command = f"python -m trainers.demos.ijepa --seed {options.seed}{' --long' if options.long else ''}"
     common = {"dataset": "Fashion-MNIST", "split": options.split, "seed": options.seed, "command": command}
     results["evaluations"] = entries(common, count, columns["I-JEPA"], retrieval["I-JEPA"])
@@ -286,22 +259,10 @@ def main() -> None:
 
     check = Path(output_dir) / "features.pt"
     torch.save((images["test"][:16], model.eval().get_features(images["test"][:16])), check)
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    loaded = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", STRANGER, str(release), str(check)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
+    found = run_as_stranger(STRANGER, release, check, fault="plain transformers could not load the release")
     check.unlink()
-    if loaded.returncode:
-        sys.exit(f"error: plain transformers could not load the release: {loaded.stderr.strip().splitlines()[-1]}")
-    print(f"\nLoaded by plain transformers, hf_jepa hidden: {loaded.stdout.strip()}")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{time.monotonic() - started:.0f} s in all, {peak:.1f} GiB at most. Written:")
-    for path in [*pictures, release / "README.md", release]:
-        print(f"  {path}")
+    print(f"\nLoaded by plain transformers, hf_jepa hidden: {found}")
+    print_end(started, [*pictures, release / "README.md", release])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import os
 import resource
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from hf_jepa.evaluation import displacement_spectrum, generate_responses, linear
 from hf_jepa.hub import render_card
 from hf_jepa.training import LLMJepaTrainer, LLMJepaTrainingArguments
 from hf_jepa.visualization import plot_displacement_spectra
+from trainers.demos.common import compute_facts, run_as_stranger
 from trainers.worlds.nl_regex import build_tokenizer, make_splits
 
 # Chosen on the validation split: the learning rate of the baseline (of 2e-3, 5e-3, 1e-2; seed 10), its weight decay
@@ -257,11 +257,7 @@ def publish(runs: list[dict[str, Any]], release: Path, picture: Path, split: str
     results["data"] = {"name": DATASET, "split": "train", "licence": "apache-2.0", "num_examples": TRAIN}
     results["licence"] = "apache-2.0"
     results["training"]["recipe"] = "`recipe.yaml`"
-    results["compute"] = {
-        "cpu_seconds": shown["cpu_seconds"],
-        "energy_kwh": None,
-        "energy_note": "no power meter on this machine",
-    }
+    results["compute"] = compute_facts(shown["cpu_seconds"])
     results["evaluations"] = entries(runs, RELEASED, split, command, baseline=False)
     others = [name for name in ARMS if name != RELEASED]
     results["baselines"] = [entry for name in others for entry in entries(runs, name, split, command, baseline=True)]
@@ -283,16 +279,7 @@ def loaded_by_a_stranger(release: Path, examples: list[list[str]], folder: Path)
     """Asks plain transformers for the same answers; ends the program where they differ."""
     check = folder / "answers.json"
     check.write_text(json.dumps([[text, answer] for text, _, answer in examples]))
-    loaded = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", STRANGER, str(release), str(check)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        check=False,
-    )
-    if loaded.returncode:
-        sys.exit(f"error: plain transformers does not answer alike: {loaded.stderr.strip().splitlines()[-1]}")
-    return loaded.stdout.strip()
+    return run_as_stranger(STRANGER, release, check, fault="plain transformers does not answer alike")
 
 
 def report(runs: list[dict[str, Any]], split: str, output: Path, command: str) -> None:

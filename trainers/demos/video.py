@@ -10,10 +10,6 @@ import argparse
 import copy
 import importlib.util
 import json
-import os
-import resource
-import subprocess
-import sys
 import time
 from importlib.resources import files
 from pathlib import Path
@@ -34,7 +30,7 @@ from hf_jepa.programs.video_arguments import VideoDataArguments, VideoMaskArgume
 from hf_jepa.programs.video_pictures import draw_pictures
 from hf_jepa.training import JepaTrainer, JepaTrainingArguments
 from hf_jepa.visualization import plot_surprise, plot_video_pca
-from trainers.demos.ijepa import bf16_pays, table
+from trainers.demos.common import bf16_pays, compute_facts, print_end, run_as_stranger, table
 from trainers.worlds.moving_fashion import MovingFashion, teleported
 
 RECIPE = files("hf_jepa") / "recipes" / "video" / "vjepa2_moving_fashion.yaml"
@@ -217,7 +213,7 @@ def main() -> None:
     results["licence"] = "apache-2.0"
     results["training"] |= {"seconds": seconds, "recipe": "`recipe.yaml`"}
     results["pictures"] = [{"file": path.name, "caption": caption} for path, caption in pictures.items()]
-    results["compute"] = {"cpu_seconds": cpu, "energy_kwh": None, "energy_note": "no power meter on this machine"}
+    results["compute"] = compute_facts(cpu)
     command = f"python -m trainers.demos.video --seed {options.seed}"
     common = {"dataset": "moving Fashion-MNIST", "split": options.split, "seed": options.seed, "command": command}
 
@@ -250,21 +246,10 @@ def main() -> None:
 
     check = Path(options.output_dir) / "features.pt"
     torch.save((clips["test"][:8], tokens_of(model, clips["test"][:8]).cpu()), check)
-    loaded = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", STRANGER, str(release), str(check)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        check=False,
-    )
+    seen = run_as_stranger(STRANGER, release, check, fault="plain transformers could not load the release")
     check.unlink()
-    if loaded.returncode:
-        sys.exit(f"error: plain transformers could not load the release: {loaded.stderr.strip().splitlines()[-1]}")
-    print(f"\nLoaded by plain transformers, hf_jepa hidden: {loaded.stdout.strip()}")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{time.monotonic() - started:.0f} s in all, {peak:.1f} GiB at most. Written:")
-    for path in [*pictures, release / "README.md", release]:
-        print(f"  {path}")
+    print(f"\nLoaded by plain transformers, hf_jepa hidden: {seen}")
+    print_end(started, [*pictures, release / "README.md", release])
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from hf_jepa.evaluation import retrieval_ranks
 from hf_jepa.hub.vl_release import save_vl_release
 from hf_jepa.training import VLJepaTrainer, VLJepaTrainingArguments, train_y_decoder
 from hf_jepa.visualization import plot_ranked_texts
+from trainers.demos.common import compute_facts
 from trainers.worlds import emoji_pairs
 from trainers.worlds.linear_floor import Fold, Scores, Tests, linear_floor
 from trainers.worlds.vl_streams import ARMS, LENGTH, decodes_saved, emoji_stream, real_stream
@@ -382,7 +383,7 @@ def finish(
     results["data"] |= {"name": DATASET, "split": "train", "licence": "CC-BY 4.0 (Twitter art), Apache-2.0, MIT"}
     results["training"]["recipe"] = "`trainers/demos/vl.py`"
     results["licence"], results["source_licence"] = "cc-by-4.0", "Apache-2.0 and MIT (encoders), CC-BY 4.0 (art)"
-    results["compute"] = {"cpu_seconds": cpu, "energy_kwh": None, "energy_note": "no power meter on this machine"}
+    results["compute"] = compute_facts(cpu)
     measured = {name: arms["VL-JEPA"][name] | exact[name] for name in tests}
     results["evaluations"] = entries(measured, tests, options.split, command, options.seed)
     results["baselines"] = [
