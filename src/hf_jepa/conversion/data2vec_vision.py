@@ -27,11 +27,10 @@ from ..models.data2vec_vision.modeling_data2vec_vision import Data2VecVisionForP
 from .key_maps import (
     KeyMaps,
     composite_folder,
-    convert_groups,
     count_blocks,
     drop_twins,
-    fill_twins,
     load_converted,
+    load_groups,
     original_groups,
     save_converted,
     save_converted_encoder,
@@ -231,9 +230,7 @@ def convert_data2vec_vision_checkpoint(
             for source, names in _key_map("encoder", "head", encoder_config)
             if not source.startswith("lm_head") and (source != "mask_token" or encoder_config.use_mask_token)
         }
-        kept = {group: groups[group]}
-        weights = convert_groups(kept, {group: keys}, encoder.state_dict(), "a data2vec vision encoder", faults)
-        encoder.load_state_dict(weights, strict=True, assign=True)
+        load_groups(encoder, {group: groups[group]}, {group: keys}, "a data2vec vision encoder", faults)
         return save_converted_encoder(
             encoder,
             output_dir,
@@ -247,10 +244,7 @@ def convert_data2vec_vision_checkpoint(
     config = Data2VecVisionPreTrainingConfig(encoder_config=encoder_config, target_layers=target_layers)
     with torch.device("meta"):
         model = Data2VecVisionForPreTraining(config)
-    weights = convert_groups(groups, _key_maps(config, groups), model.state_dict(), "a data2vec vision model", faults)
-    fill_twins(weights, _TWINS)
-    model.load_state_dict(weights, strict=True, assign=True)
-    model.apply_requires_grad()
+    load_groups(model, groups, _key_maps(config, groups), "a data2vec vision model", faults, _TWINS)
     return save_converted(
         model,
         output_dir,
@@ -265,20 +259,10 @@ def convert_data2vec_vision_checkpoint(
 
 def export_original_checkpoint(folder: str | os.PathLike, path: str | os.PathLike) -> Path:
     """
-    Writes a release (or its `pretraining/` folder) back in the original layout. A file that held state dicts, plain
-    values and parsed arguments comes back byte for byte (under the same torch version); optimizer and scaler state,
-    which a release does not hold, cannot be restored and is named in a warning.
-
-    Args:
-        folder (`str` or `PathLike`): the release.
-        path (`str` or `PathLike`): the file to write.
-
-    Returns:
-        `path`.
+    As [`~hf_jepa.conversion.ijepa.export_original_checkpoint`], for data2vec vision; parsed arguments come back too.
 
     Raises:
-        `ValueError`: if the folder holds no whole data2vec vision pretraining model, or one that the original layout
-        has no place for.
+        `ValueError`: also for position biases that the original layout has no place for.
     """
     model, layout = load_converted(folder, Data2VecVisionForPreTraining)
     encoder = model.config.encoder_config

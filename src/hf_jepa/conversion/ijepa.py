@@ -19,11 +19,10 @@ from ..models.ijepa.modeling_ijepa import IJepaForPreTraining
 from .key_maps import (
     KeyMaps,
     composite_folder,
-    convert_groups,
     count_blocks,
     drop_twins,
-    fill_twins,
     load_converted,
+    load_groups,
     mlp_ratio,
     original_groups,
     save_converted,
@@ -231,18 +230,14 @@ def convert_ijepa_checkpoint(
         with torch.device("meta"):
             encoder = AutoModel.from_config(encoder_config)
         keys = {group: dict(_key_map(group, encoder_config.num_hidden_layers))}
-        weights = convert_groups({group: groups[group]}, keys, encoder.state_dict(), "an I-JEPA encoder")
-        encoder.load_state_dict(weights, strict=True, assign=True)
+        load_groups(encoder, {group: groups[group]}, keys, "an I-JEPA encoder")
         return save_converted_encoder(
             encoder, output_dir, family="ijepa", path=path, group=group, content=checkpoint, licence=licence
         )
     config = _infer_config(groups, encoder_config, predictor_num_attention_heads)
     with torch.device("meta"):
         model = IJepaForPreTraining(config)
-    weights = convert_groups(groups, _key_maps(config, groups), model.state_dict(), "an I-JEPA")
-    fill_twins(weights, _TWINS)
-    model.load_state_dict(weights, strict=True, assign=True)
-    model.apply_requires_grad()
+    load_groups(model, groups, _key_maps(config, groups), "an I-JEPA", twins=_TWINS)
     return save_converted(
         model,
         output_dir,

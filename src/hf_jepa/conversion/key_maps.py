@@ -129,6 +129,25 @@ def fill_twins(weights: dict[str, torch.Tensor], twins: Iterable[tuple[str, str]
                 }
 
 
+def load_groups(
+    model: PreTrainedModel,
+    groups: Groups,
+    key_maps: KeyMaps,
+    what: str,
+    faults: Iterable[str] = (),
+    twins: Iterable[tuple[str, str]] = (),
+) -> None:
+    """
+    Gives a model that was built on the `meta` device a checkpoint's weights: all of them, or none. Arguments and
+    errors as in [`convert_groups`] and [`fill_twins`].
+    """
+    weights = convert_groups(groups, key_maps, model.state_dict(), what, faults)
+    fill_twins(weights, twins)
+    model.load_state_dict(weights, strict=True, assign=True)
+    if hasattr(model, "apply_requires_grad"):
+        model.apply_requires_grad()
+
+
 def drop_twins(
     weights: dict[str, torch.Tensor], twins: Iterable[tuple[str, str]], key_maps: KeyMaps, folder: Path
 ) -> dict[str, torch.Tensor]:

@@ -15,8 +15,8 @@ from .key_maps import (
     composite_folder,
     convert_groups,
     drop_twins,
-    fill_twins,
     load_converted,
+    load_groups,
     original_groups,
     read_layout,
     save_converted,
@@ -175,11 +175,7 @@ def convert_sorted(
         if unused:
             logger.warning(f"Not kept of {path.name!r}: the position tables, which its model does not read.")
         return _convert_encoder(checkpoint, config, group, path, output_dir, name, licence, faults, sampling)
-    maps = key_maps(config, checkpoint.groups)
-    weights = convert_groups(checkpoint.groups, maps, model.state_dict(), name, faults)
-    fill_twins(weights, _TWINS)
-    model.load_state_dict(weights, strict=True, assign=True)
-    model.apply_requires_grad()
+    load_groups(model, checkpoint.groups, key_maps(config, checkpoint.groups), name, faults, _TWINS)
     return save_converted(
         model,
         output_dir,
@@ -234,22 +230,7 @@ def _convert_encoder(
 
 
 def export_original_checkpoint(folder: str | os.PathLike, path: str | os.PathLike) -> Path:
-    """
-    Writes a release (or its `pretraining/` folder, or a converted probe) back in the original layout. A file that held
-    state dicts and plain values comes back byte for byte (under the same torch version); optimizer and scaler state,
-    which a release does not hold, cannot be restored and is named in a warning.
-
-    Args:
-        folder (`str` or `PathLike`): the release.
-        path (`str` or `PathLike`): the file to write.
-
-    Returns:
-        `path`.
-
-    Raises:
-        `ValueError`: if the folder holds no whole V-JEPA pretraining model or probe, or one that the recorded layout
-            has no place for.
-    """
+    """As [`~hf_jepa.conversion.ijepa.export_original_checkpoint`], for V-JEPA; a converted probe goes back too."""
     return export_composite(folder, path, VJepaForPreTraining)
 
 

@@ -15,9 +15,10 @@ from ..models.vjepa2_ac.modeling_vjepa2_ac import VJepa2ACModel
 from .key_maps import (
     KeyMaps,
     composite_folder,
-    convert_groups,
+    conversion_results,
     count_blocks,
     load_converted,
+    load_groups,
     mlp_ratio,
     original_groups,
     read_layout,
@@ -26,7 +27,7 @@ from .key_maps import (
     write_original,
 )
 from .key_maps_vjepa import block_keys, key_maps, paired_keys
-from .original_files import describe_layout, load_original_checkpoint, sha256_of
+from .original_files import describe_layout, load_original_checkpoint
 from .original_vjepa import (
     VideoCheckpoint,
     encoder_fields,
@@ -130,16 +131,8 @@ def convert_vjepa2_ac_checkpoint(
                 f"`{other}` of {path.name!r} is another encoder than `{group}`: kept for the way back only."
             )
             unused[other] = twin | unused.get(other, {})
-    weights = convert_groups(groups, ac_key_maps(config, group), model.state_dict(), "a V-JEPA 2-AC", faults)
-    model.load_state_dict(weights, strict=True, assign=True)
-    model.apply_requires_grad()
-    results = {
-        "model": {"name": Path(output_dir).resolve().name, "family": config.model_type},
-        "data": {"fps": 4},
-        "licence": licence,
-        "source_licence": licence,
-        "conversion": {"file": path.name, "sha256": sha256_of(path)},
-    }
+    load_groups(model, groups, ac_key_maps(config, group), "a V-JEPA 2-AC", faults)
+    results = conversion_results(output_dir, path, config.model_type, licence) | {"data": {"fps": 4}}
     layout = None
     if checkpoint.is_original:
         layout = describe_layout(checkpoint.content, checkpoint.prefixes, path)
@@ -191,19 +184,7 @@ def _infer_config(
 
 def export_original_checkpoint(folder: str | os.PathLike, path: str | os.PathLike) -> Path:
     """
-    Writes a model back in the original layout. A file that held state dicts and plain values comes back byte for byte
-    (under the same torch version); optimizer and scaler state, which a release does not hold, cannot be restored and
-    is named in a warning.
-
-    Args:
-        folder (`str` or `PathLike`): the release, or any saved [`VJepa2ACModel`] on a `vjepa` encoder.
-        path (`str` or `PathLike`): the file to write.
-
-    Returns:
-        `path`.
-
-    Raises:
-        `ValueError`: if the folder holds no whole [`VJepa2ACModel`], or one that the layout has no place for.
+    As [`~hf_jepa.conversion.ijepa.export_original_checkpoint`], for any saved [`VJepa2ACModel`] on a `vjepa` encoder.
     """
     model, layout = load_converted(folder, VJepa2ACModel)
     config = model.config

@@ -34,9 +34,9 @@ class BaseTrainer(SafeCheckpointTrainer):
     The base of the trainers here. Samples come in one order counted over the run, for any split over processes; what
     cannot be honoured is refused at construction; a release is written to `output_dir/release` before it is pushed.
 
-    Subclasses set `guard` before they call this constructor, and say what gathers the logs (`_new_metrics`), what a
-    dataset is scored on (`_score`), which scores are published (`_reported`), under which name the throughput is
-    logged (`throughput`), and how a release is written (`_save_release`).
+    Subclasses set `guard` before they call this constructor, and say what gathers the logs and what it gathered
+    (`_new_metrics`, `_gathered`), what a dataset is scored on (`_score`), which scores are published (`_reported`),
+    under which name the throughput is logged (`throughput`), and how a release is written (`_save_release`).
 
     Args:
         model ([`~hf_jepa.modeling_jepa.JepaPreTrainedModel`]): the model.
@@ -159,6 +159,25 @@ class BaseTrainer(SafeCheckpointTrainer):
         """What gathers the logs of a run."""
         raise NotImplementedError
 
+    def _gathered(self) -> dict[str, float]:
+        """What a training log says of the steps since the last one."""
+        raise NotImplementedError
+
+    def _prepare_run(self, resume_from_checkpoint: str | bool | None) -> None:
+        """What a trainer does, or refuses, before a run."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """
+        Logs, adding to a training log what the steps since the last one have gathered.
+
+        Args:
+            logs (`dict[str, float]`): the values to log.
+            start_time (`float`, *optional*): start of training.
+        """
+        if "loss" in logs:
+            logs.update(self._gathered())
+        super().log(logs, start_time)
+
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """
         Trains.
@@ -169,11 +188,13 @@ class BaseTrainer(SafeCheckpointTrainer):
             kwargs: as for `Trainer.train`.
 
         Raises:
-            ValueError: if the checkpoint is incomplete, does not fit the model, or is of a run with other settings
-                (unless `allow_changed_settings`).
+            ValueError: if the checkpoint, or that of `start_from_checkpoint`, is incomplete or does not fit the model,
+                or is of a run with other settings (unless `allow_changed_settings`); if InfoNCE would see one pair at
+                a time.
             NonFiniteLossError: if the loss becomes NaN or infinite.
             TrainingInterrupted: after Ctrl-C or SIGTERM, once a checkpoint is saved; a line says how to go on.
         """
+        self._prepare_run(resume_from_checkpoint)
         self.metrics = self._new_metrics(self.args)
         if resume_from_checkpoint:
             resume_from_checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ...data import MixedVideoDataset, SeededImageStream
@@ -324,24 +323,16 @@ class JepaTrainer(BaseTrainer):
 
     # ---- Logs, probes and guards ----
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """
-        Logs, adding to a training log what the steps since the last one have gathered.
-
-        Args:
-            logs (`dict[str, float]`): the values to log.
-            start_time (`float`, *optional*): start of training.
-        """
-        if "loss" in logs:
-            step = max(self.state.global_step - 1, 0)
-            logs.update(self.metrics.drain(self.accelerator, self._recent_features()))
-            logs["weight_decay"] = weight_decay_at(step, self.args, self.state.max_steps)
-            if self.has_target:
-                logs["ema_momentum"] = momentum_at(step, self.args, self.state.max_steps)
-            if self.has_context_loss:
-                weight = self.model.config.context_loss_weight
-                logs["context_loss_weight"] = context_loss_weight_at(step, self.args, weight)
-        super().log(logs, start_time)
+    def _gathered(self) -> dict[str, float]:
+        step = max(self.state.global_step - 1, 0)
+        logs = self.metrics.drain(self.accelerator, self._recent_features())
+        logs["weight_decay"] = weight_decay_at(step, self.args, self.state.max_steps)
+        if self.has_target:
+            logs["ema_momentum"] = momentum_at(step, self.args, self.state.max_steps)
+        if self.has_context_loss:
+            weight = self.model.config.context_loss_weight
+            logs["context_loss_weight"] = context_loss_weight_at(step, self.args, weight)
+        return logs
 
     @torch.no_grad()
     def _recent_features(self) -> torch.Tensor | None:
@@ -356,20 +347,7 @@ class JepaTrainer(BaseTrainer):
             raise ValueError("Probes are fitted on labelled images: give JepaTrainer `probe_train_dataset`.")
         return probe_metrics(self.model, self.probe_train_dataset, dataset, self.args, self.accelerator)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """
-        Trains.
-
-        Args:
-            resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint, or `True` for the newest complete one
-                in `output_dir`.
-            kwargs: as for `Trainer.train`.
-
-        Raises:
-            ValueError: if the checkpoint is incomplete, does not fit the model, or is of a run with other settings
-                (unless `allow_changed_settings`); if `start_from_checkpoint` is incomplete or does not fit.
-            NonFiniteLossError: if the loss becomes NaN or infinite.
-        """
+    def _prepare_run(self, resume_from_checkpoint: str | bool | None) -> None:
         self._size_noted = False
         if self.args.start_from_checkpoint and not resume_from_checkpoint:
             folder = Path(self.args.start_from_checkpoint)
@@ -381,7 +359,6 @@ class JepaTrainer(BaseTrainer):
             warning = self.model.batch_warning(self._train_batch_size * self.args.world_size)
             if warning is not None:
                 logger.warning(warning)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     # ---- Publishing ----
 

@@ -174,17 +174,8 @@ class LLMJepaTrainer(BaseTrainer):
 
     # ---- Logs and evaluation ----
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """
-        Logs, adding to a training log what the steps since the last one have gathered.
-
-        Args:
-            logs (`dict[str, float]`): the values to log.
-            start_time (`float`, *optional*): start of training.
-        """
-        if "loss" in logs:
-            logs.update(self.metrics.drain(self.accelerator, self.args.regime == "clean"))
-        super().log(logs, start_time)
+    def _gathered(self) -> dict[str, float]:
+        return self.metrics.drain(self.accelerator, self.args.regime == "clean")
 
     def _score(self, dataset: Any) -> dict[str, float]:
         dataset = self._encoded(dataset, self.processing_class)

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import PreTrainedModel, TrainingArguments
-from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ...data import MixedVideoDataset, VisionTextCollator, VisionTextDataset
@@ -184,17 +183,8 @@ class VLJepaTrainer(BaseTrainer):
 
     # ---- Logs and evaluation ----
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """
-        Logs, adding to a training log what the steps since the last one have gathered.
-
-        Args:
-            logs (`dict[str, float]`): the values to log.
-            start_time (`float`, *optional*): start of training.
-        """
-        if "loss" in logs:
-            logs.update(self.metrics.drain(self.accelerator))
-        super().log(logs, start_time)
+    def _gathered(self) -> dict[str, float]:
+        return self.metrics.drain(self.accelerator)
 
     def _score(self, dataset: Any) -> dict[str, float]:
         dataset = self._as_dataset(dataset)
@@ -232,26 +222,12 @@ class VLJepaTrainer(BaseTrainer):
 
     # ---- Guards ----
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """
-        Trains.
-
-        Args:
-            resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint, or `True` for the newest complete one
-                in `output_dir`.
-            kwargs: as for `Trainer.train`.
-
-        Raises:
-            ValueError: if the checkpoint is incomplete, does not fit the model, or is of a run with other settings; if
-                InfoNCE would see one pair at a time.
-            NonFiniteLossError: if the loss becomes NaN or infinite.
-        """
+    def _prepare_run(self, resume_from_checkpoint: str | bool | None) -> None:
         if self.model.config.loss == "infonce" and self._train_batch_size * self.args.world_size < 2:
             raise ValueError(
                 "InfoNCE needs negatives, but all processes together see one pair at a time; raise "
                 "`per_device_train_batch_size` (gradient accumulation adds no negatives), or take another `loss`."
             )
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     # ---- Publishing ----
 
