@@ -21,6 +21,8 @@ logger = logging.get_logger(__name__)
 # VICReg's 25 std and 1 cov to 25 (arXiv 2105.04906, released code). Weak-SIGReg (arXiv 2603.05924) has stood beside
 # classification only: its weight is ours. C-JEPA's has its own invariance (arXiv 2410.19560).
 _WEIGHTS = {"sigreg": 0.05, "visreg": 0.02, "weak_sigreg": 1.0, "rdmreg": 5.0, "vicreg": 0.04, "cjepa": 0.001}
+# What V-JEPA, which has no regularizer, may predict instead of its moving average.
+_SALT = ("frozen", "pixels")
 _STD_WEIGHT, _COV_WEIGHT = 25.0, 1.0
 
 
@@ -97,7 +99,8 @@ class RegularizedPreTrainingConfig(CompositeConfig):
 def deviations(config: PreTrainedConfig) -> dict[str, Any]:
     """A config's `target`, `regularizer` and `regularizer_weight` if they are not the method's own, else nothing."""
     if not isinstance(config, RegularizedPreTrainingConfig):
-        return {}
+        target = getattr(config, "target", None)
+        return {"target": target, "regularizer": None, "regularizer_weight": None} if target in _SALT else {}
     method = type(config)
     if (config.target, config.regularizer) == (method.target, method.regularizer):
         return {}

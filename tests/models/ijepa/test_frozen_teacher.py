@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModel, AutoModelForPreTraining, IJepaConfig, ViTConfig, ViTModel
 
 from hf_jepa import IJepaForPreTraining, IJepaPreTrainingConfig, JepaTrainer, JepaTrainingArguments
+from hf_jepa.hub.release import save_release
 from hf_jepa.masking import MultiBlockMaskGenerator
 from hf_jepa.objectives.distances import distance, normalize_targets
 from hf_jepa.predictor import gather_tokens
@@ -58,7 +59,7 @@ def test_the_teacher_neither_learns_nor_follows(teacher, inputs):
     assert all(torch.equal(value, before[name]) for name, value in model.teacher.state_dict().items())
 
 
-def test_features_and_export_are_the_students(teacher, inputs, tmp_path):
+def test_features_and_release_are_the_students(teacher, inputs, tmp_path):
     model = student(teacher).eval()
     images = inputs["pixel_values"]
     expected = model.encoder(images).last_hidden_state
@@ -66,8 +67,10 @@ def test_features_and_export_are_the_students(teacher, inputs, tmp_path):
     model.save_pretrained(tmp_path / "whole")
     loaded = AutoModelForPreTraining.from_pretrained(tmp_path / "whole")
     torch.testing.assert_close(loaded(**inputs).loss, model(**inputs).loss)
-    model.export_encoder().save_pretrained(tmp_path / "encoder")
-    released = AutoModel.from_pretrained(tmp_path / "encoder")
+    results = {"model": {"name": "tiny"}, "licence": "apache-2.0"}
+    folder = save_release(model, tmp_path / "release", results=results)
+    assert "another encoder, which does not learn, makes the targets" in (folder / "README.md").read_text()
+    released = AutoModel.from_pretrained(folder)
     torch.testing.assert_close(released(images).last_hidden_state, expected)
 
 

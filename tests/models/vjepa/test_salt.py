@@ -68,6 +68,13 @@ def test_faults(kwargs, match):
         build(**kwargs)
 
 
+def test_the_card_says_what_was_predicted():
+    from hf_jepa.regularized import deviations
+
+    assert deviations(build("2").config) == {}
+    assert deviations(build("2", target="pixels").config)["target"] == "pixels"
+
+
 def test_an_ema_model_has_no_teacher():
     assert VJepaForPreTraining.config_class().target == "ema"
     with pytest.raises(ValueError, match="no teacher"):
