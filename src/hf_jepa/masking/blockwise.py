@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ..positions import pair
+from .generator import MaskGenerator, image_grid
 from .image import hashed_bits
 
 # The original tries this often to place a block of a round before it gives the round up.
@@ -55,7 +55,7 @@ def visible_indices(mask: torch.LongTensor, num_tokens: int) -> torch.LongTensor
     return masked_indices(visible.scatter_(1, mask, False))
 
 
-class BlockwiseMaskGenerator:
+class BlockwiseMaskGenerator(MaskGenerator):
     """
     Block-wise masks (BEiT, arXiv 2106.08254, algorithm 1, as used by data2vec, arXiv 2202.03555): rectangles of random
     size and aspect ratio are laid over the grid, overlaps allowed, until enough patches are masked.
@@ -93,21 +93,13 @@ class BlockwiseMaskGenerator:
         mode: Literal["reference", "balanced"] = "reference",
         seed: int = 0,
     ):
-        image = pair(image_size)
-        patch = pair(patch_size)
-        if min(*image, *patch) < 1 or image[0] % patch[0] or image[1] % patch[1]:
-            raise ValueError(f"The image size {image} must be divisible by the patch size {patch}.")
-        if mode not in ("reference", "balanced"):
-            raise ValueError(f'`mode` must be "reference" or "balanced", got {mode!r}.')
-        self.grid_size = (image[0] // patch[0], image[1] // patch[1])
+        super().__init__(mode, seed)
+        self.grid_size = image_grid(image_size, patch_size)
         tokens = math.prod(self.grid_size)
         self.num_masked = round(tokens * PUBLISHED_MASKED_SHARE) if num_masked is None else num_masked
         self.min_block = min_block
         self.max_block = tokens if max_block is None else max_block
         self.aspect_ratio = tuple(aspect_ratio)
-        self.mode = mode
-        self.seed = seed
-        self.counter = -1
         if not 0 < self.num_masked < tokens:
             raise ValueError(
                 f"`num_masked` must lie between 1 and {tokens - 1} of {tokens} patches, got {num_masked}."
@@ -124,25 +116,6 @@ class BlockwiseMaskGenerator:
                 f"{self.grid_size} without spanning it; lower `min_block`."
             )
 
-    def __call__(self, batch_size: int) -> list[torch.LongTensor]:
-        """
-        Masks of the next batch. Reference mode draws from Python's global `random`, as the released code does, and has
-        no other state; balanced mode counts the batches made so far in `counter`.
-
-        Args:
-            batch_size (`int`): images.
-
-        Returns:
-            `target_mask`: a list of one int64 tensor of shape `(batch_size, kept)`, the masked patches.
-        """
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-        self.counter += 1
-        if self.mode == "reference":
-            return self._collate([self._mask(random) for _ in range(batch_size)])
-        first = self.counter * batch_size
-        return self.at(torch.arange(first, first + batch_size), self.counter)
-
     def at(self, draws: torch.LongTensor, step: int) -> list[torch.LongTensor]:
         """
         Masks as a pure function of `(seed, draws)`; what collators use.
@@ -156,6 +129,9 @@ class BlockwiseMaskGenerator:
         """
         seeds = hashed_bits(self.seed, 0, np.asarray(draws), 1)[:, 0].tolist()
         return self._collate([self._mask(random.Random(seed)) for seed in seeds])
+
+    def _reference(self, batch_size: int, counter: int) -> list[torch.LongTensor]:
+        return self._collate([self._mask(random) for _ in range(batch_size)])
 
     @staticmethod
     def _collate(masks: list[np.ndarray]) -> list[torch.LongTensor]:

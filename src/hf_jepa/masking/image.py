@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from ..positions import pair
+from .generator import MaskGenerator, check_ranges, image_grid
 
 logger = logging.get_logger(__name__)
 
@@ -61,7 +61,7 @@ def hashed_uniform(seed: int, stream: int, keys: np.ndarray, count: int) -> np.n
     return (hashed_bits(seed, stream, keys, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-class MultiBlockMaskGenerator:
+class MultiBlockMaskGenerator(MaskGenerator):
     """
     Multi-block masks (I-JEPA, arXiv 2301.08243, section 3): a few rectangular target blocks, and a large context block
     from which they are cut out. Masks are int64 index tensors of shape `(batch, kept)`, ascending, in row-major token
@@ -109,24 +109,18 @@ class MultiBlockMaskGenerator:
         mode: Literal["reference", "balanced"] = "reference",
         seed: int = 0,
     ):
-        image, patch = pair(image_size), pair(patch_size)
-        if min(*image, *patch) < 1 or image[0] % patch[0] or image[1] % patch[1]:
-            raise ValueError(f"The image size {image} must be divisible by the patch size {patch}.")
-        if mode not in ("reference", "balanced"):
-            raise ValueError(f'`mode` must be "reference" or "balanced", got {mode!r}.')
-        for name, (low, high), most in (
-            ("context_scale", context_scale, 1.0),
-            ("target_scale", target_scale, 1.0),
-            ("target_aspect_ratio", target_aspect_ratio, math.inf),
-        ):
-            if not 0 < low <= high <= most:
-                raise ValueError(f"`{name}` must be an ascending pair in (0, {most}], got {(low, high)}.")
+        super().__init__(mode, seed)
+        self.grid_size = image_grid(image_size, patch_size)
+        check_ranges(
+            context_scale=(context_scale, 1.0),
+            target_scale=(target_scale, 1.0),
+            target_aspect_ratio=(target_aspect_ratio, math.inf),
+        )
         if min(num_context_masks, num_target_masks) < 1 or min_keep < 0:
             raise ValueError(
                 f"Need at least one mask of each kind and `min_keep` >= 0, got {num_context_masks} context masks, "
                 f"{num_target_masks} target masks, min_keep {min_keep}."
             )
-        self.grid_size = (image[0] // patch[0], image[1] // patch[1])
         if math.prod(self.grid_size) >= 2**16:
             raise ValueError(f"A grid of {self.grid_size} has more than 65,535 tokens; use larger patches.")
         self.context_scale = tuple(context_scale)
@@ -136,30 +130,8 @@ class MultiBlockMaskGenerator:
         self.num_target_masks = num_target_masks
         self.min_keep = min_keep
         self.allow_overlap = allow_overlap
-        self.mode = mode
-        self.seed = seed
-        self.counter = -1
         self._context_lengths: dict[tuple[int, int], int] = {}
         self._check_every_size()
-
-    def __call__(self, batch_size: int) -> tuple[list[torch.LongTensor], list[torch.LongTensor]]:
-        """
-        Masks of the next batch. The state is `counter`, the number of batches made so far minus one, and in reference
-        mode the global torch generator, as in the released code.
-
-        Args:
-            batch_size (`int`): images.
-
-        Returns:
-            `context_mask` and `target_mask`: lists of int64 tensors of shape `(batch_size, kept)`.
-        """
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-        self.counter += 1
-        if self.mode == "reference":
-            return self._reference(batch_size, self.counter)
-        first = self.counter * batch_size
-        return self.at(torch.arange(first, first + batch_size), self.counter)
 
     def at(self, draws: torch.LongTensor, step: int) -> tuple[list[torch.LongTensor], list[torch.LongTensor]]:
         """

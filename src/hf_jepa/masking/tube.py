@@ -7,11 +7,12 @@ import numpy as np
 import torch
 
 from ..positions import pair
+from .generator import MaskGenerator
 from .image import hashed_bits
 from .video import clip_grid
 
 
-class TubeMaskGenerator:
+class TubeMaskGenerator(MaskGenerator):
     """
     Random tubes (an ablation of V-JEPA, arXiv 2404.08471; VideoMAE's masks): random patches of a frame are visible
     through the whole clip, all others are the target.
@@ -40,10 +41,9 @@ class TubeMaskGenerator:
         mode: Literal["reference", "balanced"] = "reference",
         seed: int = 0,
     ):
+        super().__init__(mode, seed)
         self.grid_size = clip_grid(image_size, patch_size, num_frames, tubelet_size)
         self.clip_size = (num_frames, *pair(image_size))
-        if mode not in ("reference", "balanced"):
-            raise ValueError(f'`mode` must be "reference" or "balanced", got {mode!r}.')
         frame = math.prod(self.grid_size[1:])
         self.num_visible = int(frame * (1.0 - ratio))
         if not 0 < self.num_visible < frame:
@@ -52,29 +52,6 @@ class TubeMaskGenerator:
                 "one that leaves some on both sides."
             )
         self.ratio = ratio
-        self.mode = mode
-        self.seed = seed
-        self.counter = -1
-
-    def __call__(self, batch_size: int) -> tuple[torch.LongTensor, torch.LongTensor]:
-        """
-        Masks of the next batch, as [`~MultiBlock3DMaskGenerator.__call__`]; reference mode has numpy's global
-        generator as its state.
-        """
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-        self.counter += 1
-        if self.mode == "balanced":
-            first = self.counter * batch_size
-            return self.at(torch.arange(first, first + batch_size), self.counter)
-        frame = math.prod(self.grid_size[1:])
-        visible = np.hstack([np.zeros(frame - self.num_visible), np.ones(self.num_visible)])
-        shuffled = []
-        for _ in range(batch_size):
-            row = visible.copy()
-            np.random.shuffle(row)
-            shuffled.append(row == 1)
-        return self._masks(np.stack(shuffled))
 
     def at(self, draws: torch.LongTensor, step: int) -> tuple[torch.LongTensor, torch.LongTensor]:
         """
@@ -91,6 +68,16 @@ class TubeMaskGenerator:
         visible = np.zeros(order.shape, dtype=bool)
         np.put_along_axis(visible, order[:, : self.num_visible], True, axis=1)
         return self._masks(visible)
+
+    def _reference(self, batch_size: int, counter: int) -> tuple[torch.LongTensor, torch.LongTensor]:
+        frame = math.prod(self.grid_size[1:])
+        visible = np.hstack([np.zeros(frame - self.num_visible), np.ones(self.num_visible)])
+        shuffled = []
+        for _ in range(batch_size):
+            row = visible.copy()
+            np.random.shuffle(row)
+            shuffled.append(row == 1)
+        return self._masks(np.stack(shuffled))
 
     def _masks(self, visible: np.ndarray) -> tuple[torch.LongTensor, torch.LongTensor]:
         n, frame = visible.shape

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..positions import pair
+from .generator import MaskGenerator, check_ranges
 from .image import hashed_bits, hashed_uniform
 
 # Published recipes: eight small blocks or two large ones, all through the whole clip; and V-JEPA 2.1's for images.
@@ -76,7 +77,7 @@ def _token_offsets(batch_size: int, unit_slots: int, grid: Size) -> torch.Tensor
     return torch.arange(slots if unit_slots == 1 else 1)[:, None] * frame - clips
 
 
-class MultiBlock3DMaskGenerator:
+class MultiBlock3DMaskGenerator(MaskGenerator):
     """
     Multi-block masks for clips (V-JEPA, arXiv 2404.08471, section 3.2; V-JEPA 2, arXiv 2506.09985): a few cuboids that
     may overlap are hidden; their union is the target, the rest the context. One generator is one mask recipe, such as
@@ -136,17 +137,14 @@ class MultiBlock3DMaskGenerator:
         mode: Literal["reference", "balanced"] = "reference",
         seed: int = 0,
     ):
+        super().__init__(mode, seed)
         self.grid_size = clip_grid(image_size, patch_size, num_frames, tubelet_size)
         self.clip_size = (num_frames, *pair(image_size))
-        if mode not in ("reference", "balanced"):
-            raise ValueError(f'`mode` must be "reference" or "balanced", got {mode!r}.')
-        for name, (low, high), most in (
-            ("spatial_scale", spatial_scale, 1.0),
-            ("temporal_scale", temporal_scale, 1.0),
-            ("aspect_ratio", aspect_ratio, math.inf),
-        ):
-            if not 0 < low <= high <= most:
-                raise ValueError(f"`{name}` must be an ascending pair in (0, {most}], got {(low, high)}.")
+        check_ranges(
+            spatial_scale=(spatial_scale, 1.0),
+            temporal_scale=(temporal_scale, 1.0),
+            aspect_ratio=(aspect_ratio, math.inf),
+        )
         if num_blocks < 1 or not 0 < max_temporal_keep <= 1 or (max_keep is not None and max_keep < 1):
             raise ValueError(
                 "Need at least one block, `max_temporal_keep` in (0, 1] and `max_keep` of 1 or more, got "
@@ -163,34 +161,12 @@ class MultiBlock3DMaskGenerator:
         self.full_complement = full_complement
         self.pred_full_complement = pred_full_complement
         self.inv_block = inv_block
-        self.mode = mode
-        self.seed = seed
-        self.counter = -1
         recipe = (self.grid_size, num_blocks, self.scales, self.visible_slots, max_keep)
         recipe += (full_complement, pred_full_complement, inv_block)
         # Recipes and clip lengths share a seed, but none of their draws.
         self._key = int(hashed_bits(seed, zlib.crc32(repr(recipe).encode()), np.zeros(1), 1)[0, 0])
         self._lengths: dict[Size, tuple[int, int]] = {}
         self._check_every_size()
-
-    def __call__(self, batch_size: int) -> tuple[torch.LongTensor, torch.LongTensor]:
-        """
-        Masks of the next batch. The state is `counter`, the number of batches made so far minus one, and in reference
-        mode the global torch generator, as in the released code.
-
-        Args:
-            batch_size (`int`): clips.
-
-        Returns:
-            `context_mask` and `target_mask`: int64 tensors of shape `(batch_size, kept)`, `kept` of their own each.
-        """
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-        self.counter += 1
-        if self.mode == "reference":
-            return self._reference(batch_size, self.counter)
-        first = self.counter * batch_size
-        return self.at(torch.arange(first, first + batch_size), self.counter)
 
     def at(self, draws: torch.LongTensor, step: int) -> tuple[torch.LongTensor, torch.LongTensor]:
         """
