@@ -33,14 +33,24 @@ def execute(path: Path, timeout: int = 600) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(notebook, timeout=timeout, resources={"metadata": {"path": folder}})
         # `!hf-jepa` is that of this interpreter's environment.
-        environment = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
-        client.execute(env=environment)
-        for cell in notebook.cells:
-            cell.metadata.pop("execution", None)
-            for output in cell.get("outputs", []):
-                if "text" in output:
-                    output["text"] = output["text"].replace(folder + os.sep, "")
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        client.execute(env={**os.environ, "PATH": path})
+        tidy(notebook, folder)
     return notebook
+
+
+def tidy(notebook: Any, folder: str) -> None:
+    """Leaves out progress bars, warnings and times of day, and the folder that it ran in."""
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        outputs = [output for output in cell.get("outputs", []) if output.get("name") != "stderr"]
+        for output in outputs:
+            if "text" in output:
+                lines = output["text"].replace(folder + os.sep, "").replace("\r\n", "\n").split("\n")
+                output["text"] = "\n".join(line for line in lines if "\r" not in line and "it/s]" not in line)
+        if "outputs" in cell:
+            # What is said in several pieces is one.
+            cell.outputs = [output for output in outputs if output.get("text", "shown").strip()]
 
 
 def main() -> None:

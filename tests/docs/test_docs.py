@@ -1,6 +1,7 @@
 """What README and docs promise: links that lead somewhere, names that exist, commands and flags that are there."""
 
 import ast
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -11,7 +12,10 @@ from hf_jepa.cli import build_parser
 from scripts.cards.render_docs import main as render_docs
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY", "AGENTS")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 
 
@@ -58,3 +62,9 @@ def test_the_readme_is_short():
 def test_every_page_is_in_the_navigation():
     listed = set(re.findall(r"[\w/]+\.md", (ROOT / "docs" / "mkdocs.yml").read_text(encoding="utf-8")))
     assert listed == {name.removeprefix("docs/") for name in NAMES if name.startswith("docs/")}
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "reference").glob("*.md")), ids=lambda page: page.stem)
+def test_the_reference_is_of_modules_that_exist(page):
+    for name in re.findall(r"^::: (.+)$", page.read_text(encoding="utf-8"), flags=re.M):
+        assert importlib.util.find_spec(name) is not None, name

@@ -28,6 +28,15 @@ def test_launchers_say_what_uv_needs(path):
     )
 
 
+def test_badges_say_what_the_package_says():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    badges = dict(re.findall(r"img\.shields\.io/badge/([a-z]+)-([^)]+)-blue", text))
+    assert badges["licence"].replace("--", "-") == PROJECT["license"]
+    assert ">=" + badges["python"].removesuffix("%2B") == PROJECT["requires-python"]
+    # Nothing that a service would have to compute, and no account that may not be there.
+    assert not re.search(r"shields\.io/(?!badge/)|codecov|travis|badge\.fury", text)
+
+
 def test_issue_templates_are_forms():
     forms = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
     assert len(forms) == 4

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from huggingface_hub import HfApi, constants, snapshot_download
+from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertModel, LlamaForCausalLM
 
 from hf_jepa import LLMJepaForCausalLM
@@ -119,3 +120,20 @@ def test_what_is_no_release_is_named(tmp_path, capsys):
     for name, message in cases.items():
         assert main(["info", name]) == 1
         assert message in capsys.readouterr().err, name
+
+
+def test_an_adapter_is_loaded_by_peft(tmp_path):
+    base = stand_ins.save_llm(tmp_path / "base")
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(base), lora)
+    folder = tmp_path / "adapter"
+    model.save_pretrained(folder)
+    nl_regex.build_tokenizer().save_pretrained(folder)
+    results = {"licence": "mit", "model": {"name": "tiny", "family": "llm_jepa", "modality": "text"}}
+    (folder / "results.json").write_text(json.dumps(results))
+    facts = inspect_release(folder)
+    assert dict(describe_facts(facts))["holds"].startswith("adapter, ")
+    scope = {}
+    exec("\n".join(loading_lines(facts)), scope)
+    for name, value in model.state_dict().items():
+        assert (scope["model"].state_dict()[name] == value).all()

@@ -155,7 +155,8 @@ def test_in_a_browser_every_tab_gives_a_result(page, width, write_video, tmp_pat
 
         show("VL-JEPA")
         tab.locator("#candidates textarea").fill("cat\ndog\nbird")
-        tab.locator("input[type=file][accept*=image]:visible, input[type=file]").nth(2).set_input_files(photos[0])
+        tab.locator("#seen input[type=file]").set_input_files(photos[0])
+        tab.locator("#seen img").first.wait_for(**wait)
         tab.locator("#rank").click()
         tab.locator("#ranks").get_by_text("bird").first.wait_for(**wait)
         tab.locator("#pca img").first.wait_for(**wait)

@@ -13,6 +13,7 @@ from ...data.transforms import ImageTransform
 from ...evaluation import load_encoder, load_image_transform, pooled_features
 from ...token_layouts import token_grid
 from ...visualization import plot_feature_pca, plot_neighbours
+from .shown import picture
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,6 @@ def add_tab(gr: Any, images: Images, folder: Path) -> None:
             files = gr.File(file_count="multiple", file_types=["image"], label="Images", elem_id="images")
             button = gr.Button("Compare", variant="primary", elem_id="compare")
         with gr.Column(min_width=300, scale=2):
-            neighbours = gr.Image(label="Nearest features", elem_id="neighbours")
-            components = gr.Image(label="Principal components of the patches as colours", elem_id="components")
+            neighbours = picture(gr, "Nearest features", "neighbours")
+            components = picture(gr, "Principal components of the patches as colours", "components")
     button.click(answer, [files], [components, neighbours], api_name="compare")

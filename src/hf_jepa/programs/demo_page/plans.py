@@ -11,6 +11,7 @@ from ...data.vl_media import read_image
 from ...evaluation.planning_run import load_world_model
 from ...planning import CEMPlanner
 from ...visualization.planning import plot_expected_distance
+from .shown import picture
 
 _EPISODES = "episodes.gif"
 
@@ -77,10 +78,10 @@ def add_tab(gr: Any, model: PreTrainedModel, episodes: str | None, folder: Path)
 
     def answer(now: str | None, goal: str | None, horizon: float) -> tuple[list[list[float]], str]:
         try:
-            actions, picture = plan_between(model, now, goal, int(horizon), folder)
+            actions, file = plan_between(model, now, goal, int(horizon), folder)
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
-        return actions, str(picture)
+        return actions, str(file)
 
     gr.Markdown("Which actions lead from one picture to the other, and how near does the model expect to come?")
     with gr.Row():
@@ -90,9 +91,9 @@ def add_tab(gr: Any, model: PreTrainedModel, episodes: str | None, folder: Path)
             horizon = gr.Slider(1, 40, value=15, step=1, label="Steps")
             button = gr.Button("Plan", variant="primary", elem_id="plan")
         with gr.Column(min_width=300, scale=2):
-            picture = gr.Image(label="Expected distance to the goal, in features", elem_id="distance")
+            drawn = picture(gr, "Expected distance to the goal, in features", "distance")
             names = [f"action {number + 1}" for number in range(model.config.action_dim)]
             actions = gr.Dataframe(headers=names, label="Actions, in the environment's units", elem_id="actions")
             if episodes is not None:
                 gr.Image(episodes, label="Episodes that were recorded, each beside its goal", elem_id="episodes")
-    button.click(answer, [now, goal, horizon], [actions, picture], api_name="plan")
+    button.click(answer, [now, goal, horizon], [actions, drawn], api_name="plan")

@@ -8,6 +8,7 @@ import torch
 from ...data.vl_media import read_clip, read_image
 from ...pipelines.vl_jepa import VLJepaPipeline
 from ...visualization import plot_feature_pca
+from .shown import picture
 
 _SIDE = 224
 
@@ -69,11 +70,11 @@ def add_tab(gr: Any, pipeline: VLJepaPipeline, folder: Path) -> None:
     def answer(image: str | None, video: str | None, query: str, candidates: str) -> tuple[dict, str | None]:
         try:
             ranks = ranked_texts(pipeline, image, video, query, candidates)
-            picture = draw_pca(pipeline, image, video, folder / "texts.png")
+            file = draw_pca(pipeline, image, video, folder / "texts.png")
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
         # The label's bars take shares: cosines from -1 to 1 become 0 to 1.
-        return {text: (1 + score) / 2 for text, score in ranks.items()}, picture and str(picture)
+        return {text: (1 + score) / 2 for text, score in ranks.items()}, file and str(file)
 
     gr.Markdown(
         "The model predicts the embedding of a text from an image or a video. Which of your texts is nearest to it? "
@@ -81,12 +82,12 @@ def add_tab(gr: Any, pipeline: VLJepaPipeline, folder: Path) -> None:
     )
     with gr.Row():
         with gr.Column(min_width=300):
-            image = gr.Image(type="filepath", label="Image", height=240)
+            image = gr.Image(type="filepath", label="Image", height=240, elem_id="seen")
             video = gr.Video(label="or video", height=240)
             query = gr.Textbox(label="Query (may be empty)", elem_id="query")
             candidates = gr.Textbox(label="Candidate texts, one a line", lines=5, elem_id="candidates")
             button = gr.Button("Rank", variant="primary", elem_id="rank")
         with gr.Column(min_width=300):
             ranks = gr.Label(label="Ranks", num_top_classes=10, elem_id="ranks")
-            picture = gr.Image(label="Features: principal components as colours", elem_id="pca")
-    button.click(answer, [image, video, query, candidates], [ranks, picture], api_name="rank")
+            drawn = picture(gr, "Features: principal components as colours", "pca")
+    button.click(answer, [image, video, query, candidates], [ranks, drawn], api_name="rank")

@@ -6,6 +6,7 @@ from typing import Any
 from ...evaluation import load_encoder
 from ...modeling_jepa import JepaPreTrainedModel
 from ...visualization.run import visualize
+from .shown import picture
 
 
 def check(repo_or_path: str) -> None:
@@ -54,6 +55,6 @@ def add_tab(gr: Any, repo_or_path: str, folder: Path) -> None:
             video = gr.Video(label="Video", height=240, elem_id="clip")
             button = gr.Button("Measure", variant="primary", elem_id="measure")
         with gr.Column(min_width=300, scale=2):
-            surprise = gr.Image(label="Surprise over time", elem_id="surprise")
-            components = gr.Image(label="Principal components of the features as colours", elem_id="video-components")
+            surprise = picture(gr, "Surprise over time", "surprise")
+            components = picture(gr, "Principal components of the features as colours", "video-components")
     button.click(answer, [video], [surprise, components], api_name="surprise")
