@@ -1,5 +1,6 @@
 """The protocol of world models: costs, units of actions, and what is refused."""
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
@@ -106,6 +107,26 @@ def test_rollouts_refuse_what_does_not_fit(change, message):
     model.rollout(**arguments)
     with pytest.raises(ValueError, match=message):
         model.rollout(**(arguments | change))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64])
+def test_actions_of_any_dtype_are_units_and_steps(dtype):
+    model = Walk(action_mean=[1.0, 1.0], action_std=[2.0, 2.0])
+    assert model.normalize_actions(torch.tensor([2, 3], dtype=dtype)).tolist() == [0.5, 1.0]
+    assert model.denormalize_actions(torch.tensor([0, 1], dtype=dtype)).tolist() == [1.0, 3.0]
+
+
+@pytest.mark.parametrize("given", [[[[0.0, 0.0]]], np.zeros((1, 1, 2))])
+def test_lists_and_arrays_are_no_actions(given):
+    model, latents = Walk(action_mean=[0.0, 0.0], action_std=[1.0, 1.0]), torch.zeros(1, 1, 1, 2)
+    for use in (
+        lambda: model.rollout(latents, given),
+        lambda: model.check_window(latents.expand(1, 2, 1, 2), given),
+        lambda: model.normalize_actions(given),
+        lambda: model.denormalize_actions(given),
+    ):
+        with pytest.raises(TypeError, match="`actions` must be a tensor, got (list|ndarray): `torch.as_tensor"):
+            use()
 
 
 @pytest.mark.parametrize("goal", [torch.zeros(2, 1, 3), torch.zeros(2, 2, 2), torch.zeros(4, 1, 2), torch.zeros(2, 2)])

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedConfig, PreTrainedModel, ViTModel
 
 from .modeling_jepa import JepaPreTrainedModel
+from .objectives.inputs import check_tensor
 from .parts import build_part, dry_run
 from .positions import pair
 from .predictor import read_layer
@@ -334,18 +335,19 @@ def normalized_frames(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """
-    Frames as an encoder takes them: uint8 ones divided by 255, resized and normalised, float ones as they are.
+    Frames as an encoder takes them: uint8 ones divided by 255, resized and normalised, float ones in its dtype.
 
     Args:
         frames (`torch.Tensor` of shape `(..., channels, height, width)`).
         image_mean, image_std (`list[float]`, *optional*): per channel, of pixels in [0, 1]; needed for uint8.
         size (`tuple[int, int]`, *optional*): height and width that uint8 frames are resized to.
-        dtype (`torch.dtype`): of normalised frames.
+        dtype (`torch.dtype`): of the frames returned.
 
     Raises:
         `ValueError`: for float frames that are not normalised (values are looked at on CPU only), and integer ones
             that cannot be.
     """
+    check_tensor(frames, "pixel_values")
     if frames.is_floating_point():
         looks = frames.device.type == "cpu" and not torch.compiler.is_compiling()
         if looks and not (largest := frames.detach().abs().amax().item()) < _LARGEST_PIXEL:
@@ -353,7 +355,7 @@ def normalized_frames(
                 f"Frames reach {largest:.3g}: float frames must be normalised and finite. Pass them as uint8 to have "
                 "the model normalise them."
             )
-        return frames
+        return frames.to(dtype)
     if frames.dtype != torch.uint8 or image_mean is None:
         raise ValueError(
             f"{frames.dtype} frames need `image_mean` and `image_std` in the config to be normalised, and only uint8 "

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from huggingface_hub.dataclasses import strict
 
-from .objectives.inputs import check_finite
+from .objectives.inputs import check_finite, check_tensor
 from .parts import CompositeConfig
 
 Norm = Literal["l1", "l2"]
@@ -269,6 +269,9 @@ class WorldModelMixin:
 
     def _action_statistics(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         self.require_statistics()
+        check_tensor(actions, "actions")
+        if not actions.is_floating_point():
+            actions = actions.float()
         raw = self.config.raw_action_dim
         if actions.shape[-1] % raw:
             raise ValueError(f"Actions of width {actions.shape[-1]} are no whole number of actions of width {raw}.")
@@ -343,6 +346,8 @@ class WorldModelMixin:
         if latents.ndim != 4 or latents.shape[1] < 2:
             raise ValueError(f"A window needs at least two frames, got latents of shape {tuple(latents.shape)}.")
         batch, time = latents.shape[:2]
+        if actions is not None:
+            check_tensor(actions, "actions")
         if actions is None or tuple(actions.shape) != (batch, time - 1, self.config.action_dim):
             given = None if actions is None else tuple(actions.shape)
             raise ValueError(
@@ -379,6 +384,7 @@ class WorldModelMixin:
         `bounded`, lie beyond the bounds.
         """
         width = self.config.action_dim
+        check_tensor(actions, name)
         if actions.ndim != 3 or actions.shape[-1] != width or 0 in actions.shape:
             raise ValueError(
                 f"`{name}` must be (batch, at least one step, {width}), got shape {tuple(actions.shape)}"

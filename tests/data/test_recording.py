@@ -74,8 +74,63 @@ def test_recording_refuses_what_would_be_lost(tmp_path):
         record_episodes(Drift(), tmp_path / "new", 0)
     silent = Drift()
     silent.render = lambda: None
-    with pytest.raises(ValueError, match="renders no uint8 image"):
-        record_episodes(silent, tmp_path / "new", 1)
+    for frame, message in (
+        (None, "renders NoneType, not a uint8 image"),
+        (np.zeros((8, 10, 1), np.uint8), r"renders uint8 of shape \(8, 10, 1\)"),
+        (np.zeros((8, 10), np.uint8), r"shape \(8, 10\)"),
+        (np.zeros((8, 10, 3)), "renders float64"),
+    ):
+        silent.render = lambda frame=frame: frame
+        with pytest.raises(ValueError, match=message):
+            record_episodes(silent, tmp_path / "new", 1)
+
+
+@pytest.mark.parametrize(
+    ("observation", "key", "message"),
+    [
+        ({"joints": np.zeros(2)}, None, "name one of joints, place as the state_key"),
+        ({"joints": np.zeros(2)}, "velocity", "no 'velocity' to record as the state, but joints, place"),
+        (np.zeros((8, 8, 3)), None, r"got shape \(8, 8, 3\): name a state_key"),
+        (3, None, r"got shape \(\)"),
+        (np.array([0.0, np.nan]), None, "finite"),
+    ],
+)
+def test_states_that_are_no_vectors_are_named(tmp_path, observation, key, message):
+    world = Drift()
+    world.reset()
+    world.reset = lambda seed=None: (observation, {"place": np.zeros(2)})
+    with pytest.raises(ValueError, match=message):
+        record_episodes(world, tmp_path / "new", 1, state_key=key)
+    assert not (tmp_path / "new").exists()
+
+
+def test_states_come_from_infos_or_from_an_observation_of_parts(tmp_path):
+    world = Drift(life=3)
+    step, reset = world.step, world.reset
+    world.reset = lambda seed=None: ({"joints": np.full(3, 7.0)}, reset(seed)[1])
+    world.step = lambda action: ({"joints": np.full(3, 8.0)}, *step(action)[1:])
+    parts = LeRobotTrajectories(record_episodes(world, tmp_path / "parts", 1, state_key="joints"))
+    assert parts.states(0).tolist() == [[7.0] * 3, *[[8.0] * 3] * 3]
+    infos = LeRobotTrajectories(record_episodes(world, tmp_path / "infos", 1, state_key="place"))
+    assert infos.states(0).shape == (4, 2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"low": np.full(2, -np.inf)},
+        {"high": np.array([1.0, np.inf])},
+        {"low": None, "high": None},
+        {"shape": ()},
+        {"dtype": np.int64},
+    ],
+)
+def test_actions_that_are_not_bounded_vectors_are_refused_before_anything_is_recorded(tmp_path, changes):
+    world = Drift()
+    vars(world.action_space).update(changes)
+    with pytest.raises(ValueError, match="bounded, continuous actions. A wrapper can"):
+        record_episodes(world, tmp_path / "new", 1)
+    assert not (tmp_path / "new").exists()
 
 
 def test_environments_need_gymnasium(monkeypatch):
@@ -91,7 +146,6 @@ def test_environments_with_discrete_actions_are_refused(monkeypatch):
     closed = []
     fake = types.ModuleType("gymnasium")
     fake.error = types.SimpleNamespace(Error=type("Error", (Exception,), {}))
-    fake.spaces = types.SimpleNamespace(Box=Space)
     made = types.SimpleNamespace(action_space=Discrete(), close=lambda: closed.append(True))
     fake.make = lambda name, render_mode: made
     monkeypatch.setitem(sys.modules, "gymnasium", fake)

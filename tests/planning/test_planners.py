@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -306,11 +307,39 @@ def test_arguments_that_do_not_fit_are_named(point, change, message):
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {"latents": np.zeros((2, 1, 1, 16), np.float32)},
+        {"goal": np.zeros((2, 3, 4, 4), np.uint8)},
+        {"goal": [torch.zeros(1, 16)] * 2},
+        {"start": [[[0.0, 0.0]]] * 2},
+        {"kept": np.zeros((2, 1, 4, 2))},
+    ],
+)
+def test_arrays_and_lists_are_no_tensors(point, change):
+    arguments = {"latents": torch.zeros(2, 1, 1, 16), "goal": torch.zeros(2, 1, 16), **change}
+    with pytest.raises(TypeError, match=f"`{next(iter(change))}` must be a tensor, got"):
+        PLANNERS["cem"]().plan(point(), **arguments)
+
+
+def test_actions_and_noise_of_other_dtypes_give_float32_plans(point):
+    model = point()
+    latents, goal = scene(model, 2)
+    noise = torch.randn(4, 2, 48, 4, 2, generator=torch.Generator().manual_seed(0))
+    start = torch.full((2, 1, 2), 0.5)
+    plan = PLANNERS["cem"]().plan(model, latents, goal, noise=noise, start=start)
+    other = PLANNERS["cem"]().plan(model, latents, goal, noise=noise.double(), start=start.double())
+    assert other.dtype == torch.float32
+    assert torch.equal(plan, other)
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"horizon": 4.0}, "`horizon` must be a whole number, at least 1, got 4.0"),
         ({"num_elites": 49}, r"`num_elites` must be between 1 and num_samples \(48\), got 49"),
         ({"num_elites": 0}, "num_elites"),
-        ({"horizon": 0}, "`horizon` must be at least 1"),
+        ({"horizon": 0}, "`horizon` must be a whole number, at least 1"),
         ({"num_samples": 0}, "num_samples"),
         ({"max_rollouts": 0}, "max_rollouts"),
         ({"max_norm": 0.0}, "`max_norm` must be positive, got 0.0"),

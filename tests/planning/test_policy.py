@@ -112,6 +112,17 @@ def test_one_environment_starts_anew_while_others_go_on(point):
     assert not np.array_equal(mixed[1, 4:], undisturbed[1, 4:])
 
 
+def test_lists_of_frames_are_frames(point):
+    model = point()
+    targets = goals(model, 2)
+    frames = Line(model, 2).frames()
+    policy = MPCPolicy(model, planner(), torch.as_tensor)
+    policy.reset(targets)
+    expected = policy(frames)
+    policy.reset(list(targets))
+    assert np.array_equal(policy(list(frames)), expected)
+
+
 def test_a_latent_and_a_callable_are_goals_too(point):
     model = point()
     targets = goals(model, 2)

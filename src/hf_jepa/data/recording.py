@@ -30,11 +30,30 @@ def make_environment(name: str) -> Any:
         environment = gymnasium.make(name, render_mode="rgb_array")
     except (gymnasium.error.Error, ImportError, TypeError) as error:
         raise ValueError(f"gymnasium cannot make {name!r}: {error}") from error
-    space = environment.action_space
-    if not isinstance(space, gymnasium.spaces.Box) or not np.isfinite([space.low, space.high]).all():
+    try:
+        check_action_space(environment.action_space, name)
+    except ValueError:
         environment.close()
-        raise ValueError(f"{name} has the action space {space}; world models take bounded, continuous actions.")
+        raise
     return environment
+
+
+def check_action_space(space: Any, name: str = "The environment") -> None:
+    """
+    Raises:
+        ValueError: If actions are not vectors between finite bounds: [`Discrete`], [`Dict`], unbounded ones.
+    """
+    bounds = [getattr(space, side, None) for side in ("low", "high")]
+    if (
+        any(bound is None for bound in bounds)
+        or not space.shape
+        or not np.isfinite(bounds).all()
+        or not np.issubdtype(getattr(space, "dtype", np.float32), np.floating)
+    ):
+        raise ValueError(
+            f"{name} has the action space {space}; world models take bounded, continuous actions. A wrapper can make "
+            "others so: gymnasium.wrappers.RescaleAction, or gymnasium.ActionWrapper with a Box of its own."
+        )
 
 
 def record_episodes(
@@ -59,14 +78,15 @@ def record_episodes(
         policy (`Callable`, *optional*): From an observation to an action; actions are drawn uniformly by default.
         seed (`int`): Episode `i` is reset with `seed + i`.
         fps (`int`): Frames per second to be noted.
-        state_key (`str`, *optional*): Entry of the environment's infos to record as the state, instead of the
-            observation, if that is a vector.
+        state_key (`str`, *optional*): Entry of the environment's infos, or of an observation that is a `dict`, to
+            record as the state, instead of the observation itself, which has to be a vector.
 
     Returns:
         `Path`: `folder`.
 
     Raises:
-        ValueError: If the folder is not empty, nothing is to be recorded, or the environment renders no image.
+        ValueError: If the folder is not empty, nothing is to be recorded, the environment renders no RGB
+            image, its actions are not bounded vectors or its states not finite ones.
     """
     folder = Path(folder)
     if num_episodes < 1 or max_steps < 1:
@@ -74,6 +94,7 @@ def record_episodes(
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: choose a new folder to record into.")
     space = environment.action_space
+    check_action_space(space)
     space.seed(seed)
     width = int(np.prod(space.shape))
     rows = 0
@@ -114,13 +135,14 @@ def _one_episode(
     frames, states, actions = [], [], []
     for step in range(max_steps + 1):
         frame = environment.render()
-        if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.dtype != np.uint8:
-            raise ValueError('The environment renders no uint8 image: make it with render_mode="rgb_array".')
+        if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+            about = f"{frame.dtype} of shape {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
+            raise ValueError(
+                f"The environment renders {about}, not a uint8 image (height, width, 3): make it with "
+                'render_mode="rgb_array", or wrap its `render`.'
+            )
         frames.append(frame)
-        state = np.asarray(info[state_key] if state_key else observation, dtype=np.float32)
-        if state.ndim != 1 or not np.isfinite(state).all():
-            raise ValueError(f"A state must be a vector of finite numbers, got shape {state.shape}: name a state_key.")
-        states.append(state)
+        states.append(_state(observation, info, state_key))
         if step == max_steps:
             break
         action = environment.action_space.sample() if policy is None else np.asarray(policy(observation))
@@ -128,9 +150,21 @@ def _one_episode(
         actions.append(np.asarray(action, dtype=np.float32).reshape(-1))
         if terminated or truncated:
             frames.append(environment.render())
-            states.append(np.asarray(info[state_key] if state_key else observation, dtype=np.float32))
+            states.append(_state(observation, info, state_key))
             break
     return frames, actions, states
+
+
+def _state(observation: Any, info: dict[str, Any], key: str | None) -> np.ndarray:
+    named = {**(observation if isinstance(observation, dict) else {}), **info}
+    if key is not None and key not in named:
+        raise ValueError(f"There is no {key!r} to record as the state, but {', '.join(named) or 'nothing'}.")
+    if key is None and isinstance(observation, dict):
+        raise ValueError(f"The observation is a dict: name one of {', '.join(named)} as the state_key.")
+    state = np.asarray(named[key] if key else observation, dtype=np.float32)
+    if state.ndim != 1 or not len(state) or not np.isfinite(state).all():
+        raise ValueError(f"A state must be a vector of finite numbers, got shape {state.shape}: name a state_key.")
+    return state
 
 
 def _png(frame: np.ndarray) -> Any:

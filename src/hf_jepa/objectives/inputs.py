@@ -8,6 +8,12 @@ def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def check_tensor(value: object, name: str) -> None:
+    """Raises `TypeError` for lists and arrays: they have no device, and their dtypes are others."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"`{name}` must be a tensor, got {type(value).__name__}: `torch.as_tensor(...)` makes one.")
+
+
 def check_finite(tensor: torch.Tensor, name: str, advice: str = "look at the model before the objective") -> None:
     """Raises `ValueError` for NaN or infinity on CPU; elsewhere looking would stall the device, so nothing is read."""
     if tensor.device.type != "cpu" or torch.compiler.is_compiling():

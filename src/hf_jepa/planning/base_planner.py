@@ -4,11 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..objectives.inputs import check_tensor
 from ..world_model import Goal, Norm, Over
 from .actions import ActionSpace, PerDimension
 from .noise import Generators, draw_noise, episode_generators
@@ -102,8 +104,8 @@ class Planner(ABC):
 
     def __post_init__(self) -> None:
         for name in ("horizon", "num_samples", "num_iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+            if not isinstance(getattr(self, name), Integral) or getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be a whole number, at least 1, got {getattr(self, name)}.")
         if self.max_rollouts is not None and self.max_rollouts < 1:
             raise ValueError(f"`max_rollouts` must be at least 1, got {self.max_rollouts}.")
         if self.max_norm is not None and not self.max_norm > 0:
@@ -163,14 +165,17 @@ class Planner(ABC):
 
         Raises:
             ValueError: If the model lacks its statistics or is in training mode, or an argument does not fit.
+            TypeError: For arrays and lists in place of tensors.
         """
         if model.training:
             raise ValueError("The model is in training mode, where dropout and batch norms change plans: `eval()` it.")
+        check_tensor(latents, "latents")
         if latents.ndim != 4 or not latents.shape[0]:
             raise ValueError(f"`latents` must be (batch, context, tokens, width), got shape {tuple(latents.shape)}.")
         space = ActionSpace.of(model, self.limit, latents.device, self.max_norm)
         batch = latents.shape[0]
         if not callable(goal):
+            check_tensor(goal, "goal")
             if goal.ndim in (4, 5):
                 with torch.no_grad():
                     goal = torch.cat([model.encode_goal(each) for each in goal.split(1)])
@@ -233,6 +238,7 @@ class Planner(ABC):
         return space.clip(full)
 
     def _checked(self, name: str, actions: Tensor, batch: int, space: ActionSpace) -> Tensor:
+        check_tensor(actions, name)
         if actions.shape[0] != batch or not 0 < actions.shape[-2] <= self.horizon or actions.shape[-1] != space.width:
             raise ValueError(
                 f"`{name}` must hold plans of {batch} episodes, at most {self.horizon} steps of width {space.width}, "
@@ -250,7 +256,7 @@ class Planner(ABC):
         if noise is not None:
             if noise.shape != (self.num_draws, batch, *shape):
                 raise ValueError(f"`noise` must be {(self.num_draws, batch, *shape)}, got {tuple(noise.shape)}.")
-            return lambda rows, iteration: noise[iteration, rows]
+            return lambda rows, iteration: noise[iteration, rows].to(space.low)
         generators = episode_generators(generator, batch, space.low.device)
         device = space.low.device
         return lambda rows, iteration: draw_noise([generators[row] for row in rows], *shape, self.correlation, device)

@@ -106,6 +106,8 @@ class MPCPolicy:
             self._shared_goal, goals = goals, [None] * len(numbers)
         else:
             self._shared_goal = None
+            if isinstance(goals, Sequence) and all(isinstance(goal, np.ndarray) for goal in goals):
+                goals = np.stack(goals)
             if isinstance(goals, np.ndarray):
                 goals = self._latents(goals[:, -1] if goals.ndim == 5 else goals)
         numbers = range(len(goals)) if numbers is None else numbers
@@ -140,6 +142,7 @@ class MPCPolicy:
         """
         if len(frames) != len(self._episodes):
             raise ValueError(f"{len(frames)} frames for {len(self._episodes)} goals: `reset` with a goal for each.")
+        frames = np.asarray(frames)
         looking = [index for index, episode in enumerate(self._episodes) if self._looks(episode)]
         if looking:
             for latent, index in zip(self._latents(frames[looking]), looking, strict=True):

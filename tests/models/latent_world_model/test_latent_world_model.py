@@ -417,3 +417,28 @@ def test_one_training_step_under_bfloat16_autocast():
     assert output.loss.dtype == torch.float32
     output.loss.backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["adaln", "patches"])
+def test_double_precision_from_numpy_is_taken(kind):
+    model = build(encoder_config=ViTConfig(**VIT)) if kind == "adaln" else dino_wm()
+    model.eval()
+    frames, actions = torch.randn(2, 1, 3, 16, 16), torch.randn(2, 2, model.config.action_dim)
+    if kind == "patches":
+        frames = torch.randn(2, 1, 3, 24, 24)
+    proprio = {"proprio": torch.zeros(2, 1, 3)} if kind == "patches" else {}
+    latents = model.encode(frames, **proprio)
+    assert torch.equal(model.encode(frames.double(), **{name: x.double() for name, x in proprio.items()}), latents)
+    assert torch.equal(model.rollout(latents.double(), actions.double()), model.rollout(latents, actions))
+
+
+@pytest.mark.parametrize("name", ["pixel_values", "actions"])
+def test_arrays_are_no_tensors(name):
+    model = build()
+    batch = {"pixel_values": torch.randn(2, 2, 3, 16, 16), "actions": torch.randn(2, 1, 2)}
+    with pytest.raises(TypeError, match=f"`{name}` must be a tensor, got ndarray"):
+        model(**(batch | {name: batch[name].numpy()}))
+    if name == "pixel_values":
+        with pytest.raises(TypeError, match="`pixel_values` must be a tensor, got ndarray"):
+            model.encode(batch[name].numpy())

@@ -18,6 +18,7 @@ from ...encoders import (
     run_encoder,
 )
 from ...modeling_jepa import JepaPreTrainedModel
+from ...objectives.inputs import check_tensor
 from ...world_model import WorldModelMixin
 from .configuration_latent_world_model import LatentWorldModelConfig
 
@@ -156,6 +157,7 @@ class FrameEncodingModel(WorldModelMixin, JepaPreTrainedModel):
             `ValueError`: for other shapes, another number of channels, frames that are not normalised, proprioception
                 that is missing or that the model does not take.
         """
+        check_tensor(pixel_values, "pixel_values")
         channels = self._num_channels()
         if pixel_values.ndim != 5 or pixel_values.shape[2] != channels or 0 in pixel_values.shape:
             raise ValueError(

@@ -7,7 +7,7 @@ from transformers.utils.generic import can_return_tuple
 
 from ...modeling_jepa import JepaOutput
 from ...objectives import SIGReg
-from ...objectives.inputs import at_least_float32
+from ...objectives.inputs import at_least_float32, check_tensor
 from .configuration_latent_world_model import LatentWorldModelConfig
 from .encoding_latent_world_model import FrameEncodingModel, projector
 from .latent_variable import LatentCodes, build_latent_variable
@@ -187,6 +187,7 @@ class LatentWorldModel(FrameEncodingModel):
         if states is not None or extrinsics is not None:
             raise ValueError("LatentWorldModel takes no `states` or `extrinsics`: proprioception is in the latents.")
         self.check_rollout(latents, actions, past_actions)
+        latents = latents.to(self.dtype)
         width = self._latent_width()
         if latents.shape[2:] != (self.config.num_tokens, width):
             raise ValueError(
@@ -362,6 +363,8 @@ class LatentWorldModel(FrameEncodingModel):
             `ValueError`: for shapes that do not fit, and fewer frames than `rollout_steps + 1`.
         """
         config = self.config
+        check_tensor(pixel_values, "pixel_values")
+        check_tensor(actions, "actions")
         time, steps = pixel_values.shape[1], config.rollout_steps
         if time < steps + 1:
             raise ValueError(
