@@ -163,3 +163,8 @@ def test_two_models_in_one_folder_are_no_release(release):
     (release / "model-00001-of-00002.safetensors").write_bytes((release / "model.safetensors").read_bytes())
     with pytest.raises(ValueError, match="belongs to another model"):
         check_release(release)
+
+
+def test_who_may_read_the_card_may_read_the_weights(release):
+    modes = {path.stat().st_mode for path in release.rglob("*") if path.is_file()}
+    assert modes == {(release / "README.md").stat().st_mode}

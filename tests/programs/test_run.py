@@ -55,14 +55,20 @@ def test_scores_that_fail_leave_a_release(program, recipe, tmp_path, monkeypatch
     assert release_of(tmp_path)["training"]["steps"] == 4
 
 
-def test_what_comes_later_is_in_the_release_with_its_files(program, recipe, tmp_path):
-    program.main(recipe)
+def test_what_comes_later_is_in_the_release_with_its_files(program, recipe, tmp_path, monkeypatch):
+    warnings: list[str] = []
+    monkeypatch.setattr("hf_jepa.programs.run.logger.warning", warnings.append)
+    program.main([*recipe, "--logging_steps", "100"])
     results = release_of(tmp_path)
+    # A run that ends before its first log has no curves, and all else.
+    assert not warnings
+    names = [picture["file"] for picture in results["pictures"]]
+    assert names == ["masks.png", "feature_pca.png", "prediction_similarity.png"]
     files = {path.name for path in (tmp_path / "run" / "release").iterdir()}
     assert {picture["file"] for picture in results["pictures"]} <= set(results["files"]) == files
     command_line = results["evaluations"][0]["command"]
     assert str(tmp_path) not in command_line
-    assert command_line.endswith("recipe.yaml")
+    assert command_line.endswith("recipe.yaml --logging_steps 100")
     named = yaml.safe_load(Path(recipe[0]).read_text())["data"]["dataset"]
     assert results["evaluations"][0]["dataset"] == Path(named).name
 

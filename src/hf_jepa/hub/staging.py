@@ -71,6 +71,10 @@ def staged_release(
         (staged / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         (staged / "README.md").write_text(render_card(results), encoding="utf-8")
         check_release(staged)
+        # safetensors writes for its owner's eyes alone; who may read the card may read the weights.
+        mode = (staged / "README.md").stat().st_mode
+        for weights in staged.rglob("*.safetensors"):
+            weights.chmod(mode)
         kept = _foreign(folder)
         _refuse_loss(folder, sorted(set(kept) & {*results["files"]}))
         replace_folder(staged, folder, kept)

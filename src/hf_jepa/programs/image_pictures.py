@@ -8,8 +8,8 @@ import torch
 from ..masking import visible_indices
 from ..objectives import normalize_targets
 from ..training import JepaTrainer
+from .curves import draw_curves
 
-CURVES = "The run: loss, schedules, feature statistics, speed."
 FEATURE_PCA = "First three principal components of the patch features as colours."
 
 
@@ -31,7 +31,7 @@ def stretched(images: torch.Tensor) -> torch.Tensor:
 
 def draw_mask_pictures(trainer: JepaTrainer, folder: Path) -> dict[Path, str]:
     """Training curves, masks of the first batch, PCA maps and a prediction similarity map."""
-    from ..visualization import plot_feature_pca, plot_masks, plot_prediction_similarity, plot_training_curves
+    from ..visualization import plot_feature_pca, plot_masks, plot_prediction_similarity
 
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False).eval()
     batch = first_batch(trainer, trainer.train_dataset if trainer.eval_dataset is None else trainer.eval_dataset)
@@ -54,7 +54,7 @@ def draw_mask_pictures(trainer: JepaTrainer, folder: Path) -> dict[Path, str]:
         folder / "prediction_similarity.png",
     )
     return {
-        plot_training_curves(trainer.state.log_history, folder / "curves.png"): CURVES,
+        **draw_curves(trainer, folder),
         plot_masks(images, context_mask, target_mask, grid_size, folder / "masks.png"): (
             "What the context encoder sees, and the blocks the predictor is asked for."
         ),
@@ -65,7 +65,7 @@ def draw_mask_pictures(trainer: JepaTrainer, folder: Path) -> dict[Path, str]:
 
 def draw_data2vec_pictures(trainer: JepaTrainer, folder: Path) -> dict[Path, str]:
     """Training curves, block-wise masks of the first batch, PCA maps and a prediction similarity map."""
-    from ..visualization import plot_feature_pca, plot_masks, plot_prediction_similarity, plot_training_curves
+    from ..visualization import plot_feature_pca, plot_masks, plot_prediction_similarity
 
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False).eval()
     batch = first_batch(trainer, trainer.train_dataset if trainer.eval_dataset is None else trainer.eval_dataset)
@@ -85,7 +85,7 @@ def draw_data2vec_pictures(trainer: JepaTrainer, folder: Path) -> dict[Path, str
         images, predicted - mean[block], targets - mean, block, grid_size, folder / "prediction_similarity.png"
     )
     return {
-        plot_training_curves(trainer.state.log_history, folder / "curves.png"): CURVES,
+        **draw_curves(trainer, folder),
         plot_masks(images, visible, [masked.cpu()], grid_size, folder / "masks.png"): (
             "What the student sees, and the patches that mask tokens replace."
         ),
@@ -96,14 +96,14 @@ def draw_data2vec_pictures(trainer: JepaTrainer, folder: Path) -> dict[Path, str
 
 def draw_mae_pictures(trainer: JepaTrainer, folder: Path) -> dict[Path, str]:
     """Training curves and PCA maps."""
-    from ..visualization import plot_feature_pca, plot_training_curves
+    from ..visualization import plot_feature_pca
 
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False).eval()
     batch = first_batch(trainer, trainer.train_dataset if trainer.eval_dataset is None else trainer.eval_dataset)
     features = model.get_features(batch["pixel_values"]).cpu()
     side = model.config.image_size // model.config.patch_size
     return {
-        plot_training_curves(trainer.state.log_history, folder / "curves.png"): CURVES,
+        **draw_curves(trainer, folder),
         plot_feature_pca(stretched(batch["pixel_values"]), features, (side, side), folder / "feature_pca.png"): (
             FEATURE_PCA
         ),
@@ -113,7 +113,7 @@ def draw_mae_pictures(trainer: JepaTrainer, folder: Path) -> dict[Path, str]:
 def draw_joint_embedding_pictures(trainer: JepaTrainer, folder: Path) -> dict[Path, str]:
     """Training curves, views of the first images, nearest neighbours, and PCA maps where features have places."""
     from ..evaluation import extract_features
-    from ..visualization import plot_feature_pca, plot_neighbours, plot_training_curves, plot_views
+    from ..visualization import plot_feature_pca, plot_neighbours, plot_views
 
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False).eval()
     batch = first_batch(trainer, trainer.train_dataset)
@@ -121,7 +121,7 @@ def draw_joint_embedding_pictures(trainer: JepaTrainer, folder: Path) -> dict[Pa
     if "local_pixel_values" in batch:
         views.append(batch["local_pixel_values"].cpu())
     pictures = {
-        plot_training_curves(trainer.state.log_history, folder / "curves.png"): CURVES,
+        **draw_curves(trainer, folder),
         plot_views(views, folder / "views.png"): "Views of the first images, as the encoder gets them.",
     }
     if trainer.eval_dataset is None:

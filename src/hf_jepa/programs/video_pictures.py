@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ..training import JepaTrainer
+from .curves import draw_curves
 
 
 def first_clips(trainer: JepaTrainer, count: int = 4) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def first_clips(trainer: JepaTrainer, count: int = 4) -> dict[str, Any]:
 def draw_pictures(trainer: JepaTrainer, folder: Path) -> dict[Path, str]:
     """Training curves, the masks of a clip, and PCA strips, with their captions."""
     from ..models.vjepa.encoder_vjepa import grid_of
-    from ..visualization import plot_clip_masks, plot_training_curves, plot_video_pca
+    from ..visualization import plot_clip_masks, plot_video_pca
 
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False).eval()
     batch = first_clips(trainer)
@@ -34,9 +35,7 @@ def draw_pictures(trainer: JepaTrainer, folder: Path) -> dict[Path, str]:
     folder.mkdir(parents=True, exist_ok=True)
     masks = batch["context_mask"], batch["target_mask"]
     return {
-        plot_training_curves(trainer.state.log_history, folder / "curves.png"): (
-            "The run: loss, schedules, feature statistics, speed."
-        ),
+        **draw_curves(trainer, folder),
         plot_clip_masks(clips[0], *masks, grid, folder / "masks.png"): (
             "What the context encoder sees of a clip, and what the predictor is asked for."
         ),
