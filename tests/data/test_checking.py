@@ -121,7 +121,7 @@ def test_folders_of_frames(tmp_path):
 
 def test_what_does_not_show_is_asked_for(tmp_path):
     (tmp_path / "rows.parquet").write_bytes(b"")
-    with pytest.raises(ValueError, match="say --kind images, videos or pairs"):
+    with pytest.raises(ValueError, match="say --kind images, videos, pairs or texts"):
         check_data(tmp_path / "rows.parquet")
 
 
@@ -133,3 +133,19 @@ def test_a_gif_beside_photos_is_a_photo(tmp_path):
     assert check_data(tmp_path / "list.tsv") == ([], 2)
     assert [medium_of(names) for names in (["1.gif"], ["1.gif", "a.mp4", "b.png"])] == ["video", "video"]
     assert medium_of(["notes.md"]) is None
+
+
+def test_pairs_of_texts(tmp_path):
+    rows = [{"text": "a", "code": "1"}, {"text": " ", "code": "2"}, {"text": "c", "code": "3"}]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "test.jsonl").write_text(json.dumps(rows[2]))
+    faults, count = check_data(tmp_path)
+    assert count == 4
+    assert [str(fault) for fault in faults] == [
+        "bad       train row 1: The Text view (the user's content) is empty; drop such rows.",
+        "duplicate test row 0: has the content of train row 2",
+    ]
+    (tmp_path / "qa.csv").write_text("question,answer\na,1\n")
+    assert check_data(tmp_path / "qa.csv", "texts", column="answer", text_column="question") == ([], 1)
+    with pytest.raises(ValueError, match="name yours: --text-column TEXT --column CODE"):
+        check_data(tmp_path / "qa.csv", "texts")

@@ -14,9 +14,9 @@ def add(commands: argparse._SubParsersAction) -> None:
         "hf-jepa check-data my_images/\n  hf-jepa check-data clips.csv --min-frames 64 --num-workers 4",
     )
     parser.add_argument("dataset", help="a folder, a list of files, a parquet or jsonl file, a data set on the Hub")
-    parser.add_argument("--kind", choices=["images", "videos", "pairs"], help="default: what the files look like")
-    parser.add_argument("--column", help="of images or videos (default: image or video)")
-    parser.add_argument("--text-column", default="text", help="pairs: of the texts")
+    parser.add_argument("--kind", choices=["images", "videos", "pairs", "texts"], help="default: what the files show")
+    parser.add_argument("--column", help="of images or videos (default: image or video); texts: of Code (code)")
+    parser.add_argument("--text-column", default="text", help="pairs and texts: of the texts")
     parser.add_argument("--min-frames", type=int, default=2, help="videos: fewer are short; a clip spans 16 x 4, say")
     parser.add_argument("--num-workers", type=int, default=0)
 

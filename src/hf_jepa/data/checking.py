@@ -7,14 +7,15 @@ from typing import Any, Literal
 
 from torch.utils.data import DataLoader, Dataset
 
+from .chat_views import as_messages
 from .decoding import decode_image
 from .labels import row_content
-from .loading import open_images, open_videos, open_vision_texts
+from .loading import open_images, open_texts, open_videos, open_vision_texts
 from .manifests import LIST_SUFFIXES, medium_of, read_list, resolve_paths
 from .splits import Source
 from .video_decoding import open_video
 
-Kind = Literal["images", "videos", "pairs"]
+Kind = Literal["images", "videos", "pairs", "texts"]
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,11 @@ def check_data(
     Args:
         name_or_path (`str` or `Path`): what [`load_image_dataset`], [`load_video_dataset`] or
             [`load_vision_text_dataset`] takes.
-        kind (`str`, *optional*): `"images"`, `"videos"`, or `"pairs"` of either with a text; found out by default.
-        column (`str`, *optional*): of images or videos; by default `"image"` or `"video"`, whichever there is.
-        text_column (`str`): of the texts of pairs.
+        kind (`str`, *optional*): `"images"`, `"videos"`, `"pairs"` of either with a text, or `"texts"`: pairs of Text
+            and Code, or chats in `messages`, for an LLM; found out by default.
+        column (`str`, *optional*): of images or videos, by default `"image"` or `"video"`, whichever there is; of
+            texts the one of Code, by default `"code"`.
+        text_column (`str`): of the texts of pairs, or of Text.
         min_frames (`int`): videos with fewer frames are short: what a clip spans, for clips without repeated frames.
         num_workers (`int`): processes that read.
 
@@ -67,6 +70,8 @@ def check_data(
         ValueError: if the dataset cannot be opened, or has no rows of the kind.
     """
     kind = kind or _kind_of(Path(name_or_path).expanduser())
+    if kind == "texts":
+        return _check_texts(name_or_path, text_column, column or "code")
     source, column = _open(name_or_path, kind, column)
     texts = text_column if kind == "pairs" else None
     faults, contents, count = [], {}, 0
@@ -87,12 +92,42 @@ def _kind_of(path: Path) -> Kind:
     if path.is_dir():
         if any(path.rglob("metadata.*")):
             return "pairs"
-        medium = medium_of(file.name for file in path.rglob("*") if file.is_file())
+        names = [file.name for file in path.rglob("*") if file.is_file()]
+        medium = medium_of(names)
         if medium is not None:
             return "videos" if medium == "video" else "images"
+        if names and all(name.endswith((".json", ".jsonl")) for name in names):
+            return _kind_of_rows(path)
+    elif path.suffix in (".json", ".jsonl") and path.is_file():
+        return _kind_of_rows(path)
     elif path.suffix in LIST_SUFFIXES and path.is_file():
         return "videos" if "video" in read_list(path, None, "label").column_names else "images"
-    raise ValueError(f"What {str(path)!r} holds does not show: say --kind images, videos or pairs.")
+    raise ValueError(f"What {str(path)!r} holds does not show: say --kind images, videos, pairs or texts.")
+
+
+def _kind_of_rows(path: Path) -> Kind:
+    columns = next(iter(open_texts(path).splits.values())).column_names
+    return "pairs" if {"image", "video"} & {*columns} else "texts"
+
+
+def _check_texts(name: str | Path, text_column: str, code_column: str) -> tuple[list[Fault], int]:
+    faults, contents, count = [], {}, 0
+    for split, rows in open_texts(name).splits.items():
+        known = {"messages", text_column, code_column} & {*rows.column_names}
+        if "messages" not in known and len(known) < 2:
+            raise ValueError(
+                f"Split {split!r} of {str(name)!r} has the columns {rows.column_names}, neither 'messages' nor "
+                f"{text_column!r} and {code_column!r}; name yours: --text-column TEXT --column CODE."
+            )
+        for number, row in enumerate(rows):
+            count += 1
+            try:
+                pair = as_messages(row, text_column=text_column, code_column=code_column)[-2:]
+            except ValueError as error:
+                faults.append(Fault("bad", split, number, None, str(error)))
+                continue
+            contents.setdefault(tuple(turn["content"] for turn in pair), []).append((split, number, None))
+    return faults + list(_duplicates(contents)), count
 
 
 def _open(name: str | Path, kind: Kind, column: str | None) -> tuple[Source, str]:
