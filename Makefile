@@ -12,7 +12,7 @@ CODE := src tests trainers scripts
 
 help:
 	@echo "make demo        pretrain a small I-JEPA on CPU in minutes, evaluate it, write pictures and a card (LONG=1: an hour)"
-	@echo "make demo-collapse   six objectives, with and without collapse, on digits, in minutes (LAMBDA=1: SIGReg's weight)"
+	@echo "make demo-collapse   eight objectives, with and without collapse, on digits, in minutes (LAMBDA=1: SIGReg's weight)"
 	@echo "make demo-llm    teach a small Llama sentences -> regular expressions with and without LLM-JEPA, on CPU in minutes"
 	@echo "make demo-llm-pretrained   the same with LoRA on the real weights of SmolLM2-135M"
 	@echo "make demo-video  pretrain a small V-JEPA 2 on moving garments; probes, surprise, real clips"
