@@ -20,6 +20,7 @@ from hf_jepa import (
     Data2VecVisionForPreTraining,
     IJepaForPreTraining,
     LatentWorldModel,
+    LatentWorldModelConfig,
     LeJepaForPreTraining,
     LeJepaPreTrainingConfig,
     LLMJepaForCausalLM,
@@ -61,6 +62,23 @@ def test_all_that_trains_gets_a_gradient_in_every_step(encoder, tmp_path):
         for name, parameter in model.named_parameters():
             assert (parameter.grad is not None) == parameter.requires_grad, name
     assert all(parameter.requires_grad for parameter in model.export_encoder().parameters())
+
+
+@pytest.mark.parametrize("encoder", ["dinov2", "dinov3_vit", "siglip_vision_model", "clip_vision_model", "beit"])
+def test_all_of_a_world_model_that_trains_gets_a_gradient(encoder):
+    fields = {"pooling": "mean", "inverse_dynamics_weight": 1.0, "action_dim": 2}
+    config = LatentWorldModelConfig(encoder_config=AutoConfig.for_model(encoder, **VIT, use_mask_token=True), **fields)
+    model = LatentWorldModel(config).train()
+    model(torch.randn(2, 3, 3, 32, 32), torch.randn(2, 2, 2)).loss.backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    assert all(parameter.requires_grad for parameter in model.export_encoder().parameters())
+
+
+def test_it_is_for_the_batch_to_say_whether_the_image_tokenizer_is_read():
+    models = [VJepa2ForPreTraining(VJepa2ForPreTraining.config_class(encoder_config=VJepaConfig(**sizes)))
+              for sizes in (CLIP, LEVELS)]  # fmt: skip
+    assert [model.reads_by_batch for model in models] == [False, True]
 
 
 @pytest.mark.parametrize("model_class", [VJepaForVideoClassification, VJepaForActionAnticipation])

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, ViTModel
 
 from .modeling_jepa import JepaPreTrainedModel
 from .objectives.inputs import check_tensor
-from .parts import build_part, dry_run
+from .parts import build_part, dry_run, leave_out
 from .positions import pair
 from .predictor import read_layer
 from .token_layouts import num_prefix_tokens, patch_tokens
@@ -226,11 +226,9 @@ def example_images(config: PreTrainedConfig) -> torch.Tensor:
     return torch.empty(1, next(filter(None, channels)), *(configured_size(config) or (224, 224)), device="meta")
 
 
-def without_unused_parts(encoder: PreTrainedModel) -> PreTrainedModel:
+def without_predictor(encoder: PreTrainedModel) -> PreTrainedModel:
     """The encoder, changed in place: V-JEPA's predictor, which nothing here reads, goes."""
-    if encoder.config.model_type in ("vjepa", "vjepa2"):
-        encoder.predictor = None
-    return encoder
+    return leave_out(encoder, "predictor") if encoder.config.model_type in ("vjepa", "vjepa2") else encoder
 
 
 def encode_frames(
@@ -286,7 +284,7 @@ def _shortest_clip(config: PreTrainedConfig) -> int:
 def build_encoder(config: PreTrainedConfig, image_size: int | tuple[int, int] | None = None) -> PreTrainedModel:
     """
     A vision encoder of any kind, new, for whole images, with the parts that give tokens only: see
-    [`without_unused_parts`].
+    [`without_predictor`].
 
     Args:
         config (`PreTrainedConfig`): left as it is.
@@ -295,7 +293,7 @@ def build_encoder(config: PreTrainedConfig, image_size: int | tuple[int, int] | 
     """
     if config.model_type == "timm_wrapper" and image_size is not None:
         config = _timm_for_views(config, image_size)
-    encoder = without_unused_parts(build_part(config))
+    encoder = without_predictor(build_part(config))
     if config.model_type == "vit_mae":
         # Also for those who load it later: its users would get random quarters.
         encoder.config.mask_ratio = 0.0

@@ -51,6 +51,18 @@ def refuse_unknown_fields(config_class: type, given: dict[str, Any]) -> None:
         )
 
 
+def leave_out(part: nn.Module, *names: str) -> nn.Module:
+    """
+    A part, changed in place, without those of the named modules that it has. For modules that nothing reads and that
+    are not worth their memory, nor a place in checkpoints; what else nothing reads is frozen, see
+    [`unread_parameters`].
+    """
+    for name in names:
+        if getattr(part, name, None) is not None:
+            setattr(part, name, None)
+    return part
+
+
 def tie_as_declared(part: PreTrainedModel) -> None:
     """
     Makes tied parameters of a part one, in place. `from_pretrained` builds models untied, and has no names of weights
@@ -134,6 +146,14 @@ class TrainableParts:
     def unread(self) -> set[str]:
         """Names of parameters that the loss does not depend on; see [`unread_parameters`]."""
         return set()
+
+    @property
+    def reads_by_batch(self) -> bool:
+        """
+        Whether it is for the batch to say which trainable parameters the loss reads. No dry run knows then, and DDP
+        has to look in every step.
+        """
+        return False
 
     def apply_requires_grad(self) -> None:
         """

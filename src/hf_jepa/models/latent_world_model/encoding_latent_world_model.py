@@ -19,6 +19,7 @@ from ...encoders import (
 )
 from ...modeling_jepa import JepaPreTrainedModel
 from ...objectives.inputs import check_tensor
+from ...parts import leave_out, unread_parameters
 from ...world_model import WorldModelMixin
 from .configuration_latent_world_model import LatentWorldModelConfig
 
@@ -41,8 +42,7 @@ class FrameEncodingModel(WorldModelMixin, JepaPreTrainedModel):
             raise ValueError(f"`encoder_config` builds a {type(self.encoder).__name__}, which is no vision encoder.")
         self.supports_gradient_checkpointing = self.encoder.supports_gradient_checkpointing
         if hasattr(getattr(self.encoder, "pooler", None), "dense") and config.pooling != "pooler":
-            # Nothing reads it, so that it would get no gradient.
-            self.encoder.pooler = None
+            leave_out(self.encoder, "pooler")
         if config.pooled_size is None or config.num_tokens is None:
             config.pooling, config.num_tokens, config.pooled_size = self._find_pooling()
         width = config.pooled_size
@@ -115,6 +115,13 @@ class FrameEncodingModel(WorldModelMixin, JepaPreTrainedModel):
         yield from super().frozen()
         if self.config.freeze_encoder:
             yield self.encoder
+
+    def unread(self) -> set[str]:
+        if self.config.freeze_encoder:
+            return set()
+        frame = torch.empty(1, self._num_channels(), *(self._image_size() or (224, 224)), device="meta")
+        found = unread_parameters(self.encoder, lambda: self._pool(frame, self.config.pooling))
+        return {f"encoder.{name}" for name in found}
 
     def train(self, mode: bool = True) -> "FrameEncodingModel":
         super().train(mode)

@@ -148,6 +148,11 @@ class VJepaForPreTraining(JepaPreTrainedModel):
         model.sync_target()
         return model
 
+    @property
+    def reads_by_batch(self) -> bool:
+        # A process need not have both images and clips in a step.
+        return self.config.encoder_config.use_image_tokenizer
+
     def frozen(self) -> Iterator[nn.Module | nn.Parameter]:
         yield from super().frozen()
         if self.config.encoder_config.position_embedding_type == "sincos":

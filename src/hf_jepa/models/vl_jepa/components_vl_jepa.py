@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from ...encoders import without_unused_parts
+from ...encoders import without_predictor
+from ...parts import leave_out
 from .configuration_vl_jepa import ACTIVATIONS
-from .text_encoder_vl_jepa import without_pooler
 
 _POOLINGS = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
 _LEGACY_POOLINGS = {
@@ -266,7 +266,7 @@ def load_frozen_part(model: PreTrainedModel, part: str, source: dict[str, str | 
     at = f"{name!r}" + (f" at revision {revision}" if revision else "")
     try:
         if part == "vision":
-            loaded = without_unused_parts(AutoModel.from_pretrained(name, revision=revision))
+            loaded = without_predictor(AutoModel.from_pretrained(name, revision=revision))
             pairs = [(model.vision, loaded.state_dict())]
         elif part == "y_decoder":
             loaded = AutoModelForCausalLM.from_pretrained(name, revision=revision)
@@ -276,7 +276,7 @@ def load_frozen_part(model: PreTrainedModel, part: str, source: dict[str, str | 
             heads = enumerate(tower.dense_weights)
             dense = {f"{number}.{key}": value for number, head in heads for key, value in head.items()}
             pairs = [
-                (model.y_encoder.model, without_pooler(tower.model).state_dict()),
+                (model.y_encoder.model, leave_out(tower.model, "pooler").state_dict()),
                 (model.y_encoder.dense, dense),
             ]
     except (OSError, ValueError) as error:

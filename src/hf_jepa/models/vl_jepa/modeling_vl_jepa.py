@@ -19,7 +19,7 @@ from ...encoders import (
     is_video_encoder,
     join_tokens,
     vision_width,
-    without_unused_parts,
+    without_predictor,
 )
 from ...objectives import InfoNCE
 from ...objectives.inputs import at_least_float32
@@ -70,7 +70,7 @@ class VLJepaModel(VLJepaReferencingModel):
         for part in (vision, predictor, y_encoder, y_decoder):
             for module in part.modules() if part is not None else ():
                 module._is_hf_initialized = True
-        self.vision = without_unused_parts(build_part(config.vision_config) if vision is None else vision)
+        self.vision = without_predictor(build_part(config.vision_config) if vision is None else vision)
         self.predictor = build_part(config.predictor_config) if predictor is None else bidirectional(predictor)
         self.y_encoder = VLJepaTextEncoder(config, y_encoder)
         has_decoder = y_decoder is not None or config.y_decoder_config is not None

@@ -8,7 +8,7 @@ from transformers import initialization as init
 
 from ...modeling_jepa import JepaPreTrainedModel
 from ...objectives.inputs import at_least_float32
-from ...parts import build_part
+from ...parts import build_part, leave_out
 from .configuration_vl_jepa import VLJepaConfig
 
 _ACTIVATIONS = {"identity": lambda states: states, "tanh": torch.tanh, "relu": F.relu, "gelu": F.gelu}
@@ -49,7 +49,8 @@ class VLJepaTextEncoder(VLJepaPreTrainedModel):
 
     def __init__(self, config: VLJepaConfig, model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        self.model = without_pooler(build_part(config.y_encoder_config) if model is None else model)
+        # Text encoders do not all run dry, and BERT's pooler is in none of the checkpoints.
+        self.model = leave_out(build_part(config.y_encoder_config) if model is None else model, "pooler")
         width = self.model.config.get_text_config().hidden_size
         self.dense = nn.ModuleList()
         for layer in config.y_dense_layers:
@@ -86,13 +87,6 @@ class VLJepaTextEncoder(VLJepaPreTrainedModel):
         for layer, linear in zip(self.config.y_dense_layers, self.dense, strict=True):
             embeds = _ACTIVATIONS[layer["activation"]](linear(embeds.to(linear.weight.dtype)))
         return embeds
-
-
-def without_pooler(model: PreTrainedModel) -> PreTrainedModel:
-    """The text encoder, changed in place: BERT's pooler goes, which nothing reads and DDP would wait for."""
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None
-    return model
 
 
 def pool_tokens(states: torch.Tensor, attention_mask: torch.Tensor, pooling: str = "mean") -> torch.Tensor:

@@ -125,8 +125,7 @@ class JepaTrainer(BaseTrainer):
         self.has_context_loss = bool(getattr(model.config, "context_loss_weight", 0.0))
         if self.has_context_loss:
             method_callbacks.append(ContextLossCallback())
-        if getattr(getattr(model.config, "encoder_config", None), "use_image_tokenizer", False):
-            # A process need not have both images and clips in a step.
+        if getattr(model, "reads_by_batch", False):
             args.ddp_find_unused_parameters = True
         super().__init__(
             model=model,
