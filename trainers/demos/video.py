@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import Subset
 
 from hf_jepa.data import ClipSampler, SeededVideoDataset, load_video_dataset, video_eval_transform
-from hf_jepa.data.defaults import clip_collator
+from hf_jepa.data.clip_batches import clip_collator
 from hf_jepa.evaluation import knn_accuracy, ridge_probe, train_attentive_heads
 from hf_jepa.hub.release import default_video_processor
 from hf_jepa.models.vjepa.encoder_vjepa import grid_of

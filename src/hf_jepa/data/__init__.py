@@ -1,7 +1,7 @@
 from .chat_views import official_views, plain_chat_template
 from .clip_sampling import ClipSampler, clip_indices, frame_step_for_fps
 from .collators import MaskCollator, MultiViewCollator
-from .dataset import SeededImageDataset, SeededImageStream, TooManyBadImagesError
+from .dataset import SeededImageDataset, TooManyBadImagesError
 from .decoding import decode_image
 from .labels import fit_and_score
 from .latent_cache import CachedLatents
@@ -11,6 +11,7 @@ from .processing import processor_transform
 from .recording import make_environment, record_episodes
 from .sampler import CountedSampler
 from .seeding import forked_rng, mix_seed
+from .streams import SeededImageStream
 from .text_pairs import PairFormat, TextPairDataset, encode_pair, paraphrase_rows
 from .trajectories import ActionStatistics, ArrayTrajectories, Trajectories, action_statistics
 from .trajectory_droid import DroidTrajectories

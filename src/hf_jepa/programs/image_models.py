@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, Data2VecVisionConfig, IJepaConfig, PreTrainedModel, ViTMAEConfig
 
-from ..data.defaults import num_channels
+from ..data.model_sizes import num_channels
 from ..methods import Method
 from ..models.data2vec_vision.configuration_data2vec_vision import ENCODER_DEFAULTS
 from .image_arguments import ModelArguments

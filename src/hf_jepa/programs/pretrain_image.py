@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy
 
 from ..data import SeededImageDataset, SeededImageStream, fit_and_score, load_image_dataset, processor_transform
-from ..data.defaults import input_size, statistics
+from ..data.model_sizes import input_size, statistics
 from ..evaluation import knn_accuracy, ridge_probe
 from ..hub.processors import default_processor
 from ..training import JepaTrainer, JepaTrainingArguments

@@ -15,7 +15,8 @@ import torch
 from transformers import PreTrainedModel
 
 from ..data import MixedVideoDataset, SeededVideoDataset, fit_and_score, load_video_dataset, video_eval_transform
-from ..data.defaults import clip_sampler, input_size, one_for_each, statistics
+from ..data.clip_batches import clip_sampler, one_for_each
+from ..data.model_sizes import input_size, statistics
 from ..hub.processors import default_processor
 from ..methods import Method
 from ..models.vjepa import VJepa2ForPreTraining, VJepaConfig, VJepaForPreTraining

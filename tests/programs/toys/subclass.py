@@ -3,7 +3,7 @@
 from huggingface_hub.dataclasses import strict
 
 from hf_jepa import IJepaForPreTraining, IJepaPreTrainingConfig, Method, ModelClass, register_method
-from hf_jepa.data.defaults import crop_transform
+from hf_jepa.data.image_batches import crop_transform
 
 
 @strict
