@@ -11,7 +11,7 @@ from .processing import processor_transform
 from .recording import make_environment, record_episodes
 from .sampler import CountedSampler
 from .seeding import forked_rng, mix_seed
-from .streams import SeededImageStream
+from .streams import SeededImageStream, SeededStream, SeededVideoStream
 from .text_pairs import PairFormat, TextPairDataset, encode_pair, paraphrase_rows
 from .trajectories import ActionStatistics, ArrayTrajectories, Trajectories, action_statistics
 from .trajectory_droid import DroidTrajectories
@@ -44,7 +44,9 @@ __all__ = [
     "PairFormat",
     "SeededImageDataset",
     "SeededImageStream",
+    "SeededStream",
     "SeededVideoDataset",
+    "SeededVideoStream",
     "TextPairCollator",
     "TextPairDataset",
     "TooManyBadEpisodesError",

@@ -86,7 +86,8 @@ class SeededDataset(Dataset):
         if not isinstance(dataset, datasets.Dataset):
             raise ValueError(
                 f"dataset must be a datasets.Dataset, got {type(dataset).__name__}: take one split of a DatasetDict, "
-                "wrap streamed images in SeededImageStream, build others with Dataset.from_dict or from_generator."
+                f"wrap a streamed one in Seeded{self.kind.capitalize()}Stream, build others with Dataset.from_dict or "
+                "from_generator."
             )
         if len(dataset) == 0:
             raise ValueError("The dataset has no rows.")

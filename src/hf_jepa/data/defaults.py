@@ -8,7 +8,7 @@ from .clip_batches import clip_sampler
 from .dataset import SeededImageDataset
 from .model_sizes import input_size, statistics
 from .processing import processor_transform
-from .streams import SeededImageStream
+from .streams import SeededImageStream, SeededVideoStream
 from .video_dataset import SeededVideoDataset
 from .video_transforms import video_eval_transform
 
@@ -96,7 +96,7 @@ def training_samples(model: Any, dataset: Any, processor: Any = None, seed: int 
         seed (`int`): of the transforms.
 
     Raises:
-        ValueError: for a model of no method, columns that do not fit, or streamed videos.
+        ValueError: for a model of no method, or columns that do not fit.
     """
     if not is_plain(dataset):
         return dataset
@@ -129,7 +129,6 @@ def _seeded(model: Any, dataset: Any, transform: Any, label: str | None, seed: i
     if method_of_model(model).batches != "clips":
         kind = SeededImageStream if is_stream else SeededImageDataset
         return kind(dataset, transform, column, label, seed=seed)
-    if is_stream:
-        raise ValueError("Streamed videos cannot be sampled here; load the dataset without `streaming=True`.")
+    kind = SeededVideoStream if is_stream else SeededVideoDataset
     sampler = clip_sampler(model.config.encoder_config.frames_per_clip, random_start=label is None)
-    return SeededVideoDataset(dataset, sampler, transform, column, label, seed=seed)
+    return kind(dataset, sampler, transform, column, label, seed=seed)

@@ -100,45 +100,75 @@ class SeededVideoDataset(SeededDataset):
         """`int`: How many videos have shown repeated frames so far, over all workers of this process."""
         return int(self._is_padded.sum())
 
-    def _open(self, value: Any) -> VideoReader:
-        return StillReader(value) if self._holds_images else open_video(value, self.backend)
-
     def _load(self, index: int, value: Any, draw: int) -> torch.Tensor:
-        # A stream of its own: how often the transform draws must not move the clip.
-        generator = np.random.Generator(np.random.PCG64(mix_seed(self.seed, draw, 1)))
-        with self._open(value) as video:
-            if video.num_frames < self.min_frames and not video.is_image:
-                raise VideoDecodeError(f"the video has {video.num_frames} frame(s), min_frames is {self.min_frames}")
-            indices = self.clip_sampler.indices(video.num_frames, video.fps, generator)
-            if self.clip_sampler.fps is None:
-                frames = video.frames(indices)
-            else:
-                frames = video.frames_at((indices.reshape(-1) + 0.5) / video.num_frames)
-            if not video.is_image and (np.diff(indices) == 0).any():
-                self._count_padded(index, video.num_frames)
-        return frames.unflatten(0, indices.shape)
-
-    def _count_padded(self, index: int, num_frames: int) -> None:
-        if self._is_padded.numpy()[index]:
-            return
-        self._is_padded[index] = True
-        count = self.num_padded
-        if count == 10 ** (len(str(count)) - 1):  # the first, the tenth, the hundredth, ...
-            sampler = self.clip_sampler
-            rate = f"a step of {sampler.frame_step}" if sampler.fps is None else f"{sampler.fps} per second"
-            logger.warning(
-                f"{count} of {len(self)} videos are too short for {sampler.num_clips} clip(s) of {sampler.num_frames} "
-                f"frames, {rate}, and repeat frames; the last is row {index}, of {num_frames} frames."
-            )
+        with open_row(value, self._holds_images, self.backend) as video:
+            clips, is_padded = read_clips(video, self.clip_sampler, self.min_frames, self.seed, draw)
+            if is_padded and not self._is_padded.numpy()[index]:
+                self._is_padded[index] = True
+                which = f"of {len(self)} videos", f"row {index}, of {video.num_frames} frames"
+                tell_of_padding(self.num_padded, *which, self.clip_sampler)
+        return clips
 
     def _sample(self, loaded: torch.Tensor, label: Any, draw: int) -> dict[str, Any]:
-        with forked_rng(mix_seed(self.seed, draw), torch_only=draws_from_torch_only(self.transform)):
-            clips = [self.transform(clip) for clip in loaded]
-        pixels = clips[0] if len(clips) == 1 and clips[0].ndim == 4 else torch.stack(clips)
-        sample = {"pixel_values_videos": pixels, "draw": draw}
-        if label is not None:
-            sample["label"] = int(label)
-        return sample
+        return clip_sample(loaded, label, draw, self.seed, self.transform)
+
+
+def open_row(value: Any, is_image: bool, backend: str | None = None) -> VideoReader:
+    """A reader of one cell of a column of videos, or of images."""
+    return StillReader(value) if is_image else open_video(value, backend)
+
+
+def read_clips(
+    video: VideoReader, clip_sampler: ClipSampler, min_frames: int, seed: int, draw: int
+) -> tuple[torch.Tensor, bool]:
+    """
+    The clips of one draw of a video.
+
+    Args:
+        video ([`VideoReader`]): open.
+        clip_sampler ([`ClipSampler`]): chooses the frames.
+        min_frames (`int`): fewer are an error; images are exempt.
+        seed, draw (`int`): that the choice depends on.
+
+    Returns:
+        `torch.Tensor` of shape `(clips, frames, 3, height, width)`, uint8, and whether a video repeats frames in it.
+
+    Raises:
+        VideoDecodeError: for a video that is too short or cannot be decoded.
+    """
+    # A stream of its own: how often the transform draws must not move the clip.
+    generator = np.random.Generator(np.random.PCG64(mix_seed(seed, draw, 1)))
+    if video.num_frames < min_frames and not video.is_image:
+        raise VideoDecodeError(f"the video has {video.num_frames} frame(s), min_frames is {min_frames}")
+    indices = clip_sampler.indices(video.num_frames, video.fps, generator)
+    if clip_sampler.fps is None:
+        frames = video.frames(indices)
+    else:
+        frames = video.frames_at((indices.reshape(-1) + 0.5) / video.num_frames)
+    return frames.unflatten(0, indices.shape), not video.is_image and bool((np.diff(indices) == 0).any())
+
+
+def tell_of_padding(count: int, among: str, last: str, sampler: ClipSampler) -> None:
+    """Logs the first, the tenth, the hundredth, ... video that repeats frames."""
+    if count == 10 ** (len(str(count)) - 1):
+        rate = f"a step of {sampler.frame_step}" if sampler.fps is None else f"{sampler.fps} per second"
+        logger.warning(
+            f"{count} {among} are too short for {sampler.num_clips} clip(s) of {sampler.num_frames} frames, {rate}, "
+            f"and repeat frames; the last is {last}."
+        )
+
+
+def clip_sample(
+    clips: torch.Tensor, label: Any, draw: int, seed: int, transform: VideoTransform
+) -> dict[str, torch.Tensor | int]:
+    """The sample of [`SeededVideoDataset`] that is made of clips `(clips, frames, 3, height, width)`, uint8."""
+    with forked_rng(mix_seed(seed, draw), torch_only=draws_from_torch_only(transform)):
+        views = [transform(clip) for clip in clips]
+    pixels = views[0] if len(views) == 1 and views[0].ndim == 4 else torch.stack(views)
+    sample = {"pixel_values_videos": pixels, "draw": draw}
+    if label is not None:
+        sample["label"] = int(label)
+    return sample
 
 
 class MixedVideoDataset(Dataset):

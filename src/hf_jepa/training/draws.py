@@ -8,7 +8,7 @@ import datasets
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from ..data import SeededImageStream
+from ..data import SeededStream
 from ..data.seeding import forked_rng, mix_seed
 
 
@@ -42,7 +42,7 @@ class DrawCountedStream(IterableDataset):
     batches `w`, `w + W`, ... of its rank, and batch `c` of rank `r` holds the draws from `(c * world_size + r) *
     batch_size` on. All samples of an optimizer step hence share that step's mask sizes, for any number of workers.
 
-    A [`~hf_jepa.data.SeededImageStream`] is split over ranks and workers by its shards. Any other stream, a plain one
+    A [`~hf_jepa.data.SeededStream`] is split over ranks and workers by its shards. Any other stream, a plain one
     of `datasets` included, is expected to give the same samples everywhere and is read in full by each worker, which
     keeps its own batches: nothing is lost, and samples are the same for any split, but workers do not share the work.
     Shuffle such a stream before random transforms are mapped over it: what comes before `shuffle` runs in threads,
@@ -64,7 +64,7 @@ class DrawCountedStream(IterableDataset):
     def __init__(
         self, stream: IterableDataset, batch_size: int, seed: int, rank: int, world_size: int, num_workers: int
     ) -> None:
-        self.is_sharded = isinstance(stream, SeededImageStream)
+        self.is_sharded = isinstance(stream, SeededStream)
         if self.is_sharded:
             stream = _split_stream(stream, rank, world_size, num_workers)
         elif getattr(stream, "_distributed", None) is not None:
@@ -136,7 +136,7 @@ class _WholeStream:
             yield {name: values[0] for name, values in batch.items()}
 
 
-def _split_stream(stream: SeededImageStream, rank: int, world_size: int, num_workers: int) -> SeededImageStream:
+def _split_stream(stream: SeededStream, rank: int, world_size: int, num_workers: int) -> SeededStream:
     num_shards = stream.dataset.num_shards
     if num_workers > 1 and (num_shards % world_size or num_shards // world_size < num_workers):
         raise ValueError(

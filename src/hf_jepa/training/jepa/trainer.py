@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
-from ...data import MixedVideoDataset, SeededImageStream
+from ...data import MixedVideoDataset, SeededStream
 from ...data.dataset import SeededDataset
 from ...data.defaults import default_collator, has_defaults, labelled_samples, training_samples
 from ...hub.processors import default_processor
@@ -70,8 +70,9 @@ class JepaTrainer(BaseTrainer):
         train_dataset (`Dataset` or `IterableDataset`): rows of `datasets` with a column of images or videos, streamed
             or not, which become samples of the method's default transform (crops, views, clips); or samples:
             [`~hf_jepa.data.SeededImageDataset`], [`~hf_jepa.data.SeededImageStream`],
-            [`~hf_jepa.data.SeededVideoDataset`], [`~hf_jepa.data.MixedVideoDataset`], any dataset of dicts with
-            `pixel_values` `(C, H, W)` or `pixel_values_videos` `(F, C, H, W)`, float32.
+            [`~hf_jepa.data.SeededVideoDataset`], [`~hf_jepa.data.SeededVideoStream`],
+            [`~hf_jepa.data.MixedVideoDataset`], any dataset of dicts with `pixel_values` `(C, H, W)` or
+            `pixel_values_videos` `(F, C, H, W)`, float32.
         eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*): labelled images that the probes are scored on;
             rows of `datasets` are seen through the processor.
         probe_train_dataset (`Dataset`, *optional*): labelled images that the probes are fitted on; likewise.
@@ -184,7 +185,7 @@ class JepaTrainer(BaseTrainer):
 
     def _run_description(self) -> dict[str, Any]:
         described = super()._run_description()
-        if isinstance(self.train_dataset, SeededImageStream):
+        if isinstance(self.train_dataset, SeededStream):
             # Who reads a shard counts its samples.
             described["stream_parts"] = self.args.world_size * max(self.args.dataloader_num_workers, 1)
         return described
