@@ -69,7 +69,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def _on_cpu(monkeypatch):
+def _on_cpu(monkeypatch, tmp_path):
     """Trainers take a GPU where there is one, and log to what is installed."""
     import torch
 
@@ -82,7 +82,7 @@ def _on_cpu(monkeypatch):
             _plain(self, *args, **{"report_to": [], "disable_tqdm": True, "use_cpu": True, **settings})
 
         monkeypatch.setattr(arguments, "__init__", quiet)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", Path.cwd() / "cache")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 @pytest.mark.parametrize("name", WITH_CODE)
