@@ -140,8 +140,22 @@ def test_states_are_checked():
     ("make", "message"),
     [
         (lambda: ArrayTrajectories([], []), "no episode"),
-        (lambda: ArrayTrajectories([np.zeros((3, 2))], [np.zeros((5, 4, 4, 3))]), r"\(4 or 5, 2\)"),
+        (lambda: ArrayTrajectories([np.zeros((3, 2))], [np.zeros((5, 4, 4, 3), np.uint8)]), r"\(4 or 5, 2\)"),
         (lambda: ArrayTrajectories([np.zeros((3, 2))]), "Give `frames`"),
+        (lambda: ArrayTrajectories([np.zeros(3)], [np.zeros((4, 2, 2, 1), np.uint8)]), r"actions of shape \(3,\)"),
+        (lambda: ArrayTrajectories([np.zeros((3, 2))], [np.zeros((4, 8, 8), np.uint8)]), r"must be \(rows, height"),
+        (
+            lambda: ArrayTrajectories([np.zeros((3, 2))], [np.zeros((4, 8, 8, 3))]),
+            r"float64; they must be \(rows, height",
+        ),
+        (
+            lambda: ArrayTrajectories([np.zeros((3, 2))], [np.zeros((4, 2, 2, 1), np.uint8)], [np.zeros(4)]),
+            r"they must be \(rows, state_dim\)",
+        ),
+        (
+            lambda: action_statistics(ArrayTrajectories([np.zeros((0, 2))], [np.zeros((1, 2, 2, 1), np.uint8)])),
+            "no row",
+        ),
         (lambda: TrajectoryWindows(episodes(4, 6), 4, 2, **UNIT), r"needs 8 rows, the longest of 2 episodes has 6"),
         (lambda: TrajectoryWindows(episodes(4), 0, 1, **UNIT), "at least 1"),
         (lambda: TrajectoryWindows(episodes(4), 2, 1, mean=[0.0], std=[1.0]), "need 2 numbers each"),
@@ -152,6 +166,17 @@ def test_states_are_checked():
 def test_what_does_not_fit_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_lists_are_episodes(tmp_path):
+    """As `datasets` gives them: nested lists, integers, an episode of a single row among others."""
+    source = ArrayTrajectories(
+        [[[0, 1], [2, 0]], np.zeros((0, 2))], [np.zeros((3, 2, 2, 1), np.uint8), np.zeros((1, 2, 2, 1), np.uint8)]
+    )
+    assert source.actions(0)[:2].tolist() == [[0.0, 1.0], [2.0, 0.0]]
+    assert source.lengths.tolist() == [3, 1]
+    windows = TrajectoryWindows(source, 2, 1, **UNIT)
+    assert (len(windows), windows.num_short) == (2, 1)
 
 
 def test_latents_are_cached_once_and_go_on_after_a_stop(tmp_path):

@@ -3,6 +3,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,8 @@ class ArrayTrajectories(Trajectories):
     Args:
         actions (sequence of `(rows or rows - 1, action_dim)` arrays): One per episode. One row fewer than frames means
             that nothing was done in the last row, which becomes NaN.
-        frames (sequence of `(rows, height, width, channels)` uint8 arrays, *optional*): One per episode.
+        frames (sequence of `(rows, height, width, channels)` uint8 arrays, *optional*): One per episode; or latents,
+            `(rows, tokens, width)` floats.
         states (sequence of `(rows, state_dim)` arrays, *optional*): One per episode.
         render (`Callable`, *optional*): Draws frames of `(rows, state_dim)` states, in place of `frames`.
 
@@ -61,18 +63,23 @@ class ArrayTrajectories(Trajectories):
             raise ValueError("There is no episode.")
         if (frames is None) == (render is None) or (render is not None and states is None):
             raise ValueError("Give `frames`, or `states` and how to `render` them.")
+        if states is not None:
+            states = [_checked("states", number, each, 2) for number, each in enumerate(states)]
+        if frames is not None:
+            frames = [_checked("frames", number, each, (4, 3)) for number, each in enumerate(frames)]
+        actions = [_checked("actions", number, each, 2) for number, each in enumerate(actions)]
         rows = [len(each) for each in (states if frames is None else frames)]
         if len(rows) != len(actions) or (states is not None and [len(each) for each in states] != rows):
             raise ValueError("Frames, states and actions must be of the same episodes.")
         self.lengths = np.array(rows, dtype=np.int64)
-        self.action_dim = np.shape(actions[0])[1]
+        self.action_dim = actions[0].shape[1]
         self._frames, self._states, self._render = frames, states, render
         self._actions = []
         for number, (each, length) in enumerate(zip(actions, rows, strict=True)):
             padded = np.full((length, self.action_dim), np.nan, dtype=np.float32)
-            if np.ndim(each) != 2 or each.shape[1] != self.action_dim or len(each) not in (length - 1, length):
+            if each.shape[1] != self.action_dim or len(each) not in (length - 1, length):
                 raise ValueError(
-                    f"Episode {number} has {length} frames and actions of shape {np.shape(each)}; they must be "
+                    f"Episode {number} has {length} frames and actions of shape {each.shape}; they must be "
                     f"({length - 1} or {length}, {self.action_dim})."
                 )
             padded[: len(each)] = each
@@ -88,6 +95,21 @@ class ArrayTrajectories(Trajectories):
 
     def states(self, episode: int) -> np.ndarray | None:
         return None if self._states is None else np.asarray(self._states[episode], dtype=np.float32)
+
+
+def _checked(name: str, number: int, values: Any, ndim: int | tuple[int, int]) -> np.ndarray:
+    """`values` as an array of so many dimensions; of frames, of images and of latents."""
+    values = np.asarray(values)
+    if isinstance(ndim, tuple):
+        wanted = "(rows, height, width, channels) uint8, or latents (rows, tokens, width) of floats"
+        fits = values.ndim == ndim[0 if values.dtype == np.uint8 else 1]
+    else:
+        wanted, fits = f"(rows, {name[:-1]}_dim)", values.ndim == ndim
+    if not fits:
+        raise ValueError(
+            f"Episode {number} has {name} of shape {values.shape} and {values.dtype}; they must be {wanted}."
+        )
+    return values
 
 
 @dataclass(frozen=True)
