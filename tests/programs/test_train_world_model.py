@@ -1,11 +1,14 @@
 import json
+import os
+import subprocess
+import sys
 from importlib.resources import files
 
 import numpy as np
 import pytest
 import torch
 
-from hf_jepa import LatentWorldModel, VJepa2ACModel
+from hf_jepa import LatentWorldModel, VJepa2ACModel, VJepaConfig, VJepaModel
 from hf_jepa.data import record_episodes
 from hf_jepa.planning import CEMPlanner
 from hf_jepa.programs.recipes import parse_recipe
@@ -81,6 +84,14 @@ def test_a_recipe_trains_a_model_that_plans(recording, tmp_path):
     assert (release / "recipe.yaml").is_file()
 
 
+TINY_ENCODER = {
+    "crop_size": 16,
+    "patch_size": 8,
+    "frames_per_clip": 2,
+    "hidden_size": 12,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 ROBOT = [
     "--family=vjepa2_ac",
     "--encoder_args={model_type: vjepa, crop_size: 16, patch_size: 8, frames_per_clip: 2, hidden_size: 12, "
@@ -154,6 +165,38 @@ def test_recipes_that_cannot_be_run_are_named(recording, tmp_path, flags, messag
 def test_a_recipe_without_data_says_so():
     with pytest.raises(ValueError, match="names no `dataset`; give --dataset PATH"):
         load_trajectories(TrajectoryArguments())
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_and_fill_one_cache(recording, tmp_path):
+    weights, environment = [], os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    for processes in (1, 2):
+        folder = tmp_path / f"run{processes}"
+        flags = {
+            "dataset": recording,
+            "latent_cache": tmp_path / f"latents{processes}",
+            "output_dir": folder,
+            "per_device_train_batch_size": 4 // processes,
+            "max_steps": 3,
+            "warmup_steps": 0,
+            "use_cpu": "true",
+        }
+        # Settings of the published recipe that a tiny run on images has otherwise.
+        flags |= {"bf16": "false", "gradient_checkpointing": "false", "dataloader_num_workers": 0, "layout": "lerobot"}
+        flags |= {"camera": "observation.image", "from_encoder": tmp_path / "encoder"}
+        if processes == 1:
+            VJepaModel(VJepaConfig.from_size("tiny", **TINY_ENCODER)).save_pretrained(flags["from_encoder"])
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command += ["-m", "hf_jepa.cli", "train", "vjepa2_ac_droid", ROBOT[2]]
+        command += [f"--{name}={value}" for name, value in flags.items()]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        weights.append(VJepa2ACModel.from_pretrained(folder / "release").state_dict())
+    latents = [np.load(tmp_path / f"latents{processes}/latents.npy") for processes in (1, 2)]
+    assert np.array_equal(*latents)
+    assert len(latents[0]) == 6 * 22
+    for name, one in weights[0].items():
+        torch.testing.assert_close(weights[1][name], one, rtol=0, atol=1e-6, msg=name)
 
 
 SMALL = {
