@@ -13,16 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import PartialState
-from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
+from sharded_program import pretend_gpus
 from transformers import (
     Data2VecVisionConfig,
     IJepaConfig,
     LlamaConfig,
     LlamaForCausalLM,
     TimmWrapperConfig,
-    Trainer,
     ViTConfig,
 )
 from vl_jepa_program import build_arguments as vl_arguments
@@ -198,20 +196,6 @@ def check_shards(model: torch.nn.Module) -> None:
     of_target = {name.removeprefix("target_") for name in cut if name.startswith("target_encoder")}
     if model.has_target_encoder:
         assert of_target == {name for name in cut if name.startswith("encoder")} != set()
-
-
-def pretend_gpus() -> None:
-    """
-    accelerate shards only where it knows an accelerator; what it does then runs on CPUs too. Said once the arguments
-    have joined the processes, so that they talk through gloo.
-    """
-    create = Trainer.create_accelerator_and_postprocess
-
-    def create_sharded(trainer: Trainer) -> None:
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-        create(trainer)
-
-    Trainer.create_accelerator_and_postprocess = create_sharded
 
 
 if __name__ == "__main__":

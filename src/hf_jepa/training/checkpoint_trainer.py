@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, logging
 
 from . import checkpoints
 
@@ -62,6 +62,9 @@ class SafeCheckpointTrainer(Trainer):
         if args.should_save:
             # The arguments were written while saving was cut short above.
             (folder / checkpoints.TRAINING_ARGS).write_text(args.to_json_string() + "\n")
+            if not (folder / CONFIG_NAME).exists():
+                # Shards come without it, and a resumed run is compared with it.
+                self.model.config.save_pretrained(folder)
         self.accelerator.wait_for_everyone()
         if args.should_save:
             checkpoints.mark_complete(folder, self._run_description())
