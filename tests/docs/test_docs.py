@@ -68,3 +68,10 @@ def test_every_page_is_in_the_navigation():
 def test_the_reference_is_of_modules_that_exist(page):
     for name in re.findall(r"^::: (.+)$", page.read_text(encoding="utf-8"), flags=re.M):
         assert importlib.util.find_spec(name) is not None, name
+
+
+def test_promises_name_tests_that_exist():
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(tests/[\w/]+\.py)", text))
+    assert len(named) > 8
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
