@@ -6,7 +6,9 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,12 +17,19 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory):
-    """Runs `hf-jepa` as the wheel installs it."""
+def folder(tmp_path_factory):
+    """With `checkout/`, what a build reads of this one, and `dist/`, for what it makes."""
     folder = tmp_path_factory.mktemp("wheel")
     shutil.copytree(ROOT / "src", folder / "checkout" / "src", ignore=shutil.ignore_patterns("*.egg-info"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / "checkout" / name)
+    (folder / "dist").mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def command(folder):
+    """Runs `hf-jepa` as the wheel installs it."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HUB_OFFLINE": "1"}
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
@@ -31,7 +40,7 @@ def command(tmp_path_factory):
         return done.stdout
 
     call(*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", "dist", "./checkout")
-    shutil.rmtree(folder / "checkout")
+    (folder / "checkout").rename(folder / "moved away")
     venv.create(folder / "venv", with_pip=False)
     python = folder / "venv" / "bin" / "python"
     (wheel,) = (folder / "dist").glob("*.whl")
@@ -41,6 +50,26 @@ def command(tmp_path_factory):
     (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
     assert str(folder) in call(str(python), "-c", "import hf_jepa; print(hf_jepa.__file__)")
     return lambda *arguments: call(str(folder / "venv" / "bin" / "hf-jepa"), *arguments)
+
+
+def test_wheel_and_sdist_hold_what_is_no_python(command, folder):
+    build = "from setuptools import build_meta; build_meta.build_sdist('../dist')"
+    subprocess.run([sys.executable, "-c", build], cwd=folder / "moved away", check=True, capture_output=True)
+    (wheel,), (sdist,) = (list((folder / "dist").glob(pattern)) for pattern in ("*.whl", "*.tar.gz"))
+    with zipfile.ZipFile(wheel) as archive:
+        in_wheel = set(archive.namelist())
+    with tarfile.open(sdist) as archive:
+        in_sdist = {name.partition("/src/")[2] for name in archive.getnames()}
+    package = ROOT / "src"
+    wanted = {
+        path.relative_to(package).as_posix()
+        for path in (package / "hf_jepa").rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
+    }
+    assert {"hf_jepa/py.typed", "hf_jepa/hub/card_template.md", "hf_jepa/programs/space/app.py.in"} <= wanted
+    assert sum(name.startswith("hf_jepa/recipes/") for name in wanted) >= 60
+    assert wanted <= in_wheel
+    assert wanted <= in_sdist
 
 
 def test_the_command_trains_evaluates_and_exports(command, recipe, dataset, tmp_path):
