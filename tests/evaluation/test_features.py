@@ -222,7 +222,7 @@ def test_evaluate_model_from_folder_to_entries(checkpoint, bars):
 def test_evaluate_model_checks_data_before_the_model(bars, tmp_path):
     with pytest.raises(ValueError, match="label_column='category'"):
         evaluate_model(tmp_path / "no-model", bars, label_column="category")
-    with pytest.raises(ValueError, match="Cannot load a model"):
+    with pytest.raises(ValueError, match="There is no folder '.*no-model', and it is not the name of a repository"):
         evaluate_model(tmp_path / "no-model", bars)
     with pytest.raises(ValueError, match="task must be one of"):
         evaluate_model(tmp_path / "no-model", bars, "segmentation")

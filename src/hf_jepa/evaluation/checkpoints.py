@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HFValidationError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -79,6 +80,10 @@ def _load(
             str(repo_or_path), **place, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError) as error:
+        if isinstance(error.__cause__, HFValidationError):
+            raise ValueError(
+                f"There is no folder {str(repo_or_path)!r}, and it is not the name of a repository."
+            ) from error
         raise ValueError(f"Cannot load a model from {str(repo_or_path)!r}: {error}") from error
     missing = sorted(key for key in info["missing_keys"] if optional not in key)
     if missing:

@@ -86,13 +86,6 @@ def write_report(
     Raises:
         ValueError: for an encoder of videos, or as [`~hf_jepa.evaluation.evaluate_model`].
     """
-    choice = SplitChoice(
-        dataset, train_split, test_split, train_dataset, test_dataset, holdout, max_train, max_test, seed
-    )
-    label = None if unlabelled else label_column
-    rows = choice.rows(
-        lambda name, split: open_images(name, split, image_column, label), image_column, label, fits=not unlabelled
-    )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = load_encoder(repo_or_path, revision, subfolder).to(device)
     if is_video_encoder(model):
@@ -100,6 +93,13 @@ def write_report(
             f"{type(model).__name__} takes clips; the report is of image encoders. `hf-jepa evaluate {repo_or_path} "
             "--num-frames 16 --task attentive` scores it."
         )
+    choice = SplitChoice(
+        dataset, train_split, test_split, train_dataset, test_dataset, holdout, max_train, max_test, seed
+    )
+    label = None if unlabelled else label_column
+    rows = choice.rows(
+        lambda name, split: open_images(name, split, image_column, label), image_column, label, fits=not unlabelled
+    )
     untrained = untrained_like(model, repo_or_path, revision, seed).to(device)
     report = report_encoder(
         model,
