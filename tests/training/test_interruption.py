@@ -83,15 +83,21 @@ def test_a_second_signal_acts_at_once(make_trainer: Callable[..., Any], tmp_path
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
-def test_a_signal_after_the_last_update_is_not_swallowed(make_trainer: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("event", ["on_evaluate", "on_train_end"])
+def test_a_signal_after_the_last_update_is_not_swallowed_and_loses_nothing(
+    make_trainer: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture, event: str
+) -> None:
     class Late(TrainerCallback):
-        def on_train_end(self, *_: Any, **__: Any) -> None:
-            os.kill(os.getpid(), signal.SIGTERM)
+        pass
 
-    trainer = make_trainer(trainer={"callbacks": [Late()]}, max_steps=1)
+    setattr(Late, event, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    trainer = make_trainer(trainer={"callbacks": [Late()]}, max_steps=1, probe_every_steps=1, probe_num_neighbors=3)
     with pytest.raises(TrainingInterrupted):
         trainer.train()
     assert trainer.state.global_step == 1
+    # Nothing else of this run is on disk.
+    assert incompleteness(tmp_path / "run" / "checkpoint-1") is None
+    assert capsys.readouterr().out.count("SIGTERM: update 1 is saved. Go on with") == 1
 
 
 def test_a_preempted_checkpoint_of_transformers_is_complete(make_trainer: Callable[..., Any], tmp_path: Path) -> None:

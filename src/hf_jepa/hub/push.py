@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from .card import render_card
 from .checks import EVAL_RESULTS, check_release
+from .replacing import replace_text
 
 logger = logging.get_logger(__name__)
 
@@ -62,8 +63,8 @@ def _name_repository(folder: Path, repo_id: str) -> None:
     if card_file.read_text(encoding="utf-8") != render_card(results):
         return
     results["model"]["repo_id"] = repo_id
-    results_file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    card_file.write_text(render_card(results), encoding="utf-8")
+    replace_text(results_file, json.dumps(results, indent=2) + "\n")
+    replace_text(card_file, render_card(results))
 
 
 def push_release(

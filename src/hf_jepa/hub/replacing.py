@@ -70,6 +70,13 @@ def replace_folder(new: Path, folder: Path, kept: Iterable[str] = ()) -> None:
     shutil.rmtree(previous, ignore_errors=True)
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file in one step of the file system: a process that is killed leaves the old one or the new one."""
+    new = path.with_name(f".{path.name}")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)
+
+
 def _link(source: Path, destination: Path) -> None:
     if source.is_dir() and not source.is_symlink():
         shutil.copytree(source, destination, symlinks=True, copy_function=_link_file)

@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from .card import eval_result_files, render_card
 from .checks import ADAPTER_CONFIG, EVAL_RESULTS, PRETRAINING_FOLDER, check_release
-from .replacing import recover, replace_folder
+from .replacing import recover, replace_folder, replace_text
 
 logger = logging.get_logger(__name__)
 
@@ -110,9 +110,7 @@ def update_release(
         shutil.copyfile(picture, folder / picture.name)
     texts = {"results.json": json.dumps(results, indent=2) + "\n", "README.md": render_card(results)}
     for name, text in texts.items():
-        new = folder / f".{name}"
-        new.write_text(text, encoding="utf-8")
-        os.replace(new, folder / name)
+        replace_text(folder / name, text)
     return check_release(folder)
 
 

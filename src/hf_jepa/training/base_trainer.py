@@ -206,6 +206,11 @@ class BaseTrainer(SafeCheckpointTrainer):
         with self.interruption.listening():
             output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         if self.interruption.received is not None:
+            # Told at the very end; what several processes have not agreed on, none of them can save.
+            late = not self.interruption.has_stopped
+            if late and self.args.world_size == 1 and not self.args.load_best_model_at_end:
+                self._save_before_leaving()
+                self._tell_the_way_back()
             raise TrainingInterrupted(self.interruption.received)
         self._raise_if_non_finite()
         if not self._is_sharded and not has_finite_weights(self.model):
@@ -214,16 +219,28 @@ class BaseTrainer(SafeCheckpointTrainer):
         return output
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
+        if self.interruption.is_told_at_the_end():
+            self._save_before_leaving()
         if not self.interruption.has_stopped:
             return super()._finalize_training(trial, num_train_samples, start_time)
         # Not the stock end, which may load the best model, and delete all checkpoints but that one.
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         self.is_in_train = False
+        self._tell_the_way_back()
+        return TrainOutput(self.state.global_step, float("nan"), {})
+
+    def _tell_the_way_back(self) -> None:
         if self.is_world_process_zero():
             name, step = signal.Signals(self.interruption.received).name, self.state.global_step
-            # Whatever the level of logs: it is the way back.
+            # Whatever the level of logs.
             print(f"{name}: update {step} is saved. Go on with: {self.resume_command}", flush=True)  # noqa: T201
-        return TrainOutput(self.state.global_step, float("nan"), {})
+
+    def _save_before_leaving(self) -> None:
+        """For a signal that came too late to end an update: what was trained must not be lost."""
+        self.interruption.has_stopped = True
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if checkpoints.incompleteness(folder) is not None:
+            self._save_checkpoint(self.model, trial=None)
 
     def _checkpoint_to_resume(self, wanted: str | bool) -> str:
         if wanted is True:

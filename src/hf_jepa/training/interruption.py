@@ -105,6 +105,17 @@ class InterruptionCallback(TrainerCallback):
             # Who is told to leave may not have the time.
             control.should_evaluate = False
 
+    def is_told_at_the_end(self) -> bool:
+        """
+        Whether a signal came since the last update ended, in an evaluation say, to any of the processes, which all
+        have to ask.
+        """
+        if self._group is not None and not self.has_stopped:
+            told = torch.tensor(self.received or 0)
+            dist.all_reduce(told, dist.ReduceOp.MAX, group=self._group)
+            self.received = int(told) or None
+        return self.received is not None and not self.has_stopped
+
     def _agree(self) -> None:
         if self._agreement is not None:
             work, told = self._agreement
