@@ -15,6 +15,7 @@ LAYERS = [
         "objectives",
         "methods",
         "attention",
+        "file_errors",
         "modeling_jepa",
         "parts",
         "poses",

@@ -13,12 +13,13 @@ PROGRAM = Path(__file__).parent / "training_program.py"
 def test_two_processes_train_log_probe_and_resume_as_one(run_program, tmp_path: Path) -> None:
     # One test, so that the runs are made once however tests are spread over processes.
     one, two = tmp_path / "one", tmp_path / "two"
-    for folder, processes, batch_size, accumulation in ((one, 1, 8, 1), (two, 2, 2, 2)):
+    for folder, processes, sizes, others in ((one, 1, (8, 1), ()), (two, 2, (2, 2), (one / "checkpoint-4",))):
         folder.mkdir()
-        run_program(PROGRAM, folder, batch_size, accumulation, processes=processes)
+        run_program(PROGRAM, folder, *sizes, *others, processes=processes)
     check_gradients_and_weights(one, two)
     check_logs_and_probes(one, two)
     check_resume(two)
+    check_other_number_of_processes(one, two)
 
 
 def check_gradients_and_weights(one: Path, two: Path) -> None:
@@ -53,3 +54,15 @@ def check_resume(two: Path) -> None:
     histories = [json.loads((two / f"{name}-0.json").read_text()) for name in ("whole", "resumed")]
     losses = [[entry["loss"] for entry in history if "loss" in entry] for history in histories]
     assert losses[0] == losses[1]
+
+
+def check_other_number_of_processes(one: Path, two: Path) -> None:
+    """Two processes go on with what one has begun: the same samples, masks and gradients in its last update."""
+    for name, expected in load_file(one / "whole-0-gradients.safetensors").items():
+        found = load_file(two / "from-one-0-gradients.safetensors")[name]
+        torch.testing.assert_close(found, expected, rtol=0, atol=5e-5 * expected.abs().max().item() + 1e-9, msg=name)
+    histories = [json.loads(path.read_text()) for path in (one / "whole-0.json", two / "from-one-0.json")]
+    losses = [[entry["loss"] for entry in history if "loss" in entry] for history in histories]
+    assert len(losses[1]) == 5
+    assert losses[0][:4] == losses[1][:4]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-6)

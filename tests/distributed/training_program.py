@@ -42,9 +42,9 @@ class Counted(JepaTrainer):
         return super()._get_grad_norm(model, grad_norm)
 
 
-def main(output: Path, batch_size: int, accumulation: int, resume: bool) -> None:
+def main(output: Path, batch_size: int, accumulation: int, name: str, checkpoint: Path | None) -> None:
     # Another start, which the checkpoint has to replace.
-    torch.manual_seed(int(resume))
+    torch.manual_seed(int(checkpoint is not None))
     encoder = IJepaConfig(
         hidden_size=32,
         num_hidden_layers=2,
@@ -89,13 +89,16 @@ def main(output: Path, batch_size: int, accumulation: int, resume: bool) -> None
         eval_dataset=torch.utils.data.Subset(pictures, range(9)),
         probe_train_dataset=pictures,
     )
-    trainer.train(resume_from_checkpoint=str(output / "checkpoint-4") if resume else None)
-    name = f"{'resumed' if resume else 'whole'}-{args.process_index}"
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    name = f"{name}-{args.process_index}"
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, output / f"{name}.safetensors")
     save_file(trainer.gradients, output / f"{name}-gradients.safetensors")
     (output / f"{name}.json").write_text(json.dumps(trainer.state.log_history))
 
 
 if __name__ == "__main__":
-    for again in (False, True):
-        main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), resume=again)
+    # Checkpoints of runs on other numbers of processes may follow.
+    output, sizes, others = Path(sys.argv[1]), [int(size) for size in sys.argv[2:4]], map(Path, sys.argv[4:])
+    runs = {"whole": None, "resumed": output / "checkpoint-4", **{f"from-{path.parent.name}": path for path in others}}
+    for name, checkpoint in runs.items():
+        main(output, *sizes, name, checkpoint)

@@ -38,7 +38,7 @@ from .key_maps import (
     write_original,
 )
 from .original_files import load_original_checkpoint
-from .reading import Groups, check_output, licence_of, read_groups, widen
+from .reading import Groups, check_output, licence_of, names_file, read_groups, widen
 
 logger = logging.get_logger(__name__)
 
@@ -163,6 +163,7 @@ def _take_index(
     return low, faults
 
 
+@names_file
 def convert_data2vec_vision_checkpoint(
     path: str | os.PathLike,
     output_dir: str | os.PathLike,

@@ -36,6 +36,7 @@ from .reading import (
     check_output,
     chosen_encoder,
     licence_of,
+    names_file,
     read_groups,
     refuse_class_token,
     widen,
@@ -173,6 +174,7 @@ def _infer_config(
     )
 
 
+@names_file
 def convert_ijepa_checkpoint(
     path: str | os.PathLike,
     output_dir: str | os.PathLike,

@@ -45,9 +45,17 @@ def shape_of(groups: Groups, group: str, key: str, ndim: int) -> tuple[int, ...]
 
 
 def count_blocks(tensors: dict[str, torch.Tensor], blocks: str = "blocks") -> int:
-    """One more than the highest number in keys such as `blocks.7.norm1.weight`."""
-    indices = [int(match[1]) for key in tensors if (match := re.match(rf"{blocks}\.(\d+)\.", key))]
-    return max(indices, default=-1) + 1
+    """
+    One more than the highest number in keys such as `blocks.7.norm1.weight`.
+
+    Raises:
+        `ValueError`: for a number that so few tensors cannot have come to.
+    """
+    indices = [int(match[1]) for key in tensors if (match := re.match(rf"{blocks}\.(\d{{1,9}})\.", key))]
+    count = max(indices, default=-1) + 1
+    if count > len(tensors):
+        raise ValueError(f"The checkpoint has a `{blocks}.{count - 1}`, but {len(tensors)} tensors in all.")
+    return count
 
 
 def mlp_ratio(hidden_size: int, intermediate_size: int) -> float:

@@ -23,7 +23,7 @@ from ..hub.release import save_release
 from ..models.latent_world_model import LatentWorldModel, LatentWorldModelConfig
 from .key_maps import convert_groups, count_blocks, load_converted, shape_of
 from .original_files import load_original_checkpoint, sha256_of
-from .reading import check_output, read_groups
+from .reading import check_output, names_file, read_groups
 
 logger = logging.get_logger(__name__)
 
@@ -232,6 +232,7 @@ def _infer_config(
     )
 
 
+@names_file
 def convert_lewm_checkpoint(
     path: str | os.PathLike,
     output_dir: str | os.PathLike,

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ def load_original_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"No checkpoint file at {str(path)!r}.")
+    _refuse_bombs(path)
     try:
         # Programs put their parsed arguments beside the weights: a bag of attributes, whose building runs no code.
         with torch.serialization.safe_globals([*_numpy_scalar_globals(), argparse.Namespace]):
@@ -62,7 +63,37 @@ def load_original_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         raise ValueError(f"{str(path)!r} is damaged or no file of torch.save: {reason}") from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{str(path)!r} holds a {type(checkpoint).__name__}; expected a dictionary of state dicts.")
+    for tensor in _tensors(checkpoint):
+        if (
+            tensor.layout != torch.strided
+            or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+        ):
+            raise ValueError(
+                f"{str(path)!r} has a tensor that claims shape {tuple(tensor.shape)} over fewer stored numbers, or is "
+                "not dense: save dense weights of their own (`tensor.contiguous()`, `tensor.to_dense()`)."
+            )
     return checkpoint
+
+
+def _refuse_bombs(path: Path) -> None:
+    """torch.save compresses nothing; what is squeezed could unfold to any size."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            squeezed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise ValueError(f"{str(path)!r} is damaged or no file of torch.save: {error}") from error
+    if squeezed:
+        raise ValueError(f"{str(path)!r} holds compressed parts ({squeezed[0]}), which torch.save does not write.")
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(part)
 
 
 def sha256_of(path: str | os.PathLike) -> str:

@@ -1,11 +1,14 @@
 """Checkpoints as people keep them: which state dicts a file holds, whatever was wrapped around them."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..file_errors import naming
 
 Groups = dict[str, dict[str, torch.Tensor]]
 
@@ -29,6 +32,17 @@ def common_prefix(keys: Iterable[str]) -> str:
     while keys and (name := next((w for w in _WRAPPERS if all(key.startswith(prefix + w) for key in keys)), None)):
         prefix += name
     return prefix
+
+
+def names_file(convert: Callable[..., Path]) -> Callable[..., Path]:
+    """A converter, whose first argument is a file, with errors that all name it."""
+
+    @wraps(convert)
+    def naming_it(path: str | os.PathLike, *args: Any, **kwargs: Any) -> Path:
+        with naming(path):
+            return convert(path, *args, **kwargs)
+
+    return naming_it
 
 
 def holds_tensors(value: Any) -> bool:

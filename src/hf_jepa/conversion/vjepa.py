@@ -34,7 +34,7 @@ from .original_vjepa import (
     stack_mask_tokens,
     unstack_mask_tokens,
 )
-from .reading import Groups, check_output, chosen_encoder, licence_of
+from .reading import Groups, check_output, chosen_encoder, licence_of, names_file
 from .vjepa_probe import convert_probe, export_probe, holds_probe, is_probe
 
 logger = logging.get_logger(__name__)
@@ -56,6 +56,7 @@ _TWINS = (("encoder", "target_encoder"),)
 _MOST_MASK_TOKENS = 4
 
 
+@names_file
 def convert_vjepa_checkpoint(
     path: str | os.PathLike,
     output_dir: str | os.PathLike,

@@ -18,7 +18,7 @@ from .original_vjepa import (
     stack_mask_tokens,
     take_tables,
 )
-from .reading import check_output, licence_of
+from .reading import check_output, licence_of, names_file
 from .vjepa import Which, convert_sorted, empty_model, export_composite, refuse_encoder
 from .vjepa_probe import convert_probe, holds_probe
 
@@ -29,6 +29,7 @@ PUBLISHED = re.compile(r"(vit[lhg](-384)?|vjepa2_1_vit\w+)\.pt$")
 PUBLISHED_PROBE = re.compile(r"(ssv2|diving48|k400|coin|jester|in1k|ek100)-vit[lhg][\w-]*\.pt$")
 
 
+@names_file
 def convert_vjepa2_checkpoint(
     path: str | os.PathLike,
     output_dir: str | os.PathLike,

@@ -36,7 +36,7 @@ from .original_vjepa import (
     sort_checkpoint,
     take_tables,
 )
-from .reading import Groups, check_output, licence_of
+from .reading import Groups, check_output, licence_of, names_file
 from .vjepa import Which
 
 logger = logging.get_logger(__name__)
@@ -67,6 +67,7 @@ def ac_key_maps(config: VJepa2ACConfig, group: str) -> KeyMaps:
     }
 
 
+@names_file
 def convert_vjepa2_ac_checkpoint(
     path: str | os.PathLike,
     output_dir: str | os.PathLike,

@@ -1,4 +1,5 @@
 import io
+import math
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,8 @@ from .bands import BandImage, from_array
 
 # A 1-pixel image is a tracking pixel or the placeholder of a dead link; there is nothing to predict in it.
 MIN_SIDE = 2
+# Of all pages or channels together, as PIL's own limit: more is taken for a decompression bomb.
+MAX_IMAGE_PIXELS = 178_956_970
 
 
 def decode_image(value: Any) -> Image.Image | BandImage:
@@ -28,15 +31,17 @@ def decode_image(value: Any) -> Image.Image | BandImage:
             numbers of channels than 1, 3 and 4 (with alpha), one band per channel.
 
     Raises:
-        ValueError: If the image is empty, smaller than 2 pixels on a side, or of a kind without a defined 8-bit form.
+        ValueError: If the image is empty, smaller than 2 pixels on a side, larger than `MAX_IMAGE_PIXELS`, or of a
+            kind without a defined 8-bit form.
         OSError: If the file is missing, truncated or not an image (as PIL reports it).
     """
     image = _open_image(value)
     if min(image.size) < MIN_SIDE:
         raise ValueError(f"the image is {image.width}x{image.height} pixels, at least {MIN_SIDE} a side are needed")
+    _refuse_absurd_size(image.width * image.height * getattr(image, "n_frames", 1) if _has_pages(image) else 0)
     if isinstance(image, BandImage):
         return image
-    if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
+    if _has_pages(image) and image.n_frames > 1:
         pages = [to_8bit(page.copy()) for page in ImageSequence.Iterator(image)]
         if all(page.mode == "L" and page.size == pages[0].size for page in pages):
             return BandImage(pages)
@@ -71,6 +76,15 @@ def _open_image(value: Any) -> Image.Image | BandImage:
     raise ValueError("the image is empty (zero bytes)")
 
 
+def _has_pages(image: Image.Image | BandImage) -> bool:
+    return getattr(image, "format", None) == "TIFF"
+
+
+def _refuse_absurd_size(pixels: int) -> None:
+    if pixels > MAX_IMAGE_PIXELS:
+        raise ValueError(f"the image claims {pixels} pixels, more than MAX_IMAGE_PIXELS, {MAX_IMAGE_PIXELS}")
+
+
 def _as_array(value: np.ndarray | list) -> np.ndarray:
     if isinstance(value, np.ndarray):
         return value
@@ -82,9 +96,11 @@ def _as_array(value: np.ndarray | list) -> np.ndarray:
 
 def _open_bytes(data: bytes) -> Image.Image | BandImage:
     if data.startswith(b"\x93NUMPY"):
-        return from_array(np.load(io.BytesIO(data), allow_pickle=False))
+        return from_array(_read_array(data))
     try:
-        return Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{error} (MAX_IMAGE_PIXELS)") from error
     except UnidentifiedImageError as error:
         if not data.startswith((b"II*\x00", b"MM\x00*")):
             raise
@@ -92,6 +108,21 @@ def _open_bytes(data: bytes) -> Image.Image | BandImage:
             "PIL cannot read this TIFF, as those with more than 4 channels in a page: save it as .npy, or with a grey "
             "page per channel"
         ) from error
+    if image.format == "EPS":
+        raise ValueError("EPS is a program, which PIL has Ghostscript run: save the picture it draws")
+    return image
+
+
+def _read_array(data: bytes) -> np.ndarray:
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    # numpy sets the memory aside before it looks whether the file has as much.
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+        raise ValueError(f"the array claims {dtype} of shape {shape}, and the file holds {len(data)} bytes")
+    _refuse_absurd_size(math.prod(shape))
+    return np.load(io.BytesIO(data), allow_pickle=False)
 
 
 def to_8bit(image: Image.Image) -> Image.Image:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..file_errors import naming
 from ..poses import pose_differences
 from .trajectories import Trajectories
 from .video_decoding import open_video, probe_video
@@ -44,7 +45,10 @@ class DroidTrajectories(Trajectories):
         if not self.folders:
             raise ValueError(f"{listing} lists no episode.")
         self.fps, self.camera = fps, camera
-        parts = [self._read(folder) for folder in self.folders]
+        parts = []
+        for folder in self.folders:
+            with naming(folder):
+                parts.append(self._read(folder))
         self._videos, self._rows, self._states = (list(column) for column in zip(*parts, strict=True))
         self.lengths = np.array([len(rows) for rows in self._rows], dtype=np.int64)
         self._open = lru_cache(maxsize=8)(open_video)

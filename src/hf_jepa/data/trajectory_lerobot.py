@@ -9,6 +9,7 @@ import numpy as np
 from datasets import Dataset
 from huggingface_hub import snapshot_download
 
+from ..file_errors import naming
 from .decoding import decode_image
 from .trajectories import Trajectories
 from .video_decoding import open_video
@@ -46,25 +47,31 @@ class LeRobotTrajectories(Trajectories):
             folder = Path(snapshot_download(str(repo_or_path), repo_type="dataset", revision=revision))
         if not (folder / "meta" / "info.json").is_file():
             raise ValueError(f"{repo_or_path} is no LeRobot dataset: it has no meta/info.json.")
+        with naming(repo_or_path):
+            self._read(folder, str(repo_or_path), camera, action, state)
+        # Opening a video means reading all its packets.
+        self._open = lru_cache(maxsize=8)(open_video)
+
+    def _read(self, folder: Path, name: str, camera: str | None, action: str, state: str) -> None:
         self.folder = folder
         self.info: dict[str, Any] = json.loads((folder / "meta" / "info.json").read_text())
         version = str(self.info.get("codebase_version", "")).lstrip("v")
         if version[:2] not in ("2.", "3."):
-            raise ValueError(f"LeRobot's layouts 2 and 3 can be read, {repo_or_path} has version {version or 'none'}.")
+            raise ValueError(f"LeRobot's layouts 2 and 3 can be read, {name} has version {version or 'none'}.")
         features = self.info["features"]
-        cameras = [name for name, each in features.items() if each["dtype"] in ("video", "image")]
+        cameras = [key for key, each in features.items() if each["dtype"] in ("video", "image")]
         if camera is None and len(cameras) != 1:
-            raise ValueError(f"Say which camera: {repo_or_path} has {', '.join(cameras) or 'none'}.")
+            raise ValueError(f"Say which camera: {name} has {', '.join(cameras) or 'none'}.")
         self.camera = camera or cameras[0]
-        for name in (self.camera, action):
-            if name not in features:
-                raise ValueError(f"{repo_or_path} has no column {name!r}; there are {', '.join(features)}.")
+        for column in (self.camera, action):
+            if column not in features:
+                raise ValueError(f"{name} has no column {column!r}; there are {', '.join(features)}.")
         self._is_video = features[self.camera]["dtype"] == "video"
         columns = [action, *([state] if state in features else []), "episode_index", "timestamp"]
         files = sorted((folder / "data").rglob("*.parquet"))
         if not files:
-            raise ValueError(f"{repo_or_path} has no parquet files under data/.")
-        table = _read(files, columns if self._is_video else [*columns, self.camera])
+            raise ValueError(f"{name} has no parquet files under data/.")
+        table = _read_rows(files, columns if self._is_video else [*columns, self.camera])
         self._rows = table.with_format("arrow")
         actions, owners, self._times = _columns(table, action, "episode_index", "timestamp")
         self._actions = actions.reshape(len(owners), -1).astype(np.float32)
@@ -72,12 +79,10 @@ class LeRobotTrajectories(Trajectories):
         if state in columns:
             self._states = _columns(table, state)[0].reshape(len(owners), -1).astype(np.float32)
         if (np.diff(owners) < 0).any():
-            raise ValueError(f"{repo_or_path}: the rows of its parquet files are not in the order of episodes.")
+            raise ValueError(f"{name}: the rows of its parquet files are not in the order of episodes.")
         self.numbers, self._starts, self.lengths = np.unique(owners, return_index=True, return_counts=True)
         self.action_dim = self._actions.shape[1]
         self._places = self._video_places() if self._is_video and version.startswith("3.") else {}
-        # Opening a video means reading all its packets.
-        self._open = lru_cache(maxsize=8)(open_video)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_open"}
@@ -125,7 +130,7 @@ class LeRobotTrajectories(Trajectories):
         """Version 3 strings the videos of episodes together: episode -> chunk, file, second of its start."""
         prefix = f"videos/{self.camera}"
         names = ["episode_index", *(f"{prefix}/{name}" for name in ("chunk_index", "file_index", "from_timestamp"))]
-        table = _read(sorted((self.folder / "meta" / "episodes").rglob("*.parquet")), names)
+        table = _read_rows(sorted((self.folder / "meta" / "episodes").rglob("*.parquet")), names)
         numbers, chunks, files, starts = (column.tolist() for column in _columns(table, *names))
         return dict(zip(numbers, zip(chunks, files, starts, strict=True), strict=True))
 
@@ -136,6 +141,6 @@ def _columns(table: Dataset, *names: str) -> list[np.ndarray]:
     return [np.asarray(view[name][:]) for name in names]
 
 
-def _read(files: list[Path], columns: list[str]) -> Dataset:
+def _read_rows(files: list[Path], columns: list[str]) -> Dataset:
     """These columns of parquet files, in the order of the files."""
     return Dataset.from_parquet([str(file) for file in files], columns=columns)

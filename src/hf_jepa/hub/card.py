@@ -15,6 +15,7 @@ from huggingface_hub import (
     eval_result_entries_to_yaml,
 )
 
+from ..file_errors import naming
 from ..methods import METHODS, Method
 from .sources import HUB_NAME, is_hub_name
 
@@ -177,7 +178,27 @@ def _sampling(config: dict[str, Any], data: dict[str, Any]) -> str:
     return f"{clips}, one frame out of {data['frame_step']}" if data.get("frame_step") else clips
 
 
+_SECTIONS: dict[str, type] = {
+    **dict.fromkeys(("model", "data", "training", "environment", "compute", "conversion"), dict),
+    **dict.fromkeys(("evaluations", "baselines", "pictures", "limits"), list),
+    **dict.fromkeys(("licence", "source_licence"), str),
+}
+
+
 def _check(results: dict[str, Any]) -> None:
+    wrong = [
+        f"{name} is a {type(results[name]).__name__}, not a {kind.__name__}"
+        for name, kind in _SECTIONS.items()
+        if results.get(name) is not None and not isinstance(results[name], kind)
+    ]
+    wrong += [
+        f"{name}[{index}] is a {type(entry).__name__}, not a {kind.__name__}"
+        for name, kind in (("evaluations", dict), ("baselines", dict), ("pictures", dict), ("limits", str))
+        for index, entry in enumerate(() if wrong else results.get(name) or ())
+        if not isinstance(entry, kind)
+    ]
+    if wrong:
+        raise ValueError(f"The results have wrong types: {'; '.join(wrong)}.")
     model = results.get("model") or {}
     missing = [f"model.{key}" for key in ("name", "family") if not model.get(key)]
     missing += ["licence"] if not results.get("licence") else []
@@ -258,7 +279,5 @@ def render_card(results: dict[str, Any]) -> str:
 
 def render_card_file(path: Path) -> str:
     """`render_card` of a JSON file; `ValueError` names the file if it is no valid results file."""
-    try:
+    with naming(path):
         return render_card(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{str(path)!r} is no results file: {error}") from error

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForPreTraining, PreTrainedModel
 
 from ..encoders import is_video_encoder
+from ..file_errors import naming
 from ..regularized import deviations
 from ..world_model import WorldModelConfig
 from .checks import PRETRAINING_FOLDER, check_release, check_weights
@@ -302,11 +303,17 @@ def load_pretraining(repo: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
         `ValueError`: for missing, unexpected or mis-shaped keys, or a folder without a composite.
     """
     repo = str(repo)
-    if Path(repo).is_dir():
-        folder = Path(repo, kwargs.get("subfolder", ""))
+    if not Path(repo).is_dir():
+        return _load_whole(repo, **kwargs)
+    folder = Path(repo, kwargs.get("subfolder", ""))
+    with naming(folder):
         faults = [] if (folder / "config.json").is_file() else ["config.json is missing"]
         if faults := faults + check_weights(folder):
             raise ValueError(f"{str(folder)!r} is no saved model, or was not written to the end: {'; '.join(faults)}.")
+        return _load_whole(repo, **kwargs)
+
+
+def _load_whole(repo: str, **kwargs: Any) -> PreTrainedModel:
     model, info = AutoModelForPreTraining.from_pretrained(repo, output_loading_info=True, **kwargs)
     faults = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
     if faults:

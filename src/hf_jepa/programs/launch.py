@@ -5,10 +5,12 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from importlib.resources import files
 from pathlib import Path
 
+from ..file_errors import naming
 from ..methods import method_of
 
 # Names the environment variable that tells a program's processes what the user has called.
@@ -37,9 +39,16 @@ def family_of(argv: Sequence[str]) -> str:
     return family
 
 
+def program_of(argv: Sequence[str]) -> Callable[[list[str]], None]:
+    """The program that trains what a command line asks for; `ValueError` for an unknown method."""
+    has_recipe = bool(argv) and not argv[0].startswith("-")
+    with naming(argv[0]) if has_recipe else nullcontext():
+        return method_of(family_of(argv)).load("program")
+
+
 def train(argv: list[str]) -> None:
     """Runs the program of a recipe's method; `argv` is `RECIPE [--key value ...]`."""
-    method_of(family_of(argv)).load("program")(argv)
+    program_of(argv)(argv)
 
 
 def accelerate_config(name: str) -> Path:
@@ -97,7 +106,7 @@ def launch(argv: list[str], config: str | None, num_processes: int | None) -> in
     import torch
     import yaml
 
-    method_of(family_of(argv)).load("program")
+    program_of(argv)
     gpus = torch.cuda.device_count()
     path = accelerate_config(config or ("ddp" if gpus else "cpu"))
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import enum
 import os
+import reprlib
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -17,10 +18,13 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from ..file_errors import naming
 from .recipe_files import recipe_names
 
 # What a published recipe must not say, and what only this run was asked.
 _SECRETS = {"hub_token", "push_to_hub_token"}
+# Values with all that aliases repeat; a recipe has some dozens.
+MAX_RECIPE_VALUES = 100_000
 _NOT_THE_RUN = {"resume_from_checkpoint", "local_rank", "dry_run", "overwrite_output_dir"}
 
 
@@ -54,7 +58,8 @@ def read_recipe(path: str | Path, hints: dict[str, Any] | None = None) -> dict[s
             no section.
 
     Raises:
-        ValueError: for a file that is absent or no mapping, and for a key given twice.
+        ValueError: for a file that is absent or no mapping, for one that unfolds to more than `MAX_RECIPE_VALUES`, and
+            for a key given twice.
     """
     path = find_recipe(path)
     values: dict[str, Any] = {}
@@ -70,18 +75,39 @@ def read_recipe(path: str | Path, hints: dict[str, Any] | None = None) -> dict[s
 def _content(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        count = _count_values(content, {})
+    # PyYAML lets through what Python says of dates, numbers, bytes and depth.
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if count > MAX_RECIPE_VALUES:
+        raise ValueError(f"{path} unfolds to more than MAX_RECIPE_VALUES, {MAX_RECIPE_VALUES}.")
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold keys and values, got {type(content).__name__}.")
     return content
 
 
+def _count_values(value: Any, known: dict[int, int]) -> int:
+    """How many values there are when every alias is written out; `RecursionError` for one within itself."""
+    if not isinstance(value, dict | list | tuple | set):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = -1
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_count_values(part, known) for part in parts)
+    if known[id(value)] < 0:
+        raise RecursionError("an alias stands within what it stands for")
+    return known[id(value)]
+
+
 def family_in(path: str | Path) -> str | None:
     """The method that a recipe file names, whatever else it holds; errors as of [`read_recipe`]."""
-    content = _content(find_recipe(path))
+    path = find_recipe(path)
+    content = _content(path)
     sections = [content, *(value for value in content.values() if isinstance(value, dict))]
-    return next((section["family"] for section in sections if "family" in section), None)
+    family = next((section["family"] for section in sections if "family" in section), None)
+    if not isinstance(family, str | None):
+        raise ValueError(f"`family` in {path} must be the name of a method, got {family!r}.")
+    return family
 
 
 def parse_recipe(dataclass_types: Sequence[type], argv: Sequence[str], **forced: Any) -> tuple[Any, ...]:
@@ -109,11 +135,12 @@ def parse_recipe(dataclass_types: Sequence[type], argv: Sequence[str], **forced:
 def given_values(dataclass_types: Sequence[type], argv: Sequence[str]) -> dict[str, Any]:
     """What a recipe and flags say, as the types of the fields; arguments and errors as of [`parse_recipe`]."""
     hints = _hints(dataclass_types)
-    values = {key: (value, "--" + key) for key, value in given_flags(dataclass_types, argv).items()}
+    values = {key: (value, f"`--{key}`") for key, value in given_flags(dataclass_types, argv).items()}
     if argv and not argv[0].startswith("-"):
         recipe = read_recipe(argv[0], hints)
-        _refuse_unknown(recipe, hints)
-        values = {key: (value, key) for key, value in recipe.items()} | values
+        with naming(argv[0]):
+            _refuse_unknown(recipe, hints)
+        values = {key: (value, f"`{key}` in {argv[0]}") for key, value in recipe.items()} | values
     return {key: _fitted(value, hints[key], name) for key, (value, name) in values.items()}
 
 
@@ -150,9 +177,9 @@ def given_flags(dataclass_types: Sequence[type], argv: Sequence[str]) -> dict[st
 def _refuse_unknown(keys: Iterable[str], known: Iterable[str], prefix: str = "") -> None:
     for key in keys:
         if key not in known:
-            near = difflib.get_close_matches(key, list(known), n=1)
+            near = difflib.get_close_matches(str(key), list(known), n=1)
             hint = f"; did you mean {prefix + near[0]!r}?" if near else "; `--help` lists the keys."
-            raise ValueError(f"Unknown {'flag' if prefix else 'key of the recipe'} {prefix + key!r}{hint}")
+            raise ValueError(f"Unknown {'flag' if prefix else 'key of the recipe'} {prefix + str(key)!r}{hint}")
 
 
 def _is_flag(argument: str) -> bool:
@@ -170,8 +197,8 @@ def _takes_mapping(hint: Any) -> bool:
 def _fitted(value: Any, hint: Any, name: str) -> Any:
     try:
         return _fit(value, hint)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"`{name}` is {value!r}; {error}.") from error
+    except (TypeError, ValueError, OverflowError, yaml.YAMLError) as error:
+        raise ValueError(f"{name} is {reprlib.repr(value)}; {error}.") from error
 
 
 def _fit(value: Any, hint: Any) -> Any:
@@ -191,7 +218,7 @@ def _fit(value: Any, hint: Any) -> Any:
         for option in options:
             try:
                 return _fit(value, option)
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 faults.append(str(error))
         raise ValueError(faults[0])
     (hint,) = options

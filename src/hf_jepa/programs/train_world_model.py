@@ -26,6 +26,7 @@ from ..data import (
     action_statistics,
     collate_windows,
 )
+from ..file_errors import naming
 from ..hub.processors import default_processor
 from ..models.latent_world_model import LatentWorldModelConfig
 from ..planning.policy import channels_first
@@ -82,7 +83,8 @@ def build_model(
         raise ValueError("`from_encoder` brings its own config; leave out `encoder_args`.")
     if model_args.preset and config_class is not LatentWorldModelConfig:
         raise ValueError("`preset` is of latent world models.")
-    statistics = action_statistics(trajectories, training_episodes(data_args, trajectories))
+    with naming(data_args.dataset or "the data"):
+        statistics = action_statistics(trajectories, training_episodes(data_args, trajectories))
     width = len(statistics.mean)
     fields: dict[str, Any] = {
         "action_dim": width * data_args.frameskip,

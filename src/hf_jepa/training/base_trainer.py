@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from torch.utils.data import DataLoader, Sampler
-from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import HubStrategy, TrainOutput
 from transformers.utils import PushInProgress, logging
 
 from ..data import CountedSampler
+from ..file_errors import naming
 from ..hub.release import push_release
 from . import checkpoints
 from .base_metrics import RunningTerms, has_finite_weights
@@ -253,7 +255,9 @@ class BaseTrainer(SafeCheckpointTrainer):
                     f"Cannot resume from {folder}: {reason}. Pass `resume_from_checkpoint=True` to take the newest "
                     "complete checkpoint of `output_dir`."
                 )
-        changes = changed_settings(folder, self.args.to_dict(), self._run_description(), self.model.config)
+        with naming(folder):
+            TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+            changes = changed_settings(folder, self.args.to_dict(), self._run_description(), self.model.config)
         if changes and not self.args.allow_changed_settings:
             raise ValueError(
                 f"{folder} is from a run with other settings: {'; '.join(changes)}. Set them back, or pass "

@@ -8,6 +8,7 @@ from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import CONFIG_NAME, logging
 
+from ..file_errors import naming
 from . import checkpoints
 
 logger = logging.get_logger(__name__)
@@ -77,7 +78,8 @@ class SafeCheckpointTrainer(Trainer):
         if self._is_sharded:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            checkpoints.load_model_strictly(self.model if model is None else model, Path(resume_from_checkpoint))
+            with naming(resume_from_checkpoint):
+                checkpoints.load_model_strictly(self.model if model is None else model, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         if self._is_sharded:
@@ -104,10 +106,11 @@ class SafeCheckpointTrainer(Trainer):
         if self._is_sharded:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        checkpoints.load_optimizer(
-            self.optimizer, checkpoints.optimized_names(self.model, self.optimizer), Path(checkpoint)
-        )
-        self.lr_scheduler.load_state_dict(checkpoints.load_json(Path(checkpoint) / checkpoints.SCHEDULER_STATE))
+        with naming(checkpoint):
+            checkpoints.load_optimizer(
+                self.optimizer, checkpoints.optimized_names(self.model, self.optimizer), Path(checkpoint)
+            )
+            self.lr_scheduler.load_state_dict(checkpoints.load_json(Path(checkpoint) / checkpoints.SCHEDULER_STATE))
 
     def _save_scaler(self, output_dir: str) -> None:
         if self.accelerator.scaler is not None and self.args.should_save:

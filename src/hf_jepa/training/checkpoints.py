@@ -59,11 +59,12 @@ def incompleteness(folder: Path) -> str | None:
         return "it is not a folder"
     try:
         files = json.loads((folder / COMPLETE_MARKER).read_text())["files"]
+        sizes = {str(name): int(size) for name, size in files.items()}
     except FileNotFoundError:
         return f"it has no {COMPLETE_MARKER}, so its writing was interrupted"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"its {COMPLETE_MARKER} cannot be read"
-    for name, size in files.items():
+    for name, size in sizes.items():
         path = folder / name
         if name in _TRANSIENT:
             continue

@@ -1,0 +1,34 @@
+"""Errors of files that others wrote: whatever a reader raises, it comes out as a `ValueError` that names the file."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# No fault of what is read.
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+@contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """
+    Around what reads a file or folder. A `ValueError` or `OSError` that names it passes, and so does `ImportError`.
+
+    Args:
+        path (`str` or `PathLike`): the file.
+
+    Raises:
+        ValueError: in place of any other error, with the path and what was wrong.
+    """
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:  # of PyArrow, safetensors, PyYAML, torch, or a type that a hostile file did not have
+        is_plain = isinstance(error, (ValueError, OSError))
+        if is_plain and (Path(path).name in str(error) or getattr(error, "errno", None) in _OF_THE_DISK):
+            raise
+        reason = str(error).strip() or "no reason is known"
+        kind = "" if is_plain else f"{type(error).__name__}: "
+        raise ValueError(f"{str(path)!r} cannot be used: {kind}{reason}") from error
