@@ -174,7 +174,7 @@ class JepaPreTrainedModel(TrainableParts, StrictLoading, PreTrainedModel):
                 names that are no fields of the config.
         """
         if isinstance(encoder, str):
-            encoder = AutoModel.from_pretrained(encoder, dtype=torch.float32)
+            encoder = AutoModel.from_pretrained(encoder, dtype=torch.float32, trust_remote_code=False)
         config = cls._config_for(encoder, image_size, patch_size, config_kwargs)
         model = cls(config)
         own, given = model.encoder.state_dict(), encoder.state_dict()

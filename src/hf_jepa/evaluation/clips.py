@@ -103,7 +103,7 @@ def clip_transform(
     """
     auto_class = AutoVideoProcessor if is_video_encoder(model) else AutoImageProcessor
     try:
-        processor = auto_class.from_pretrained(str(repo_or_path), revision=revision)
+        processor = auto_class.from_pretrained(str(repo_or_path), revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"{str(repo_or_path)!r} has no usable processor: {error}") from error
     size = getattr(processor, "crop_size", None) or processor.size

@@ -155,9 +155,13 @@ def load_language_model(
     """
     place = {"revision": revision, "subfolder": subfolder}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(repo_or_path), **place)
+        tokenizer = AutoTokenizer.from_pretrained(str(repo_or_path), **place, trust_remote_code=False)
         model, info = AutoModelForCausalLM.from_pretrained(
-            str(repo_or_path), dtype=torch.bfloat16 if bf16 else torch.float32, output_loading_info=True, **place
+            str(repo_or_path),
+            dtype=torch.bfloat16 if bf16 else torch.float32,
+            output_loading_info=True,
+            **place,
+            trust_remote_code=False,
         )
     except (OSError, ValueError) as error:
         raise ValueError(f"Cannot load a language model from {str(repo_or_path)!r}: {error}") from error

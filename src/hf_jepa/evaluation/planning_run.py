@@ -91,12 +91,12 @@ def load_world_model(repo_or_path: str | Path, revision: str | None = None) -> P
     """
     where: dict[str, Any] = {"revision": revision} if revision else {}
     try:
-        config = AutoConfig.from_pretrained(repo_or_path, subfolder="pretraining", **where)
+        config = AutoConfig.from_pretrained(repo_or_path, subfolder="pretraining", **where, trust_remote_code=False)
         where["subfolder"] = "pretraining"
     except (OSError, ValueError):
-        config = AutoConfig.from_pretrained(repo_or_path, **where)
+        config = AutoConfig.from_pretrained(repo_or_path, **where, trust_remote_code=False)
     auto = AutoModelForPreTraining if type(config) in AutoModelForPreTraining._model_mapping else AutoModel
-    model = auto.from_pretrained(repo_or_path, **where)
+    model = auto.from_pretrained(repo_or_path, **where, trust_remote_code=False)
     if not isinstance(model, WorldModelMixin):
         raise ValueError(f"{repo_or_path} holds a {type(model).__name__}, which is no world model: it cannot plan.")
     return model.eval()

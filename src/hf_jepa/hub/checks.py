@@ -8,6 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from .processors import PROCESSOR_FILES
+from .sources import without_code
 
 PRETRAINING_FOLDER = "pretraining"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -37,6 +38,14 @@ def check_weights(folder: Path) -> list[str]:
         except (SafetensorError, OSError) as error:
             faults.append(f"{folder.name}/{file.name} is damaged ({error})")
     return faults
+
+
+def _names_code(file: Path) -> bool:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return without_code(values) != values
 
 
 def check_release(folder: str | os.PathLike) -> Path:
@@ -69,6 +78,8 @@ def check_release(folder: str | os.PathLike) -> Path:
         faults += check_weights(model)
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = file.relative_to(folder)
+        if file.name.endswith("config.json") and _names_code(file):
+            faults.append(f"{name} names code of a repository (auto_map), which nobody should run")
         if file.suffix.lower() in _PICKLES:
             faults.append(f"{name} is a pickle or an archive, which nobody should load")
         elif file.suffix.lower() in _TEXTS and _TOKEN.search(file.read_text(encoding="utf-8", errors="replace")):

@@ -182,4 +182,4 @@ def saved_processor(model: PreTrainedModel, folders: Sequence[Path]) -> Any | No
     folder = next((folder for folder in folders if (folder / name).is_file()), None)
     if folder is None:
         return None
-    return (AutoVideoProcessor if is_video else AutoImageProcessor).from_pretrained(folder)
+    return (AutoVideoProcessor if is_video else AutoImageProcessor).from_pretrained(folder, trust_remote_code=False)

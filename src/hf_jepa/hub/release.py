@@ -314,7 +314,8 @@ def load_pretraining(repo: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
 
 
 def _load_whole(repo: str, **kwargs: Any) -> PreTrainedModel:
-    model, info = AutoModelForPreTraining.from_pretrained(repo, output_loading_info=True, **kwargs)
+    options = {"trust_remote_code": False, **kwargs}
+    model, info = AutoModelForPreTraining.from_pretrained(repo, output_loading_info=True, **options)
     faults = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
     if faults:
         raise ValueError(f"{repo!r} does not hold a whole {type(model).__name__}: {faults}")

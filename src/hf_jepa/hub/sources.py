@@ -81,3 +81,18 @@ def forget_folders(file: Path) -> None:
         kept = {part: source for part, source in sources.items() if not os.path.isabs(source["name_or_path"])}
         config["sources"] = kept or None
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def without_code(values: Any) -> Any:
+    """A config without `auto_map`, at any depth: it names code that lay where a model was loaded from."""
+    if isinstance(values, dict):
+        return {key: without_code(value) for key, value in values.items() if key != "auto_map"}
+    return values
+
+
+def forget_code(folder: Path) -> None:
+    """Takes `auto_map` out of the configs in a folder."""
+    for path in folder.rglob("*config.json"):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if (plain := without_code(values)) != values:
+            path.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")

@@ -14,6 +14,7 @@ from transformers.utils import logging
 from .card import eval_result_files, render_card
 from .checks import ADAPTER_CONFIG, EVAL_RESULTS, PRETRAINING_FOLDER, check_release
 from .replacing import recover, replace_folder, replace_text
+from .sources import forget_code
 
 logger = logging.get_logger(__name__)
 
@@ -64,6 +65,7 @@ def staged_release(
             shutil.copyfile(picture, staged / picture.name)
         if recipe is not None:
             (staged / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+        forget_code(staged)
         for name, content in eval_result_files(results).items():
             (staged / EVAL_RESULTS).mkdir(exist_ok=True)
             (staged / EVAL_RESULTS / name).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")

@@ -101,7 +101,11 @@ def save_text_release(
 def _rows_of(base_model: str | None) -> int | None:
     """Rows of the vocabulary that a base model has; `None` where its config is not on this disk."""
     try:
-        return AutoConfig.from_pretrained(base_model, local_files_only=True).get_text_config().vocab_size
+        return (
+            AutoConfig.from_pretrained(base_model, local_files_only=True, trust_remote_code=False)
+            .get_text_config()
+            .vocab_size
+        )
     except (OSError, ValueError, TypeError, AttributeError):
         return None
 

@@ -71,7 +71,7 @@ class VLJepaPipeline:
         """
         place = {key: options[key] for key in ("revision", "subfolder") if options.get(key)}
         try:
-            model = AutoModel.from_pretrained(repo_or_path, **options)
+            model = AutoModel.from_pretrained(repo_or_path, **{"trust_remote_code": False, **options})
             if not isinstance(model, VLJepaModel):
                 raise ValueError(f"it is a {type(model).__name__}, not a VLJepaModel.")
             processor = VLJepaProcessor.from_pretrained(repo_or_path, **place)

@@ -105,7 +105,7 @@ def build_tokenizer(args: LLMModelArguments, train: Any, pair_format: PairFormat
     source = args.tokenizer or args.model
     if source is None:
         raise ValueError("A model of random weights needs `tokenizer`: an id, a path, or `words`.")
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if tokenizer.pad_token is None:
         # Labels are made from lengths, so that an end of turn is trained although it pads.
         tokenizer.pad_token = tokenizer.eos_token
@@ -126,7 +126,7 @@ def build_model(args: LLMModelArguments, tokenizer: Any, seed: int) -> LLMJepaFo
             options["quantization_config"] = BitsAndBytesConfig(
                 load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
             )
-        decoder = AutoModelForCausalLM.from_pretrained(args.model, **options)
+        decoder = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=False, **options)
     else:
         sizes = mapping(args.decoder, "decoder")
         if "model_type" not in sizes:

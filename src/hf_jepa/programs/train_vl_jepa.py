@@ -31,7 +31,7 @@ def build_processor(args: VLModelArguments, data: VLDataArguments) -> VLJepaProc
     if args.checkpoint is not None:
         return VLJepaProcessor.from_pretrained(args.checkpoint, **settings)
     source = args.query_tokenizer or (args.y_encoder if isinstance(args.predictor, dict) else args.predictor)
-    settings["query_tokenizer"] = AutoTokenizer.from_pretrained(source)
+    settings["query_tokenizer"] = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     return VLJepaProcessor.from_components(args.vision, source, args.y_encoder, args.y_decoder, **settings)
 
 
@@ -44,7 +44,7 @@ def build_model(args: VLModelArguments, processor: VLJepaProcessor, seed: int) -
     torch.manual_seed(seed)
     options = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
     if args.checkpoint is not None:
-        config = AutoConfig.from_pretrained(args.checkpoint)
+        config = AutoConfig.from_pretrained(args.checkpoint, trust_remote_code=False)
         config = VLJepaConfig.from_dict({**config.to_dict(), **fields})
         return VLJepaModel.from_pretrained(args.checkpoint, config=config, dtype=torch.float32, **options)
     layers, predictor = args.predictor_layers, args.predictor

@@ -135,7 +135,7 @@ def _read_clips(
     from ..data import open_video
 
     try:
-        processor = AutoVideoProcessor.from_pretrained(repo, revision=revision)
+        processor = AutoVideoProcessor.from_pretrained(repo, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"{repo!r} has no usable video processor: {error}") from error
     config = getattr(model.config, "encoder_config", model.config)

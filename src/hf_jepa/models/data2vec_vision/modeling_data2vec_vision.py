@@ -151,11 +151,15 @@ class Data2VecVisionForPreTraining(JepaPreTrainedModel):
         """
         new: set[str] = set()
         if isinstance(encoder, str):
-            config = AutoConfig.from_pretrained(encoder)
+            config = AutoConfig.from_pretrained(encoder, trust_remote_code=False)
             if config.model_type != "data2vec-vision":
                 raise ValueError(f"data2vec needs a 'data2vec-vision' encoder; {encoder} is {config.model_type!r}.")
             encoder, info = AutoModel.from_pretrained(
-                encoder, config=as_student_config(config), dtype=torch.float32, output_loading_info=True
+                encoder,
+                config=as_student_config(config),
+                dtype=torch.float32,
+                output_loading_info=True,
+                trust_remote_code=False,
             )
             new = set(info["missing_keys"])
         elif encoder.config.model_type != "data2vec-vision":

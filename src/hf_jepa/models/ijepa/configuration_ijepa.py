@@ -165,6 +165,14 @@ class IJepaPreTrainingConfig(RegularizedPreTrainingConfig):
             raise ValueError("C-JEPA's projector is for the encoder's own tokens; it takes no frozen teacher.")
         if encoder.model_type != "ijepa":
             raise ValueError(f"`encoder_config` must be of model type 'ijepa', got {encoder.model_type!r}.")
+        image, patch = pair(encoder.image_size), pair(encoder.patch_size)
+        counted = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_channels")
+        least = min(*image, *patch, self.predictor_hidden_size, *(getattr(encoder, name) for name in counted))
+        if least < 1 or int(self.predictor_hidden_size * self.predictor_mlp_ratio) < 1:
+            raise ValueError(
+                "Sizes, layers, channels and the predictor's MLP must be at least 1, got a smallest one of "
+                f"{min(least, int(self.predictor_hidden_size * self.predictor_mlp_ratio))}."
+            )
         predictor_heads = self.predictor_num_attention_heads or encoder.num_attention_heads
         for name, width, heads in (
             ("encoder_config.hidden_size", encoder.hidden_size, encoder.num_attention_heads),
@@ -174,7 +182,6 @@ class IJepaPreTrainingConfig(RegularizedPreTrainingConfig):
                 raise ValueError(f"`{name}` ({width}) must be divisible by its number of attention heads ({heads}).")
             if width % 4:
                 raise ValueError(f"`{name}` ({width}) must be divisible by 4 for the 2-D sine-cosine positions.")
-        image, patch = pair(encoder.image_size), pair(encoder.patch_size)
         if image[0] % patch[0] or image[1] % patch[1]:
             raise ValueError(f"The image size {image} must be divisible by the patch size {patch}.")
         if self.predictor_num_hidden_layers < 1:

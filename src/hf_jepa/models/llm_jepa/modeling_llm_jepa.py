@@ -143,7 +143,7 @@ class LLMJepaForCausalLM(JepaPreTrainedModel):
         """
         if isinstance(decoder, str):
             options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-            decoder = AutoModelForCausalLM.from_pretrained(decoder, dtype=dtype, **options)
+            decoder = AutoModelForCausalLM.from_pretrained(decoder, dtype=dtype, trust_remote_code=False, **options)
         plain = _causal_lm(decoder)
         if config_kwargs.get("predictor_mode") == "vocab":
             number = config_kwargs.get("num_predictor_tokens", LLMJepaConfig.num_predictor_tokens)

@@ -164,7 +164,9 @@ def load_text_tower(
             weights.append({key.removeprefix("linear."): value for key, value in load_file(file).items()})
         elif kind != "Normalize":
             raise ValueError(f"{name} has a module {kind!r}, which VL-JEPA's Y-encoder does not know.")
-    model = AutoModel.from_pretrained(name, revision=revision, subfolder=folder, **options)
+    model = AutoModel.from_pretrained(
+        name, revision=revision, subfolder=folder, **{"trust_remote_code": False, **options}
+    )
     if y_heads == "none":
         layers, weights = [], []
     return TextTower(model, pooling, layers, weights)
@@ -237,7 +239,9 @@ def load_components(
             config |= {"y_pooling": tower.pooling, "y_dense_layers": tower.dense_layers}
         else:
             auto_class = AutoModelForCausalLM if part == "y_decoder" else AutoModel
-            parts[part] = auto_class.from_pretrained(component, revision=revision, **options)
+            parts[part] = auto_class.from_pretrained(
+                component, revision=revision, **{"trust_remote_code": False, **options}
+            )
     start, end = predictor_layers
     total = parts["predictor"].base_model.config.num_hidden_layers
     parts["predictor"] = take_layers(
@@ -266,10 +270,10 @@ def load_frozen_part(model: PreTrainedModel, part: str, source: dict[str, str | 
     at = f"{name!r}" + (f" at revision {revision}" if revision else "")
     try:
         if part == "vision":
-            loaded = without_predictor(AutoModel.from_pretrained(name, revision=revision))
+            loaded = without_predictor(AutoModel.from_pretrained(name, revision=revision, trust_remote_code=False))
             pairs = [(model.vision, loaded.state_dict())]
         elif part == "y_decoder":
-            loaded = AutoModelForCausalLM.from_pretrained(name, revision=revision)
+            loaded = AutoModelForCausalLM.from_pretrained(name, revision=revision, trust_remote_code=False)
             pairs = [(model.y_decoder.language_model, loaded.state_dict())]
         else:
             tower = load_text_tower(name, revision, "st" if model.config.y_dense_layers else "none")

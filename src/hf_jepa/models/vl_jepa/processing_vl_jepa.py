@@ -101,9 +101,9 @@ class VLJepaProcessor(ProcessorMixin):
         """
         is_video = cached_file(vision, "video_preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
         if is_video:
-            settings.setdefault("video_processor", AutoVideoProcessor.from_pretrained(vision))
+            settings.setdefault("video_processor", AutoVideoProcessor.from_pretrained(vision, trust_remote_code=False))
         else:
-            settings.setdefault("image_processor", AutoImageProcessor.from_pretrained(vision))
+            settings.setdefault("image_processor", AutoImageProcessor.from_pretrained(vision, trust_remote_code=False))
         prompts = cached_file(
             y_encoder, "config_sentence_transformers.json", _raise_exceptions_for_missing_entries=False
         )
@@ -113,7 +113,7 @@ class VLJepaProcessor(ProcessorMixin):
         names = {"query_tokenizer": predictor, "target_tokenizer": y_encoder, "decoder_tokenizer": y_decoder}
         for name, source in names.items():
             if source is not None:
-                settings.setdefault(name, AutoTokenizer.from_pretrained(source))
+                settings.setdefault(name, AutoTokenizer.from_pretrained(source, trust_remote_code=False))
         return cls(**settings)
 
     @property
@@ -288,5 +288,7 @@ class VLJepaProcessor(ProcessorMixin):
         for part in content["parts"]:
             auto_class = {"image_processor": AutoImageProcessor, "video_processor": AutoVideoProcessor}.get(part)
             folder = subfolder if auto_class is not None else os.path.join(subfolder, part)
-            loaded[part] = (auto_class or AutoTokenizer).from_pretrained(name, subfolder=folder, **kwargs)
+            loaded[part] = (auto_class or AutoTokenizer).from_pretrained(
+                name, subfolder=folder, trust_remote_code=False, **kwargs
+            )
         return cls(**loaded, **{key: content[key] for key in _SETTINGS} | settings)
