@@ -4,6 +4,7 @@ back so that what was run can be run again.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import enum
@@ -126,22 +127,24 @@ def parse_recipe(dataclass_types: Sequence[type], argv: Sequence[str], **forced:
         ValueError: for unknown keys, naming the nearest known one, and for values of the wrong type.
     """
     values = given_values(dataclass_types, argv) | forced
-    return tuple(
-        cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
-        for cls in dataclass_types
-    )
+    has_recipe = bool(argv) and not argv[0].startswith("-")
+    with naming(argv[0]) if has_recipe else contextlib.nullcontext():
+        return tuple(
+            cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
+            for cls in dataclass_types
+        )
 
 
 def given_values(dataclass_types: Sequence[type], argv: Sequence[str]) -> dict[str, Any]:
     """What a recipe and flags say, as the types of the fields; arguments and errors as of [`parse_recipe`]."""
     hints = _hints(dataclass_types)
-    values = {key: (value, f"`--{key}`") for key, value in given_flags(dataclass_types, argv).items()}
+    flags, recipe = given_flags(dataclass_types, argv), {}
     if argv and not argv[0].startswith("-"):
         recipe = read_recipe(argv[0], hints)
         with naming(argv[0]):
             _refuse_unknown(recipe, hints)
-        values = {key: (value, f"`{key}` in {argv[0]}") for key, value in recipe.items()} | values
-    return {key: _fitted(value, hints[key], name) for key, (value, name) in values.items()}
+            recipe = {key: _fitted(value, hints[key], f"`{key}`") for key, value in recipe.items() if key not in flags}
+    return recipe | {key: _fitted(value, hints[key], f"`--{key}`") for key, value in flags.items()}
 
 
 def _hints(dataclass_types: Sequence[type]) -> dict[str, Any]:
