@@ -10,6 +10,7 @@ from typing import Any
 from .manifests import LIST_SUFFIXES
 
 _TABLES = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+_ARCHIVES = {".tar": "webdataset"}
 # A folder that has files of these names has these splits; other files of its top are notes.
 SPLIT_NAMES = ("train", "training", "validation", "valid", "val", "dev", "test", "eval")
 WAYS_OUT = (
@@ -103,7 +104,7 @@ class Source:
 def is_local(name_or_path: str) -> bool:
     """Whether the text can only mean a path: a mistyped one must never become a download."""
     path = Path(name_or_path).expanduser()
-    is_file = path.suffix in (*_TABLES, *LIST_SUFFIXES)
+    is_file = path.suffix in (*_TABLES, *_ARCHIVES, *LIST_SUFFIXES)
     return path.exists() or path.is_absolute() or name_or_path.startswith((".", "~")) or len(path.parts) > 2 or is_file
 
 
@@ -158,8 +159,8 @@ def open_source(
         return Source(name, {key: _read_file(file, read_list, streaming) for key, file in files.items()}, path)
     try:
         splits = datasets.load_dataset(name if path.is_absolute() else str(path), streaming=streaming)
-    except (ValueError, FileNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise ValueError(f"Cannot load {name!r}: {error}") from error
+    except Exception as error:  # of `datasets`, of the builders it finds, of the file system
+        raise ValueError(f"Cannot load {name!r}: {error.__cause__ or error}") from error
     is_table = any(file.suffix in _TABLES and file.stem != "metadata" for file in path.iterdir())
     return Source(name, splits, path if is_table else None)
 
@@ -182,12 +183,13 @@ def _read_file(path: Path, read_list: Callable[[Path], Any], streaming: bool) ->
     if path.suffix in LIST_SUFFIXES:
         rows = read_list(path)
         return rows.to_iterable_dataset() if streaming else rows
-    if path.suffix not in _TABLES:
-        known = ", ".join((*_TABLES, *LIST_SUFFIXES))
+    kinds = _TABLES | _ARCHIVES
+    if path.suffix not in kinds:
+        known = ", ".join((*kinds, *LIST_SUFFIXES))
         raise ValueError(f"{str(path)!r} is none of {known}; give one of them, or a folder of files.")
     try:
         return datasets.load_dataset(
-            _TABLES[path.suffix], data_files={"train": str(path)}, split="train", streaming=streaming
+            kinds[path.suffix], data_files={"train": str(path)}, split="train", streaming=streaming
         )
     except Exception as error:  # of pyarrow, of `datasets`, of the file system
         raise ValueError(f"Cannot read {str(path)!r}: {_broken_line(path) or error}") from error
