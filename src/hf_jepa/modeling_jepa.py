@@ -274,7 +274,9 @@ class JepaPreTrainedModel(TrainableParts, StrictLoading, PreTrainedModel):
     @classmethod
     def read_teacher(cls, teacher: str | PreTrainedModel) -> PreTrainedModel:
         """The encoder that can be a model's teacher: a loaded one, or that of a model id or local folder."""
-        return AutoModel.from_pretrained(teacher, dtype=torch.float32) if isinstance(teacher, str) else teacher
+        if not isinstance(teacher, str):
+            return teacher
+        return AutoModel.from_pretrained(teacher, dtype=torch.float32, trust_remote_code=False)
 
     @torch.no_grad()
     def sync_target(self) -> None:

@@ -152,5 +152,5 @@ def test_the_package_calls_nothing_that_runs_its_input() -> None:
                 # Left open, transformers asks on the terminal.
                 assert "trust_remote_code" in ast.unparse(node) or options.get(None) == "options", where
             assert options.get("trust_remote_code", "False") == "False", where
-            assert options.get("shell", "False") == "False", where
+            assert not name.startswith("subprocess.") or options.get("shell", "False") == "False", where
     assert calls > 5000

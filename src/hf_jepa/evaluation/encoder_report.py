@@ -81,7 +81,9 @@ def untrained_like(model: PreTrainedModel, repo_or_path: str | Path, revision: s
     """
     with forked_rng(seed):
         try:
-            config = AutoConfig.from_pretrained(str(repo_or_path), revision=revision, subfolder="pretraining")
+            config = AutoConfig.from_pretrained(
+                str(repo_or_path), revision=revision, subfolder="pretraining", trust_remote_code=False
+            )
             return AutoModelForPreTraining.from_config(config).eval()
         except (OSError, ValueError):
             config = copy.deepcopy(model.config)

@@ -212,7 +212,7 @@ class BaseTrainer(SafeCheckpointTrainer):
             late = not self.interruption.has_stopped
             if late and self.args.world_size == 1 and not self.args.load_best_model_at_end:
                 self._save_before_leaving()
-                self._tell_the_way_back()
+                self.interruption.tell(self.state.global_step, self.resume_command)
             raise TrainingInterrupted(self.interruption.received)
         self._raise_if_non_finite()
         if not self._is_sharded and not has_finite_weights(self.model):
@@ -228,14 +228,9 @@ class BaseTrainer(SafeCheckpointTrainer):
         # Not the stock end, which may load the best model, and delete all checkpoints but that one.
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         self.is_in_train = False
-        self._tell_the_way_back()
-        return TrainOutput(self.state.global_step, float("nan"), {})
-
-    def _tell_the_way_back(self) -> None:
         if self.is_world_process_zero():
-            name, step = signal.Signals(self.interruption.received).name, self.state.global_step
-            # Whatever the level of logs.
-            print(f"{name}: update {step} is saved. Go on with: {self.resume_command}", flush=True)  # noqa: T201
+            self.interruption.tell(self.state.global_step, self.resume_command)
+        return TrainOutput(self.state.global_step, float("nan"), {})
 
     def _save_before_leaving(self) -> None:
         """For a signal that came too late to end an update: what was trained must not be lost."""

@@ -116,6 +116,11 @@ class InterruptionCallback(TrainerCallback):
             self.received = int(told) or None
         return self.received is not None and not self.has_stopped
 
+    def tell(self, step: int, command: str) -> None:
+        """Says where the run stands and how to go on, whatever the level of logs."""
+        name = signal.Signals(self.received).name
+        print(f"{name}: update {step} is saved. Go on with: {command}", flush=True)  # noqa: T201
+
     def _agree(self) -> None:
         if self._agreement is not None:
             work, told = self._agreement

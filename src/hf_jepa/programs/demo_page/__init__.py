@@ -13,6 +13,7 @@ from typing import Any
 from ...hub.inspection import inspect_release
 from ...hub.sources import is_hub_name
 from ...world_model import WorldModelConfig
+from .visitors import serve
 
 _SPACE = files(__package__.rpartition(".")[0]) / "space"
 
@@ -48,6 +49,7 @@ def build_page(repos: Sequence[str], device: str | None = None) -> Any:
     """
     try:
         import gradio as gr
+        from gradio.utils import get_upload_folder
     except ImportError as error:
         raise ImportError("The page needs gradio, which is not installed: `pip install hf-jepa[demo]`.") from error
     from . import images, plans, texts, videos
@@ -68,8 +70,12 @@ def build_page(repos: Sequence[str], device: str | None = None) -> Any:
             tabs.append((videos.add_tab, (repo,)))
         else:
             tabs.append((plans.add_tab, (plans.load(repo, device), plans.recorded_episodes(repo))))
-    folder = Path(tempfile.mkdtemp(prefix="hf-jepa-demo-"))
-    with gr.Blocks(title="JEPA", analytics_enabled=False) as page:
+    # Among the page's own files, which it serves as they lie: others it copies under names of their content, and
+    # would write one again while somebody reads it.
+    served = Path(get_upload_folder())
+    served.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="hf-jepa-demo-", dir=served))
+    with gr.Blocks(title="JEPA", analytics_enabled=False, delete_cache=(600, 600)) as page:
         gr.Markdown("# Joint-embedding predictive architectures")
         with gr.Tabs():
             for number, (facts, (add_tab, loaded)) in enumerate(zip(found, tabs, strict=True)):
@@ -91,7 +97,7 @@ def launch(repos: Sequence[str], host: str = "127.0.0.1", port: int = 7860, devi
     Raises:
         `ImportError`, `ValueError`: as [`build_page`].
     """
-    build_page(repos, device).launch(server_name=host, server_port=port, share=False)
+    serve(build_page(repos, device), host, port)
 
 
 def write_space(repos: Sequence[str], folder: Path) -> Path:

@@ -14,6 +14,7 @@ from ...evaluation import load_encoder, load_image_transform, pooled_features
 from ...token_layouts import token_grid
 from ...visualization import plot_feature_pca, plot_neighbours
 from .shown import picture
+from .visitors import answering
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,8 @@ def draw_features(images: Images, files: Sequence[str], folder: Path) -> tuple[P
 def add_tab(gr: Any, images: Images, folder: Path) -> None:
     """What the page shows of an image encoder; `folder` is for pictures."""
 
-    def answer(files: list[str] | None) -> tuple[str | None, str | None]:
-        try:
-            found = draw_features(images, files or [], folder)
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        return tuple(file and str(file) for file in found)
+    def answer(files: list[str] | None, place: Path) -> tuple[str | None, str | None]:
+        return tuple(file and str(file) for file in draw_features(images, files or [], place))
 
     gr.Markdown("Which of your images are alike to the encoder, and which parts of them?")
     with gr.Row():
@@ -83,4 +80,4 @@ def add_tab(gr: Any, images: Images, folder: Path) -> None:
         with gr.Column(min_width=300, scale=2):
             neighbours = picture(gr, "Nearest features", "neighbours")
             components = picture(gr, "Principal components of the patches as colours", "components")
-    button.click(answer, [files], [components, neighbours], api_name="compare")
+    button.click(answering(gr, folder, answer), [files], [components, neighbours], api_name="compare")

@@ -12,8 +12,10 @@ from ...evaluation.planning_run import load_world_model
 from ...planning import CEMPlanner
 from ...visualization.planning import plot_expected_distance
 from .shown import picture
+from .visitors import answering
 
 _EPISODES = "episodes.gif"
+_MAX_STEPS = 40
 
 
 def load(repo_or_path: str, device: str | None = None) -> PreTrainedModel:
@@ -76,11 +78,11 @@ def plan_between(
 def add_tab(gr: Any, model: PreTrainedModel, episodes: str | None, folder: Path) -> None:
     """What the page shows of a world model; `episodes` is an animation, `folder` is for pictures."""
 
-    def answer(now: str | None, goal: str | None, horizon: float) -> tuple[list[list[float]], str]:
-        try:
-            actions, file = plan_between(model, now, goal, int(horizon), folder)
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+    def answer(now: str | None, goal: str | None, steps: float, place: Path) -> tuple[list[list[float]], str]:
+        # What the slider allows; a request need not come from it.
+        if not 1 <= steps <= _MAX_STEPS:
+            raise ValueError(f"Give 1 to {_MAX_STEPS} steps.")
+        actions, file = plan_between(model, now, goal, int(steps), place)
         return actions, str(file)
 
     gr.Markdown("Which actions lead from one picture to the other, and how near does the model expect to come?")
@@ -88,7 +90,7 @@ def add_tab(gr: Any, model: PreTrainedModel, episodes: str | None, folder: Path)
         with gr.Column(min_width=300):
             now = gr.Image(type="filepath", label="Now", height=200, elem_id="now")
             goal = gr.Image(type="filepath", label="Goal", height=200, elem_id="goal")
-            horizon = gr.Slider(1, 40, value=15, step=1, label="Steps")
+            horizon = gr.Slider(1, _MAX_STEPS, value=15, step=1, label="Steps")
             button = gr.Button("Plan", variant="primary", elem_id="plan")
         with gr.Column(min_width=300, scale=2):
             drawn = picture(gr, "Expected distance to the goal, in features", "distance")
@@ -96,4 +98,4 @@ def add_tab(gr: Any, model: PreTrainedModel, episodes: str | None, folder: Path)
             actions = gr.Dataframe(headers=names, label="Actions, in the environment's units", elem_id="actions")
             if episodes is not None:
                 gr.Image(episodes, label="Episodes that were recorded, each beside its goal", elem_id="episodes")
-    button.click(answer, [now, goal, horizon], [actions, drawn], api_name="plan")
+    button.click(answering(gr, folder, answer), [now, goal, horizon], [actions, drawn], api_name="plan")

@@ -9,6 +9,7 @@ from ...data.vl_media import read_clip, read_image
 from ...pipelines.vl_jepa import VLJepaPipeline
 from ...visualization import plot_feature_pca
 from .shown import picture
+from .visitors import answering
 
 _SIDE = 224
 
@@ -67,12 +68,11 @@ def draw_pca(pipeline: VLJepaPipeline, image: str | None, video: str | None, pat
 def add_tab(gr: Any, pipeline: VLJepaPipeline, folder: Path) -> None:
     """What the page shows of a VL-JEPA; `folder` is for pictures."""
 
-    def answer(image: str | None, video: str | None, query: str, candidates: str) -> tuple[dict, str | None]:
-        try:
-            ranks = ranked_texts(pipeline, image, video, query, candidates)
-            file = draw_pca(pipeline, image, video, folder / "texts.png")
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+    def answer(
+        image: str | None, video: str | None, query: str, candidates: str, place: Path
+    ) -> tuple[dict, str | None]:
+        ranks = ranked_texts(pipeline, image, video, query, candidates)
+        file = draw_pca(pipeline, image, video, place / "texts.png")
         # The label's bars take shares: cosines from -1 to 1 become 0 to 1.
         return {text: (1 + score) / 2 for text, score in ranks.items()}, file and str(file)
 
@@ -90,4 +90,4 @@ def add_tab(gr: Any, pipeline: VLJepaPipeline, folder: Path) -> None:
         with gr.Column(min_width=300):
             ranks = gr.Label(label="Ranks", num_top_classes=10, elem_id="ranks")
             drawn = picture(gr, "Features: principal components as colours", "pca")
-    button.click(answer, [image, video, query, candidates], [ranks, drawn], api_name="rank")
+    button.click(answering(gr, folder, answer), [image, video, query, candidates], [ranks, drawn], api_name="rank")

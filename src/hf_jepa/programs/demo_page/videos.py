@@ -7,6 +7,7 @@ from ...evaluation import load_encoder
 from ...modeling_jepa import JepaPreTrainedModel
 from ...visualization.run import visualize
 from .shown import picture
+from .visitors import answering
 
 
 def check(repo_or_path: str) -> None:
@@ -43,11 +44,8 @@ def draw_surprise(repo_or_path: str, video: str | None, folder: Path) -> tuple[P
 def add_tab(gr: Any, repo_or_path: str, folder: Path) -> None:
     """What the page shows of a video model; `folder` is for pictures."""
 
-    def answer(video: str | None) -> tuple[str, str]:
-        try:
-            return tuple(map(str, draw_surprise(repo_or_path, video, folder)))
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+    def answer(video: str | None, place: Path) -> tuple[str, str]:
+        return tuple(map(str, draw_surprise(repo_or_path, video, place)))
 
     gr.Markdown("How far is each moment of a clip from what the model predicts from the rest?")
     with gr.Row():
@@ -57,4 +55,4 @@ def add_tab(gr: Any, repo_or_path: str, folder: Path) -> None:
         with gr.Column(min_width=300, scale=2):
             surprise = picture(gr, "Surprise over time", "surprise")
             components = picture(gr, "Principal components of the features as colours", "video-components")
-    button.click(answer, [video], [surprise, components], api_name="surprise")
+    button.click(answering(gr, folder, answer), [video], [surprise, components], api_name="surprise")
