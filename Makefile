@@ -108,6 +108,7 @@ bench: $(STAMP)
 	$(PY) -m scripts.benchmarks.video
 	$(PY) -m scripts.benchmarks.vl
 	$(PY) -m scripts.benchmarks.world_models
+	$(PY) -m scripts.benchmarks.input_pipeline
 
 clean:
 	rm -rf .venv .venv-lowest build dist outputs demo_data .ruff_cache .pytest_cache src/*.egg-info
