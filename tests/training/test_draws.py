@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import TrainerCallback
 
 from hf_jepa import JepaTrainer
-from hf_jepa.data import SeededImageStream, train_transform
+from hf_jepa.data import SeededImageStream, decode_image, train_transform
 from hf_jepa.training.draws import DrawCountedStream, DrawSeededDataset
 
 
@@ -196,6 +196,32 @@ def test_a_stream_that_is_resumed_twice_equals_an_uninterrupted_one(
         settings["dataloader_num_workers"] = 2 - num_workers // 2
         with pytest.raises(ValueError, match=f"stream_parts: {max(num_workers, 1)} in the checkpoint"):
             run("parts", 0).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_resumed_image_stream_does_not_decode_the_past(
+    make_trainer: Callable[..., JepaTrainer], pictures: Dataset, monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    decoded = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def count(value: Any) -> Any:
+        decoded.add_(1)
+        return decode_image(value)
+
+    def run(**settings: Any) -> JepaTrainer:
+        return make_trainer(
+            trainer={"train_dataset": image_stream(pictures)},
+            max_steps=30,
+            dataloader_num_workers=num_workers,
+            dataloader_prefetch_factor=1 if num_workers else None,
+            **settings,
+        )
+
+    run(save_strategy="steps", save_steps=28).train()
+    monkeypatch.setattr("hf_jepa.data.dataset.decode_image", count)
+    run().train(resume_from_checkpoint=True)
+    # Of 120 samples 8 are left; loaders read ahead, and each worker decodes one sample that stands in for the past.
+    assert decoded.item() <= 8 + (num_workers + 1) * 2 * 4 + max(num_workers, 1)
 
 
 class StopAt(TrainerCallback):

@@ -70,6 +70,11 @@ class SeededStream(IterableDataset):
         """
         self.dataset.set_epoch(epoch)
 
+    @property
+    def at_start(self) -> bool:
+        """`bool`: Whether the next iteration begins with the first row."""
+        return self._num_skipped == 0
+
     def state_dict(self) -> dict[str, Any]:
         """
         Returns:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from copy import copy
+from itertools import repeat
 from typing import Any
 
 import datasets
@@ -10,6 +11,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ..data import SeededStream
 from ..data.seeding import forked_rng, mix_seed
+from .stream_places import PLACE, Places
 
 
 class DrawSeededDataset(Dataset):
@@ -55,6 +57,8 @@ class DrawCountedStream(IterableDataset):
         rank (`int`): this process.
         world_size (`int`): number of processes.
         num_workers (`int`): workers of this rank's loader.
+        places (`dict`, *optional*): worker -> how far it has read its shards (`stream_places`). What lies before is
+            not decoded again: one sample stands in for each, which a resumed loader passes over.
 
     Raises:
         ValueError: if the stream has fewer shards than ranks or workers that are to share it, or was split over ranks
@@ -62,7 +66,14 @@ class DrawCountedStream(IterableDataset):
     """
 
     def __init__(
-        self, stream: IterableDataset, batch_size: int, seed: int, rank: int, world_size: int, num_workers: int
+        self,
+        stream: IterableDataset,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        num_workers: int,
+        places: Places | None = None,
     ) -> None:
         self.is_sharded = isinstance(stream, SeededStream)
         if self.is_sharded:
@@ -72,28 +83,44 @@ class DrawCountedStream(IterableDataset):
                 "The stream was split by `split_dataset_by_node`, but the trainer deals samples out to its processes "
                 "by itself; give it the whole stream."
             )
-        self.stream = stream
+        self.stream, self.places = stream, dict(places or {})
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
         worker_id, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        samples = self._sharded_samples() if self.is_sharded else self._own_samples(worker_id, num_workers)
+        samples = self._sharded_samples(worker_id) if self.is_sharded else self._own_samples(worker_id, num_workers)
         for count, sample in enumerate(samples):
             batch = count // self.batch_size * num_workers + worker_id
             draw = (batch * self.world_size + self.rank) * self.batch_size + count % self.batch_size
             yield {**sample, "draw": draw}
 
-    def _sharded_samples(self) -> Iterator[dict[str, Any]]:
-        stream, epoch = copy(self.stream), 0
+    def _own_stream(self) -> SeededStream:
+        stream = copy(self.stream)
         # An IterableDataset keeps its epoch in memory that all workers share, and one that prefetches may be an epoch
         # ahead of another: its shuffle would depend on their timing. A derived dataset has an epoch of its own.
         stream.dataset = stream.dataset.with_format(None)
+        return stream
+
+    def _sharded_samples(self, worker_id: int) -> Iterator[dict[str, Any]]:
+        stream, epoch, batches = self._own_stream(), 0, 0
+        if worker_id in self.places:
+            batches, epoch, seen, yielded, num_bad = self.places[worker_id]
+            yield from repeat(next(iter(self._own_stream())), batches * self.batch_size)
+            state = {"epoch": epoch, "seen": seen, "yielded": yielded, "num_bad": num_bad}
+            stream.load_state_dict(state)
+        count = 0
         while True:
             stream.set_epoch(epoch)
-            empty = True
+            # A place may be the end of an epoch.
+            empty = stream.at_start
             for sample in stream:
                 empty = False
+                count += 1
+                if count % self.batch_size == 0:
+                    state = stream.state_dict()
+                    place = [worker_id, batches + count // self.batch_size, epoch]
+                    sample[PLACE] = [*place, *(state[name] for name in ("seen", "yielded", "num_bad"))]
                 yield sample
             if empty:
                 raise ValueError("A worker's share of the training stream is empty; lower `dataloader_num_workers`.")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ...data import MixedVideoDataset, SeededStream
@@ -27,6 +28,7 @@ from ..callbacks import (
 from ..draws import DrawCountedStream
 from ..interruption import shelter_workers
 from ..refusals import refuse_half_precision
+from ..stream_places import PlacedCollator, Places, load_places, note_place, save_places
 from .arguments import JepaTrainingArguments, lars
 from .batch_norm import synchronize_batch_norm
 from .metrics import StepMetrics
@@ -121,6 +123,7 @@ class JepaTrainer(BaseTrainer):
         if args.world_size > 1:
             synchronize_batch_norm(model, args.device.type)
         self.probe_train_dataset = probe_train_dataset
+        self._stream_places: Places = {}
         self.guard = GuardCallback(self._describe_step)
         method_callbacks: list[TrainerCallback] = [WeightDecayCallback()]
         self.has_context_loss = bool(getattr(model.config, "context_loss_weight", 0.0))
@@ -161,6 +164,10 @@ class JepaTrainer(BaseTrainer):
             return self._stream_dataloader()
         return super().get_train_dataloader()
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        self._stream_places = {}
+        return super().train(resume_from_checkpoint, **kwargs)
+
     def _stream_dataloader(self) -> DataLoader:
         args = self.args
         stream = DrawCountedStream(
@@ -170,18 +177,32 @@ class JepaTrainer(BaseTrainer):
             rank=args.process_index,
             world_size=args.world_size,
             num_workers=args.dataloader_num_workers,
+            places=self._stream_places,
         )
         # Not prepared by accelerate, which would split the ranks a second time.
         loader = DataLoader(
             stream,
             batch_size=self._train_batch_size,
-            collate_fn=self.data_collator,
+            collate_fn=PlacedCollator(self.data_collator),
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             prefetch_factor=args.dataloader_prefetch_factor,
             multiprocessing_context=args.dataloader_multiprocessing_context,
         )
         return shelter_workers(loader)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        note_place(self._stream_places, inputs)
+        return super()._prepare_inputs(inputs)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        save_places(self._stream_places, Path(output_dir), self.args.process_index)
+
+    def _checkpoint_to_resume(self, wanted: str | bool) -> str:
+        folder = super()._checkpoint_to_resume(wanted)
+        self._stream_places = load_places(Path(folder), self.args.process_index)
+        return folder
 
     def _run_description(self) -> dict[str, Any]:
         described = super()._run_description()
