@@ -149,6 +149,20 @@ def test_frames_do_not_see_each_other():
 
 
 @torch.no_grad()
+def test_latents_can_stay_as_the_encoder_and_the_predictor_give_them():
+    torch.manual_seed(0)
+    model = new_model()
+    clip, given = torch.randn(1, 2, 3, 16, 16), window(3, 1)
+    normed = model.encode(clip)
+    model.config.normalize_latents = False
+    latents = model.encode(clip)
+    assert not torch.equal(latents, normed)
+    torch.testing.assert_close(torch.nn.functional.layer_norm(latents, (32,)), normed)
+    ahead = model.rollout(given["latents"][:, :1], given["actions"], states=given["states"][:, :1])
+    assert ahead[:, -1].mean(-1).abs().max() > 1e-2
+
+
+@torch.no_grad()
 def test_raw_frames_are_squeezed_and_normalised():
     model = new_model()
     pixels = torch.randint(0, 256, (2, 3, 3, 16, 16), dtype=torch.uint8)

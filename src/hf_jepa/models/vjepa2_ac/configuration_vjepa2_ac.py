@@ -38,6 +38,8 @@ class VJepa2ACConfig(WorldModelConfig):
         frame_grid (`list[int]`, *optional*): rows and columns of a frame's tokens; by default square.
         max_steps (`int`, defaults to 32): most frames that a rollout may look at. Rotary positions have no end; the
             released loader stops at 32, and training saw 8.
+        normalize_latents (`bool`, defaults to `True`): layer-norm (no affine) of encoded and of predicted tokens, the
+            released code's `normalize_reps`.
         loss_exponent (`float`, defaults to 1.0): losses are means of `|prediction - target|^e / e`.
         rollout_steps (`int`, defaults to 2): frames of the rollout loss; 0 leaves it out.
 
@@ -77,6 +79,7 @@ class VJepa2ACConfig(WorldModelConfig):
     embodiments: list[str] | tuple[str, ...] = ("droid",)
     frame_grid: list[int] | tuple[int, ...] | None = None
     max_steps: int = 32
+    normalize_latents: bool = True
     loss_exponent: float | int = 1.0
     rollout_steps: int = 2
 

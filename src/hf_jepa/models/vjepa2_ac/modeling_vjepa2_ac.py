@@ -81,7 +81,7 @@ class VJepa2ACModel(WorldModelMixin, JepaPreTrainedModel):
             proprio: not read; the robot's state enters [`rollout`](VJepa2ACModel.rollout) as `states`.
 
         Returns:
-            `torch.FloatTensor` of shape `(batch, time, tokens, width)`, layer-normed per token.
+            `torch.FloatTensor` of shape `(batch, time, tokens, width)`, layer-normed per token (`normalize_latents`).
 
         Raises:
             `ValueError`: for another number of dimensions, or frames that are not normalised.
@@ -89,7 +89,7 @@ class VJepa2ACModel(WorldModelMixin, JepaPreTrainedModel):
         config = self.config
         size = None if config.frame_grid else configured_size(config.encoder_config)
         frames = normalized_frames(pixel_values, config.image_mean, config.image_std, size, self.dtype)
-        return normalize_targets(encode_each_frame(self.encoder, frames))
+        return self._normalized(encode_each_frame(self.encoder, frames))
 
     @torch.no_grad()
     def get_features(self, pixel_values_videos: torch.FloatTensor, which: str = "target") -> torch.FloatTensor:
@@ -105,6 +105,9 @@ class VJepa2ACModel(WorldModelMixin, JepaPreTrainedModel):
         """
         self._encoder(which)
         return self.encode(pixel_values_videos).flatten(1, 2)
+
+    def _normalized(self, latents: torch.Tensor) -> torch.Tensor:
+        return normalize_targets(latents) if self.config.normalize_latents else latents.float()
 
     @can_return_tuple
     def forward(
@@ -298,7 +301,7 @@ class VJepa2ACModel(WorldModelMixin, JepaPreTrainedModel):
     ) -> tuple[torch.Tensor, list[KeyValues] | None]:
         """One call of the predictor, layer-normed as every step is."""
         predictions, cache = self.predictor(latents, actions, states, extrinsics, past, use_cache, embodiment)
-        return normalize_targets(predictions), cache
+        return self._normalized(predictions), cache
 
     def _all_states(self, states: torch.Tensor, actions: torch.Tensor, context: int) -> torch.Tensor:
         """States of as many frames as there are actions."""
