@@ -227,6 +227,8 @@ class JepaPreTrainedModel(TrainableParts, StrictLoading, PreTrainedModel):
         """Whether there is an EMA target encoder beside the context encoder."""
         return getattr(self, "target_encoder", None) is not None
 
+    _teacher_was_loaded = False
+
     def frozen(self) -> Iterator[nn.Module | nn.Parameter]:
         yield from self._teachers()
 
@@ -270,6 +272,13 @@ class JepaPreTrainedModel(TrainableParts, StrictLoading, PreTrainedModel):
                 "`teacher_config=teacher.config`."
             )
         self.teacher.load_state_dict({**own, **given})
+        self._teacher_was_loaded = True
+
+    @property
+    def teacher_is_random(self) -> bool:
+        """Whether the frozen teacher, if there is one, comes from a config alone, without [`load_teacher`]."""
+        has_teacher = getattr(self, "teacher", None) is not None
+        return has_teacher and not (self._teacher_was_loaded or self.name_or_path)
 
     @classmethod
     def read_teacher(cls, teacher: str | PreTrainedModel) -> PreTrainedModel:

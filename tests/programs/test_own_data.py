@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_jepa.data.dataset import MissingLabelsError
 from hf_jepa.data.splits import MissingSplitError
 from hf_jepa.programs import finetune_llm, pretrain_image, train_vl_jepa
 from hf_jepa.programs.own_data import load_rows
@@ -30,6 +31,7 @@ def folders(tmp_path_factory):
 
 CASES = {
     "images": (pretrain_image.PROGRAM, ["ijepa_fashion_mnist"], "photos", "probe_split"),
+    "images without labels": (pretrain_image.PROGRAM, ["ijepa_fashion_mnist"], "captions", "probe_split"),
     "pairs": (finetune_llm.PROGRAM, ["llm/nl_rx_synth_tiny"], "pairs.jsonl", "eval_split"),
     "captions": (train_vl_jepa.PROGRAM, ["captions_small"], "captions", "eval_split"),
 }
@@ -60,7 +62,7 @@ def test_a_split_that_only_the_recipe_asks_for_gives_way(case, folders, monkeypa
 def test_a_split_that_is_asked_for_is_missed(case, folders):
     program, argv, data, key = CASES[case]
     argv = [*argv, "--dataset", str(folders / data), f"--{key}", "absent"]
-    with pytest.raises(MissingSplitError, match="no split 'absent'"):
+    with pytest.raises((MissingSplitError, MissingLabelsError), match="no split 'absent'|'label' is not a column"):
         load_rows(program, parse(program, argv), argv)
 
 

@@ -30,6 +30,10 @@ def prepare(dataset: Any, column: str, label_column: str | None, argument: str =
     return dataset
 
 
+class MissingLabelsError(ValueError):
+    """A dataset without the column of labels that was asked for."""
+
+
 def check_columns(dataset: Any, column: str, label_column: str | None, argument: str = "image_column") -> None:
     """
     Checks that a `datasets` dataset has the named columns.
@@ -41,14 +45,15 @@ def check_columns(dataset: Any, column: str, label_column: str | None, argument:
         argument (`str`): What the user calls `column`, for the message.
 
     Raises:
-        ValueError: If a column is missing (the message lists the columns there are) or the labels are not integers.
+        ValueError: If a column is missing (the message lists the columns there are), the one of labels by
+            [`MissingLabelsError`], or the labels are not integers.
     """
     names = dataset.column_names
     if names is None:
         names = list(next(iter(dataset), {}))
-    for name, value in ((argument, column), ("label_column", label_column)):
+    for name, value, error in ((argument, column, ValueError), ("label_column", label_column, MissingLabelsError)):
         if value is not None and value not in names:
-            raise ValueError(f"{name}={value!r} is not a column of this dataset, which has {sorted(names)}.")
+            raise error(f"{name}={value!r} is not a column of this dataset, which has {sorted(names)}.")
     feature = (dataset.features or {}).get(label_column)
     if not getattr(feature, "dtype", "int64").startswith(("int", "uint", "bool")):
         raise ValueError(

@@ -89,3 +89,17 @@ def refuse_half_precision(model: PreTrainedModel, otherwise: str = "") -> None:
                 f"`{name}` is trained in {parameter.dtype}, where most updates at the usual learning rates are "
                 f"rounded away. Load the model with `dtype=torch.float32` and pass `bf16=True`{otherwise}."
             )
+
+
+def refuse_random_teacher(model: PreTrainedModel) -> None:
+    """
+    Keeps a run from learning to predict noise.
+
+    Raises:
+        ValueError: if the model's frozen teacher was never given weights.
+    """
+    if getattr(model, "teacher_is_random", False):
+        raise ValueError(
+            "The frozen teacher has random weights: call `model.load_teacher(encoder)` (an id, a folder or a model) "
+            "before training."
+        )

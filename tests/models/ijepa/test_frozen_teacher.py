@@ -109,3 +109,14 @@ def test_patches_of_another_size_are_named(teacher, inputs):
     model = student(ViTModel(config, add_pooling_layer=False))
     with pytest.raises(ValueError, match="64 tokens of an image, the student 16"):
         model(**inputs)
+
+
+def test_a_teacher_of_random_weights_is_not_trained_on(teacher, tmp_path):
+    model = student(teacher)
+    assert not model.teacher_is_random
+    model.save_pretrained(tmp_path / "model")
+    assert not IJepaForPreTraining.from_pretrained(tmp_path / "model").teacher_is_random
+    fresh = IJepaForPreTraining(model.config)
+    arguments = JepaTrainingArguments(output_dir=str(tmp_path / "run"), max_steps=1, use_cpu=True, report_to="none")
+    with pytest.raises(ValueError, match="call `model.load_teacher"):
+        JepaTrainer(model=fresh, args=arguments, train_dataset=[{"image": None}])

@@ -27,7 +27,7 @@ from ..callbacks import (
 )
 from ..draws import DrawCountedStream
 from ..interruption import shelter_workers
-from ..refusals import refuse_half_precision
+from ..refusals import refuse_half_precision, refuse_random_teacher
 from ..stream_places import PlacedCollator, Places, load_places, note_place, save_places
 from .arguments import JepaTrainingArguments, lars
 from .batch_norm import synchronize_batch_norm
@@ -118,6 +118,7 @@ class JepaTrainer(BaseTrainer):
             )
         self.has_target = getattr(model, "target_encoder", None) is not None
         refuse_half_precision(model)
+        refuse_random_teacher(model)
         if self.has_target:
             check_full_precision(model)
         if args.world_size > 1:
