@@ -68,7 +68,7 @@ demo-fork: $(STAMP)
 	$(PY) -m trainers.demos.fork
 
 test: $(STAMP)
-	$(TEST_ENV) $(PY) -m pytest -n 2 -m "not slow and not network and not gpu" --durations=10
+	$(TEST_ENV) $(PY) -m pytest -n 2 --dist worksteal -m "not slow and not network and not gpu" --durations=10
 
 test-slow: $(STAMP)
 	@scripts/setup_env.sh --browser
