@@ -1,13 +1,13 @@
 import gzip
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hf_jepa.data import load_image_dataset
+from tests.processes import run_script
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make_demo_data.py"
 
@@ -29,8 +29,7 @@ def source(tmp_path) -> Path:
 
 
 def run(out: Path, source: Path, *flags: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, SCRIPT, "--out", out, "--debian-folder", source, "--num-validation", "8", *flags]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    return run_script(SCRIPT.read_text(), "--out", out, "--debian-folder", source, "--num-validation", "8", *flags)
 
 
 def test_splits_part_the_data_and_a_second_run_changes_nothing(source, tmp_path):

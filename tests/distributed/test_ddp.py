@@ -7,15 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-PROGRAM = Path(__file__).parent / "training_program.py"
+from tests.distributed.training_runs import train_and_resume
+from tests.processes import run_in_two_processes
 
 
-def test_two_processes_train_log_probe_and_resume_as_one(run_program, tmp_path: Path) -> None:
+def test_two_processes_train_log_probe_and_resume_as_one(tmp_path: Path) -> None:
     # One test, so that the runs are made once however tests are spread over processes.
     one, two = tmp_path / "one", tmp_path / "two"
-    for folder, processes, sizes, others in ((one, 1, (8, 1), ()), (two, 2, (2, 2), (one / "checkpoint-4",))):
-        folder.mkdir()
-        run_program(PROGRAM, folder, *sizes, *others, processes=processes)
+    one.mkdir()
+    train_and_resume(one, 8, 1)
+    two.mkdir()
+    run_in_two_processes(train_and_resume, two, 2, 2, one / "checkpoint-4")
     check_gradients_and_weights(one, two)
     check_logs_and_probes(one, two)
     check_resume(two)

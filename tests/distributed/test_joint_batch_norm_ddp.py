@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from transformers import AutoConfig
 
@@ -18,6 +17,7 @@ from hf_jepa import (
     VICRegPreTrainingConfig,
 )
 from hf_jepa.training.jepa.batch_norm import JointBatchNorm, synchronize_batch_norm
+from tests.processes import run_in_two_processes
 
 
 def models() -> list[nn.Module]:
@@ -53,9 +53,8 @@ def joint_views() -> torch.Tensor:
     return torch.randn(8, 2, 3, 16, 16) + torch.arange(8).view(-1, 1, 1, 1, 1) / 4
 
 
-def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def worker(folder: Path) -> None:
+    rank = dist.get_rank()
     results = []
     for model in models():
         synchronize_batch_norm(model)
@@ -66,12 +65,11 @@ def worker(rank: int, folder: str) -> None:
         dist.all_reduce(loss)
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         results.append((loss / 2, gradients, dict(model.named_buffers())))
-    torch.save(results, Path(folder) / f"rank{rank}.pt")
-    dist.destroy_process_group()
+    torch.save(results, folder / f"rank{rank}.pt")
 
 
 def test_two_processes_equal_one(tmp_path):
-    mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
+    run_in_two_processes(worker, tmp_path)
     for rank in range(2):
         found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
         for model, (loss, gradients, buffers) in zip(models(), found, strict=True):

@@ -7,19 +7,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-PROGRAM = Path(__file__).parent / "llm_jepa_program.py"
+from tests.distributed.llm_jepa_runs import CASES, run_all
+from tests.processes import run_in_two_processes
 
 
 @pytest.fixture(scope="module")
-def runs(run_program, tmp_path_factory) -> list[Path]:
+def runs(tmp_path_factory) -> list[Path]:
     folders = [tmp_path_factory.mktemp("runs") / name for name in ("one", "two")]
-    for processes, folder in enumerate(folders, start=1):
+    for folder in folders:
         folder.mkdir()
-        run_program(PROGRAM, folder, processes=processes)
+    run_all(folders[0])
+    run_in_two_processes(run_all, folders[1])
     return folders
 
 
-@pytest.mark.parametrize("case", ["jepa", "stp", "infonce", "sigreg", "vicreg"])
+@pytest.mark.parametrize("case", CASES)
 def test_two_processes_train_and_evaluate_as_one(runs, case):
     expected, found = (load_file(folder / f"{case}.safetensors") for folder in runs)
     for name, weight in found.items():

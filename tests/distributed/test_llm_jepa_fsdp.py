@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_jepa import LLMJepaForCausalLM
 from hf_jepa.masking import pack_examples
 from hf_jepa.training.checkpoints import gather_whole_model
+from tests.processes import run_in_two_processes
 
 FAMILIES = {
     "llama": {"model_type": "llama"},
@@ -49,12 +49,11 @@ def examples() -> list[dict]:
     return made
 
 
-def worker(rank: int, folder: str) -> None:
+def worker(folder: Path) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    rank = dist.get_rank()
     whole = pack_examples(examples(), 2, "shared")
     own = pack_examples(examples()[2 * rank : 2 * rank + 2], 2, "shared")
     for family in FAMILIES:
@@ -68,21 +67,20 @@ def worker(rank: int, folder: str) -> None:
         (2 * loss).backward()
         trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
         gradients = {name: weight.grad.full_tensor() for name, weight in trained}
-        torch.save((loss.detach(), gradients), Path(folder) / f"{family}-{rank}.pt")
+        torch.save((loss.detach(), gradients), folder / f"{family}-{rank}.pt")
         model.causal_lm.generation_config.eos_token_id = 7
         gathered = gather_whole_model(model, rank == 0)
         assert (gathered is None) == (rank == 1)
         if gathered is not None:
-            gathered.save_pretrained(Path(folder) / family)
+            gathered.save_pretrained(folder / family)
             # Where the published model stops is in no state dict.
             assert gathered.causal_lm.generation_config.eos_token_id == 7
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
-    mp.spawn(worker, (str(folder),), nprocs=2)
+    run_in_two_processes(worker, folder)
     return folder
 
 

@@ -6,7 +6,6 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn import functional as F
 
@@ -24,6 +23,7 @@ from hf_jepa.objectives import (
     variance_hinge,
 )
 from hf_jepa.objectives.distributed import batch_sizes, gather_batch
+from tests.processes import run_in_two_processes
 
 N, VIEWS, WIDTH = 8, 2, 6
 # Rows of the first process, equal and unequal; the second has the rest.
@@ -90,9 +90,8 @@ class Model(nn.Module):
 ALL = [*CASES, "rdmreg_module", "visreg", "weak_sigreg", "learned_temperature"]
 
 
-def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def worker(folder: Path) -> None:
+    rank = dist.get_rank()
     found, inputs = {}, constants()[0]
     for split in SPLITS:
         rows = slice(0, split) if rank == 0 else slice(split, None)
@@ -106,13 +105,12 @@ def worker(rank: int, folder: str) -> None:
         with mock.patch.object(dist, "get_backend", return_value="nccl"):
             found[f"sizes/{split}"] = torch.tensor(batch_sizes(len(inputs[0, rows])))
             found[f"gathered/{split}"] = gather_batch(inputs[:, rows], dim=1)
-    torch.save(found, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    torch.save(found, folder / f"{rank}.pt")
 
 
 def test_two_processes_equal_one(tmp_path):
     # One test, so that the processes start once however tests are spread.
-    mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
+    run_in_two_processes(worker, tmp_path)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     inputs = constants()[0]
     for case in ALL:

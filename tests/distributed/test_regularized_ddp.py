@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from transformers import IJepaConfig
 
 from hf_jepa import IJepaForPreTraining, IJepaPreTrainingConfig
 from hf_jepa.modeling_jepa import JepaOutput
+from tests.processes import run_in_two_processes
 
 VARIANTS = [("sigreg", "stop_gradient"), ("sigreg", "shared"), ("rdmreg", "shared"), ("vicreg", "ema")]
 
@@ -45,20 +45,18 @@ def step(model: torch.nn.Module, pixel_values: torch.Tensor) -> JepaOutput:
     return output
 
 
-def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def worker(folder: Path) -> None:
+    rank = dist.get_rank()
     for regularizer, target in VARIANTS:
         model, pixels = joint(regularizer, target)
         output = step(torch.nn.parallel.DistributedDataParallel(model), pixels[4 * rank : 4 * rank + 4])
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         found = (output.loss.detach(), output.loss_components[regularizer], gradients)
-        torch.save(found, Path(folder) / f"{regularizer}-{target}-{rank}.pt")
-    dist.destroy_process_group()
+        torch.save(found, folder / f"{regularizer}-{target}-{rank}.pt")
 
 
 def test_two_processes_equal_one(tmp_path):
-    mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
+    run_in_two_processes(worker, tmp_path)
     for regularizer, target in VARIANTS:
         name = f"{regularizer}-{target}"
         ranks = [torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for rank in (0, 1)]

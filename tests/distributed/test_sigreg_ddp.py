@@ -1,12 +1,13 @@
 """Two gloo processes: SIGReg's value and averaged gradient equal one process on the joint batch, of any split."""
 
+import copy
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from hf_jepa.objectives import SIGReg
+from tests.processes import run_in_two_processes
 
 SPLITS = ((6, 6), (9, 3), (11, 1))
 FORMS = (
@@ -21,10 +22,9 @@ def joint() -> tuple[torch.Tensor, torch.nn.Linear]:
     return 2 * torch.randn(3, 12, 5), torch.nn.Linear(5, 6)
 
 
-def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    modules = [SIGReg(16, **form) for form in FORMS]  # before the process group, as trainers often do
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def worker(folder: Path, modules: list[SIGReg]) -> None:
+    # Tensors that processes are given are shared between them; a step counter is not to be.
+    rank, modules = dist.get_rank(), copy.deepcopy(modules)
     inputs, layer = joint()
     model = torch.nn.parallel.DistributedDataParallel(layer)
     results = []
@@ -35,15 +35,14 @@ def worker(rank: int, folder: str) -> None:
             value = module(model(part))
             value.backward()
             results.append((value.detach(), [parameter.grad.clone() for parameter in layer.parameters()]))
-    torch.save(results, Path(folder) / f"rank{rank}.pt")
-    dist.destroy_process_group()
+    torch.save(results, folder / f"rank{rank}.pt")
 
 
 def test_two_processes_equal_one(tmp_path):
-    mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
+    modules = [SIGReg(16, **form) for form in FORMS]  # before the process group, as trainers often do
+    run_in_two_processes(worker, tmp_path, modules)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     inputs, layer = joint()
-    modules = [SIGReg(16, **form) for form in FORMS]
     expected = []
     for _ in SPLITS:
         for module in modules:

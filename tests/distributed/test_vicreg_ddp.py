@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from hf_jepa.objectives import multi_view_vicreg
+from tests.processes import run_in_two_processes
 
 
 def joint() -> tuple[torch.Tensor, torch.nn.Linear]:
@@ -14,9 +14,8 @@ def joint() -> tuple[torch.Tensor, torch.nn.Linear]:
     return torch.randn(3, 8, 5), torch.nn.Linear(5, 6)
 
 
-def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def worker(folder: Path) -> None:
+    rank = dist.get_rank()
     inputs, layer = joint()
     model = torch.nn.parallel.DistributedDataParallel(layer)
     terms = multi_view_vicreg(model(inputs[:, 4 * rank : 4 * rank + 4]))
@@ -25,12 +24,11 @@ def worker(rank: int, folder: str) -> None:
     dist.all_reduce(sim)
     if rank == 0:
         gradients = [parameter.grad for parameter in layer.parameters()]
-        torch.save((sim / 2, terms.std.detach(), terms.cov.detach(), gradients), Path(folder) / "terms.pt")
-    dist.destroy_process_group()
+        torch.save((sim / 2, terms.std.detach(), terms.cov.detach(), gradients), folder / "terms.pt")
 
 
 def test_two_processes_equal_one(tmp_path):
-    mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
+    run_in_two_processes(worker, tmp_path)
     sim, std, cov, gradients = torch.load(tmp_path / "terms.pt", weights_only=True)
     inputs, layer = joint()
     terms = multi_view_vicreg(layer(inputs))

@@ -7,19 +7,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-PROGRAM = Path(__file__).parent / "vjepa_program.py"
+from tests.distributed.vjepa_runs import run_all
+from tests.processes import run_in_two_processes
 
 
 def logs_of(folder: Path, name: str) -> list[dict[str, float]]:
     return [entry for entry in json.loads((folder / f"{name}.json").read_text()) if "loss" in entry]
 
 
-def test_two_processes_train_log_and_resume_as_one(run_program, tmp_path: Path) -> None:
+def test_two_processes_train_log_and_resume_as_one(tmp_path: Path) -> None:
     # One test, so that the runs are made once however tests are spread over processes.
     one, two = tmp_path / "one", tmp_path / "two"
-    for processes, folder in enumerate((one, two), start=1):
-        folder.mkdir()
-        run_program(PROGRAM, folder, processes=processes)
+    run_all(one)
+    run_in_two_processes(run_all, two)
     for case in ("clips", "mixed"):
         check_gradients_and_weights(one / case, two / case)
         check_logs(one / case, two / case, case)

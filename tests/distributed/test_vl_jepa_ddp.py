@@ -1,23 +1,21 @@
 """Two gloo processes train VL-JEPA as one process does on the joint batch, with and without gradient caching."""
 
 import json
-import runpy
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-PROGRAM = Path(__file__).parent / "vl_jepa_program.py"
-WORLD = runpy.run_path(str(PROGRAM))
+from tests.processes import run_in_two_processes
+from tests.vl_jepa_world import CASES, run, run_both_ways, score
 
 
-def test_two_processes_train_and_evaluate_as_one(run_program, tmp_path):
+def test_two_processes_train_and_evaluate_as_one(tmp_path):
     # One test, so that the processes start once however tests are spread.
-    run_program(PROGRAM, tmp_path / "two")
+    run_in_two_processes(run_both_ways, tmp_path / "two")
     compared = ("loss", "prediction_loss", "temperature", "duplicates", "effective_negatives", "eval_loss")
     compared += ("eval_retrieval_at_1", "eval_reverse_retrieval_at_5", "eval_retrieval_median_rank")
-    WORLD["score"](tmp_path / "one")
+    score(tmp_path / "one")
     files = (
         tmp_path / "one" / "scores-0.json",
         tmp_path / "two" / "scores-0.json",
@@ -26,8 +24,8 @@ def test_two_processes_train_and_evaluate_as_one(run_program, tmp_path):
     scores = [json.loads(file.read_text()) for file in files]
     assert scores[1] == pytest.approx(scores[0], rel=1e-5)
     assert scores[1] == scores[2]
-    for case in WORLD["CASES"]:
-        WORLD["run"](tmp_path / "one" / case, case, 8, None)
+    for case in CASES:
+        run(tmp_path / "one" / case, case, 8, None)
         expected = load_file(tmp_path / "one" / case / "weights.safetensors")
         log = json.loads((tmp_path / "one" / case / "log.json").read_text())
         # Duplicates across processes, and not only within one, were seen; so was an evaluation.

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from hf_jepa import (
@@ -16,6 +15,7 @@ from hf_jepa import (
     VJepaConfig,
 )
 from hf_jepa.training.jepa.batch_norm import synchronize_batch_norm
+from tests.processes import run_in_two_processes
 
 TRANSFORMER = {
     "predictor_type": "transformer",
@@ -83,9 +83,8 @@ def two_updates(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tenso
     return torch.stack(losses)
 
 
-def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def worker(folder: Path) -> None:
+    rank = dist.get_rank()
     results = {}
     for name in (*VARIANTS, ROBOT):
         model = build(name)
@@ -96,12 +95,11 @@ def worker(rank: int, folder: str) -> None:
         dist.all_reduce(losses)
         gradients = {key: parameter.grad for key, parameter in model.named_parameters()}
         results[name] = losses / 2, gradients, model.state_dict()
-    torch.save(results, Path(folder) / f"rank{rank}.pt")
-    dist.destroy_process_group()
+    torch.save(results, folder / f"rank{rank}.pt")
 
 
 def test_two_processes_equal_one(tmp_path):
-    mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
+    run_in_two_processes(worker, tmp_path)
     for rank in range(2):
         found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
         for name, (losses, gradients, state) in found.items():

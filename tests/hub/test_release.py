@@ -1,8 +1,6 @@
 """A release folder, as its readers find it: plain transformers at the root, the composite in `pretraining/`."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from transformers import AutoImageProcessor, AutoModel, IJepaConfig
 
 from hf_jepa import IJepaForPreTraining, IJepaPreTrainingConfig
 from hf_jepa.hub import check_release, load_pretraining, render_card, save_release
+from tests.processes import run_script
 
 RESULTS = {
     "model": {"name": "tiny-ijepa"},
@@ -79,10 +78,7 @@ def release(model, tmp_path):
 def test_plain_transformers_gets_exactly_the_target_encoders_features(model, release, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "picture.png")
-    script = tmp_path / "plain_user.py"
-    script.write_text(PLAIN_USER)
-    command = [sys.executable, str(script), str(release), str(tmp_path / "picture.png"), str(tmp_path / "out.pt")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = run_script(PLAIN_USER, release, tmp_path / "picture.png", tmp_path / "out.pt")
     assert done.returncode == 0, done.stderr
     out = torch.load(tmp_path / "out.pt", weights_only=True)
     assert out["class"] == "IJepaModel"

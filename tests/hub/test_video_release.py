@@ -3,8 +3,6 @@
 import ast
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +21,7 @@ from hf_jepa import (
 )
 from hf_jepa.hub import check_release, load_pretraining, save_release
 from hf_jepa.hub.release import save_video_classifier
+from tests.processes import run_script
 
 RESULTS = {
     "model": {"name": "tiny"},
@@ -90,10 +89,7 @@ def release(model, tmp_path) -> Path:
 def test_plain_transformers_gets_features_and_predictions(model, release, tmp_path):
     frames = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 3, 20, 30), dtype=np.uint8))
     torch.save(frames, tmp_path / "frames.pt")
-    script = tmp_path / "plain_user.py"
-    script.write_text(PLAIN_USER)
-    command = [sys.executable, str(script), str(release), str(tmp_path / "frames.pt"), str(tmp_path / "out.pt")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = run_script(PLAIN_USER, release, tmp_path / "frames.pt", tmp_path / "out.pt")
     assert done.returncode == 0, done.stderr
     out = torch.load(tmp_path / "out.pt", weights_only=True)
     assert out["class"] == "VJEPA2Model"

@@ -3,8 +3,6 @@
 import ast
 import json
 import re
-import runpy
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,16 +12,16 @@ from transformers import AutoModel, AutoProcessor, VJEPA2Model
 
 from hf_jepa import VLJepaTrainer
 from hf_jepa.hub.vl_release import save_vl_release
+from tests import vl_jepa_world
 
-WORLD = runpy.run_path(str(Path(__file__).parents[1] / "distributed" / "vl_jepa_program.py"))
-ROWS = WORLD["build_rows"](16)
+ROWS = vl_jepa_world.build_rows(16)
 RESULTS = {"model": {"name": "tiny"}, "licence": "mit"}
 
 
 @pytest.fixture
 def trainer(tmp_path) -> VLJepaTrainer:
-    args = WORLD["build_arguments"](tmp_path / "run", max_steps=2)
-    return VLJepaTrainer(WORLD["build_model"](), args, ROWS, ROWS[:9], WORLD["build_processor"]())
+    args = vl_jepa_world.build_arguments(tmp_path / "run", max_steps=2)
+    return VLJepaTrainer(vl_jepa_world.build_model(), args, ROWS, ROWS[:9], vl_jepa_world.build_processor())
 
 
 def test_a_release_is_whole_and_its_card_runs(trainer, tmp_path):
@@ -68,14 +66,14 @@ def test_a_release_loads_as_what_was_trained(trainer):
 
 
 def test_paths_of_this_machine_are_not_published(tmp_path):
-    source = WORLD["build_model"]()
+    source = vl_jepa_world.build_model()
     VJEPA2Model(source.config.vision_config).save_pretrained(tmp_path / "my-vision")
     parts = [str(tmp_path / "my-vision"), source.predictor, source.y_encoder.model]
     model = type(source).from_components(*parts, num_layers=1, projection_dim=12, save_frozen=False)
     with pytest.raises(ValueError, match="nobody else has"):
-        save_vl_release(model, tmp_path / "out", WORLD["build_processor"](), RESULTS)
+        save_vl_release(model, tmp_path / "out", vl_jepa_world.build_processor(), RESULTS)
     model.config.save_frozen = True
-    folder = save_vl_release(model, tmp_path / "out", WORLD["build_processor"](), RESULTS)
+    folder = save_vl_release(model, tmp_path / "out", vl_jepa_world.build_processor(), RESULTS)
     for name in ("README.md", "results.json", "config.json"):
         assert str(tmp_path) not in (folder / name).read_text(), name
     assert "from `my-vision`" in (folder / "README.md").read_text()

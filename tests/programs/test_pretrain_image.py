@@ -2,13 +2,13 @@
 
 import importlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from transformers import AutoModel, AutoModelForPreTraining
+
+from tests.processes import run_script
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "trainers" / "pretrain_image.py"
@@ -159,9 +159,7 @@ def test_a_release_can_be_continued(program, recipe, tmp_path):
 
 
 def test_command_line_errors_are_one_line(recipe):
-    run = subprocess.run(
-        [sys.executable, str(PROGRAM), *recipe, "--hiden_size", "3"], capture_output=True, text=True, check=False
-    )
+    run = run_script(PROGRAM.read_text(), *recipe, "--hiden_size", "3")
     assert run.returncode == 1
     assert "did you mean '--hidden_size'" in run.stderr.splitlines()[-1]
     assert "Traceback" not in run.stderr

@@ -1,12 +1,15 @@
 """What every program does in the same order: the release first, then what may fail; and folders that are in use."""
 
+import contextlib
 import importlib
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -17,6 +20,7 @@ from hf_jepa.data.dataset import TooManyBadImagesError
 from hf_jepa.programs.command_line import run_program
 from hf_jepa.programs.launch import train
 from hf_jepa.training import TrainingInterrupted
+from tests.processes import run_in_two_processes
 
 
 @pytest.fixture
@@ -122,6 +126,30 @@ def test_the_command_refuses_before_anything_starts(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def start_program(argv: list[str], output: Path) -> None:
+    sys.argv = ["hf_jepa.programs", *argv]
+    with (output / f"shown-{os.environ['RANK']}.txt").open("w") as file, contextlib.redirect_stdout(file):
+        runpy.run_module("hf_jepa.programs", run_name="__main__")
+
+
+def test_two_processes_on_cpus_make_one_release(recipe, tmp_path, monkeypatch, capsys):
+    started = []
+    ended = SimpleNamespace(wait=lambda: 0)
+    monkeypatch.setattr("hf_jepa.programs.launch.subprocess.Popen", lambda words, env: started.extend(words) or ended)
+    assert command(["train", *recipe, "--accelerate_config", "cpu", "--num_processes", "2", "--max_steps", "2"]) == 0
+    assert "2 processes, CPU" in capsys.readouterr().out
+    place = started.index("hf_jepa.programs") + 1
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "hf_jepa.programs"]
+    assert started[:place] == [sys.executable, *launcher]
+    # What that launcher does, without its seconds; the slow suite calls it.
+    run_in_two_processes(start_program, started[place:], tmp_path)
+    # One optimizer step is two batches of 8.
+    assert release_of(tmp_path)["training"]["batch_size"] == 16
+    shown = [(tmp_path / f"shown-{rank}.txt").read_text().count("The release is in") for rank in range(2)]
+    assert shown == [1, 0]
+
+
+@pytest.mark.slow
 def test_two_processes_on_cpus_are_two(recipe, tmp_path):
     flags = ["--accelerate_config", "cpu", "--num_processes", "2", "--max_steps", "2"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import runpy
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,9 @@ from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from transformers import AutoModel, AutoProcessor, LlamaConfig, LlamaForCausalLM, VJEPA2Model
 
+from tests import vl_jepa_world
+
 ROOT = Path(__file__).parents[2]
-WORLD = runpy.run_path(str(ROOT / "tests" / "distributed" / "vl_jepa_program.py"))
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,8 @@ def program():
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory) -> dict[str, str]:
     """Folders of tiny parts, as a hub would give them."""
-    folder, model, processor = tmp_path_factory.mktemp("parts"), WORLD["build_model"](), WORLD["build_processor"]()
+    folder = tmp_path_factory.mktemp("parts")
+    model, processor = vl_jepa_world.build_model(), vl_jepa_world.build_processor()
     VJEPA2Model(model.config.vision_config).save_pretrained(folder / "vision")
     processor.video_processor.save_pretrained(folder / "vision")
     model.y_encoder.model.save_pretrained(folder / "text")
@@ -43,7 +44,7 @@ def recipe(tmp_path, parts) -> Path:
     data = tmp_path / "data"
     data.mkdir()
     rows = []
-    for number, row in enumerate(WORLD["build_rows"](12)):
+    for number, row in enumerate(vl_jepa_world.build_rows(12)):
         image = row["image"] if row["video"] is None else row["video"][0]
         Image.fromarray(image).save(data / f"{number}.png")
         rows.append({"image": f"{number}.png", "text": row["text"], "ask": row["ask"]})

@@ -1,4 +1,4 @@
-"""A wheel in an environment of its own, in a folder without the checkout: `hf-jepa` alone trains and goes on."""
+"""A wheel in an environment of its own: what it installs trains, evaluates and exports without the checkout."""
 
 import json
 import os
@@ -13,7 +13,22 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import run_script
+
 ROOT = Path(__file__).parents[2]
+
+
+# One process for all commands: each would import torch and transformers.
+COMMANDS = """
+import json, os, sys
+site, folder, commands = sys.argv[1:]
+os.chdir(folder)
+sys.path.insert(0, site)
+import hf_jepa.cli
+assert hf_jepa.__file__.startswith(site), hf_jepa.__file__
+for words in json.loads(commands):
+    assert not hf_jepa.cli.main(words), words
+"""
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +43,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def command(folder):
-    """Runs `hf-jepa` as the wheel installs it."""
+def installed(folder) -> Path:
+    """The environment's folder of packages."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HUB_OFFLINE": "1"}
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
@@ -49,10 +64,11 @@ def command(folder):
     site = Path(call(str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
     assert str(folder) in call(str(python), "-c", "import hf_jepa; print(hf_jepa.__file__)")
-    return lambda *arguments: call(str(folder / "venv" / "bin" / "hf-jepa"), *arguments)
+    assert "ijepa_fashion_mnist" in call(str(python.with_name("hf-jepa")), "recipes")
+    return site
 
 
-def test_wheel_and_sdist_hold_what_is_no_python(command, folder):
+def test_wheel_and_sdist_hold_what_is_no_python(installed, folder):
     build = "from setuptools import build_meta; build_meta.build_sdist('../dist')"
     subprocess.run([sys.executable, "-c", build], cwd=folder / "moved away", check=True, capture_output=True)
     (wheel,), (sdist,) = (list((folder / "dist").glob(pattern)) for pattern in ("*.whl", "*.tar.gz"))
@@ -72,16 +88,20 @@ def test_wheel_and_sdist_hold_what_is_no_python(command, folder):
     assert wanted <= in_sdist
 
 
-def test_the_command_trains_evaluates_and_exports(command, recipe, dataset, tmp_path):
-    assert "ijepa_fashion_mnist" in command("recipes")
-    assert "The release is in" in command("train", *recipe, "--save_strategy", "steps", "--save_steps", "4")
-    release = tmp_path / "run" / "release"
+def test_the_command_trains_evaluates_and_exports(installed, recipe, dataset, tmp_path):
+    release, checkpoint = tmp_path / "run" / "release", tmp_path / "run" / "checkpoint-4"
     output = tmp_path / "evaluation.json"
     split = ["--dataset", str(dataset), "--train-split", "train", "--test-split", "validation"]
-    command("evaluate", str(release), *split, "--task", "knn", "--device", "cpu", "--output", str(output))
+    commands = [
+        ["train", *recipe, "--save_strategy", "steps", "--save_steps", "4"],
+        ["evaluate", str(release), *split, "--task", "knn", "--device", "cpu", "--output", str(output)],
+        ["export", str(checkpoint), str(tmp_path / "exported"), "--license", "mit"],
+    ]
+    done = run_script(COMMANDS, installed, tmp_path, json.dumps(commands))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "The release is in" in done.stdout
     results = json.loads((release / "results.json").read_text())
     trained = next(entry for entry in results["evaluations"] if entry["task"] == "knn")
     # The number on the card is the number of the command.
     assert json.loads(output.read_text())["evaluations"][0]["value"] == pytest.approx(trained["value"])
-    command("export", str(tmp_path / "run" / "checkpoint-4"), str(tmp_path / "exported"), "--license", "mit")
     assert (tmp_path / "exported" / "model.safetensors").is_file()

@@ -3,7 +3,6 @@ Tiny runs: 24 labelled noise pictures, a two-layer I-JEPA, random crops, balance
 of Text and Code; a VL-JEPA on 24 colours.
 """
 
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,10 +28,10 @@ from hf_jepa import (
 )
 from hf_jepa.data import MaskCollator, SeededImageDataset, eval_transform, train_transform
 from hf_jepa.masking import MultiBlockMaskGenerator
+from tests import vl_jepa_world
 from trainers.worlds import nl_regex
 
 PAIRS = nl_regex.make_splits((24,), seed=1)[0]
-VL_WORLD = runpy.run_path(str(Path(__file__).parents[1] / "distributed" / "vl_jepa_program.py"))
 
 
 class Uploads(list):
@@ -175,12 +174,12 @@ def make_llm_trainer(tmp_path: Path) -> Callable[..., LLMJepaTrainer]:
 
 @pytest.fixture
 def make_vl_trainer(tmp_path: Path) -> Callable[..., VLJepaTrainer]:
-    rows = VL_WORLD["build_rows"](24)
+    rows = vl_jepa_world.build_rows(24)
 
     def make(model: Any = None, trainer: dict[str, Any] | None = None, **args: Any) -> VLJepaTrainer:
-        given = {"train_dataset": rows, "eval_dataset": rows[:9], "processing_class": VL_WORLD["build_processor"]()}
-        built = model if isinstance(model, torch.nn.Module) else VL_WORLD["build_model"](**(model or {}))
-        arguments = VL_WORLD["build_arguments"](tmp_path / "run", **args)
+        given = {"train_dataset": rows, "eval_dataset": rows[:9], "processing_class": vl_jepa_world.build_processor()}
+        built = model if isinstance(model, torch.nn.Module) else vl_jepa_world.build_model(**(model or {}))
+        arguments = vl_jepa_world.build_arguments(tmp_path / "run", **args)
         return VLJepaTrainer(built, arguments, **{**given, **(trainer or {})})
 
     return make

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from transformers import TrainerCallback
 
 from hf_jepa.training import TrainingInterrupted
 from hf_jepa.training.checkpoints import incompleteness
+from tests.processes import run_script
 
 
 class Tell(TrainerCallback):
@@ -161,9 +160,7 @@ print("not reached")
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 2), (signal.SIGINT, 0)])
 def test_a_script_ends_quietly_with_one_line(tmp_path: Path, number: int, workers: int) -> None:
     """The signal goes to the process group, as a terminal and launchers send it: workers have to live on."""
-    arguments = [str(tmp_path / "run"), str(int(number)), str(workers)]
-    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True)
+    done = run_script(SCRIPT, tmp_path / "run", int(number), workers)
     assert done.returncode == 128 + number, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     assert done.stdout.splitlines() == [

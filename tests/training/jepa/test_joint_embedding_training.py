@@ -1,7 +1,5 @@
 """JepaTrainer with joint-embedding models: logs, probes, resume, release, warnings, and encoders of timm."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import hf_jepa
 from hf_jepa import JepaTrainer, JepaTrainingArguments
 from hf_jepa.data import MultiViewCollator, MultiViewTransform, SeededImageDataset, ViewAugmentation, eval_transform
 from hf_jepa.training.jepa.trainer import parameter_groups
+from tests.processes import run_script
 
 # Runs where `import hf_jepa` fails, as on a machine that has only transformers.
 PLAIN_USER = """
@@ -184,11 +183,7 @@ def test_timm_models_train_and_are_released_for_plain_transformers(make, tmp_pat
         folders.append(str(release))
         composite = AutoModelForPreTraining.from_pretrained(release, subfolder="pretraining")
         torch.testing.assert_close(composite.get_pooled_features(images), expected, rtol=1e-6, atol=1e-7)
-    script = tmp_path / "plain_user.py"
-    script.write_text(PLAIN_USER)
-    run = subprocess.run(
-        [sys.executable, str(script), *folders], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
+    run = run_script(PLAIN_USER, *folders)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == ["TimmWrapperModel", "TimmWrapperModel"]
 

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_jepa import LLMJepaTrainer
 from hf_jepa.cli import main
 from hf_jepa.data import OfficialPairCollator, PairFormat
+from tests.processes import run_script
 from trainers.worlds import nl_regex
 
 ROWS = nl_regex.make_splits((24,), seed=1)[0]
@@ -258,8 +257,7 @@ def answer_of(model: torch.nn.Module, folder: Path) -> list[int]:
 
 
 def answers_of_a_stranger(*folders: Path) -> list[list[int]]:
-    command = [sys.executable, "-W", "ignore", "-c", STRANGER, *map(str, folders)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    run = run_script(STRANGER, *folders)
     assert run.returncode == 0, run.stderr[-2000:]
     return [[int(token) for token in line.split()] for line in run.stdout.splitlines()]
 

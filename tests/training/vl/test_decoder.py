@@ -1,8 +1,5 @@
 """The Y-decoder's training: it learns to say texts, leaves the rest alone, and names its faults."""
 
-import runpy
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
@@ -10,8 +7,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 from hf_jepa import VLJepaModel
 from hf_jepa.training import NonFiniteLossError, train_y_decoder
 from hf_jepa.training.vl.decoder import decoder_tokens, target_embeds
+from tests import vl_jepa_world
 
-WORLD = runpy.run_path(str(Path(__file__).parents[2] / "distributed" / "vl_jepa_program.py"))
 TEXTS = [f"w{number} w{number + 3} w{2 * number}" for number in range(8)]
 
 
@@ -26,7 +23,7 @@ def build(tied: bool = False):
     decoder = LlamaForCausalLM(
         LlamaConfig(vocab_size=30, eos_token_id=1, pad_token_id=0, tie_word_embeddings=tied, **sizes)
     )
-    return WORLD["build_model"](y_decoder=decoder, y_decoder_prefix_length=2, freeze_y_decoder=False)
+    return vl_jepa_world.build_model(y_decoder=decoder, y_decoder_prefix_length=2, freeze_y_decoder=False)
 
 
 @pytest.fixture
@@ -40,7 +37,7 @@ def make_args(tmp_path):
 
 
 def test_it_says_what_it_was_taught(model, make_args):
-    processor = WORLD["build_processor"]()
+    processor = vl_jepa_world.build_processor()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     train_y_decoder(model, processor, TEXTS, make_args(), noise=0.1)
@@ -55,7 +52,7 @@ def test_given_embeddings_and_a_frozen_language_model(model, make_args):
     model.config.freeze_y_decoder = True
     model.apply_requires_grad()
     weights = {name: value.clone() for name, value in model.y_decoder.state_dict().items()}
-    train_y_decoder(model, WORLD["build_processor"](), TEXTS, make_args(max_steps=3), embeds=torch.randn(8, 12))
+    train_y_decoder(model, vl_jepa_world.build_processor(), TEXTS, make_args(max_steps=3), embeds=torch.randn(8, 12))
     moved = {name for name, value in model.y_decoder.state_dict().items() if not torch.equal(value, weights[name])}
     assert moved == {"prefix.weight", "prefix.bias"}
 
@@ -66,7 +63,7 @@ def test_a_loss_that_is_not_finite_leaves_the_decoder_as_it_was(model, make_args
     with pytest.raises(NonFiniteLossError):
         train_y_decoder(
             model,
-            WORLD["build_processor"](),
+            vl_jepa_world.build_processor(),
             TEXTS,
             make_args(learning_rate=1e30, max_grad_norm=0.0, optim="sgd", max_steps=5, logging_steps=logging_steps),
         )
@@ -74,7 +71,7 @@ def test_a_loss_that_is_not_finite_leaves_the_decoder_as_it_was(model, make_args
     # The last update may spoil what no loss has seen.
     args = make_args(learning_rate=1e38, max_grad_norm=0.0, optim="sgd", max_steps=1, weight_decay=1e38)
     with pytest.raises(NonFiniteLossError):
-        train_y_decoder(model, WORLD["build_processor"](), TEXTS, args)
+        train_y_decoder(model, vl_jepa_world.build_processor(), TEXTS, args)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -87,7 +84,7 @@ def test_a_model_with_a_decoder_trains_resumes_and_is_released(make_vl_trainer, 
     expected = whole.model.state_dict()
     assert all(torch.equal(expected[name], value) for name, value in resumed.model.state_dict().items())
 
-    processor = WORLD["build_processor"]()
+    processor = vl_jepa_world.build_processor()
     train_y_decoder(resumed.model, processor, TEXTS, make_args(max_steps=20))
     again = VLJepaModel.from_pretrained(resumed.write_release())
     for each in (resumed.model, again):
@@ -98,7 +95,7 @@ def test_a_model_with_a_decoder_trains_resumes_and_is_released(make_vl_trainer, 
 
 
 def test_texts_end(model):
-    processor = WORLD["build_processor"]()
+    processor = vl_jepa_world.build_processor()
     assert decoder_tokens(processor, ["w0 w1", "w2"]) == [[2, 3, 1], [4, 1]]
     processor.max_target_length = 2
     assert decoder_tokens(processor, ["w0 w1", "w2"]) == [[2, 1], [4, 1]]
@@ -108,9 +105,9 @@ def test_texts_end(model):
 
 
 def test_faults_are_named(model, make_args):
-    processor = WORLD["build_processor"]()
+    processor = vl_jepa_world.build_processor()
     with pytest.raises(ValueError, match="a model with `y_decoder`"):
-        train_y_decoder(WORLD["build_model"](), processor, TEXTS, make_args())
+        train_y_decoder(vl_jepa_world.build_model(), processor, TEXTS, make_args())
     with pytest.raises(ValueError, match="at least one text"):
         train_y_decoder(model, processor, [], make_args())
     with pytest.raises(ValueError, match=r"shape \(8, 12\), got \(7, 12\)"):

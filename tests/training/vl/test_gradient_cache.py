@@ -1,8 +1,6 @@
 """Gradient caching: the gradient of one large batch, in parts, with dropout drawn once."""
 
-import runpy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,13 +10,12 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from hf_jepa import VLJepaModel
 from hf_jepa.data import VisionTextCollator, VisionTextDataset
 from hf_jepa.training.vl.gradient_cache import gradient_cached_step, split_batch
-
-WORLD = runpy.run_path(str(Path(__file__).parents[2] / "distributed" / "vl_jepa_program.py"))
+from tests import vl_jepa_world
 
 
 def make_batch(count: int = 10, **options: Any) -> dict[str, torch.Tensor]:
-    dataset = VisionTextDataset(WORLD["build_rows"](count), query_column="ask", num_frames=4, **options)
-    return VisionTextCollator(WORLD["build_processor"]())([dataset[index] for index in range(count)])
+    dataset = VisionTextDataset(vl_jepa_world.build_rows(count), query_column="ask", num_frames=4, **options)
+    return VisionTextCollator(vl_jepa_world.build_processor())([dataset[index] for index in range(count)])
 
 
 def gradients(model: VLJepaModel) -> dict[str, torch.Tensor]:
@@ -47,7 +44,7 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
     ids=["infonce", "ema", "frozen", "projected", "vision"],
 )
 def test_parts_have_the_gradient_of_the_whole(options, micro_batch):
-    model = WORLD["build_model"](**options).train()
+    model = vl_jepa_world.build_model(**options).train()
     expected = model(**make_batch())
     expected.loss.backward()
     whole = gradients(model)
@@ -65,7 +62,7 @@ def test_parts_have_the_gradient_of_the_whole(options, micro_batch):
 
 
 def test_dropout_is_the_same_in_both_passes():
-    model = WORLD["build_model"](dropout=0.3).train()
+    model = vl_jepa_world.build_model(dropout=0.3).train()
     batch = make_batch()
     torch.manual_seed(5)
     # The same parts with one graph: what caching must not change.
@@ -88,7 +85,7 @@ def test_dropout_is_the_same_in_both_passes():
 
 
 def test_gradients_are_scaled_and_accumulate():
-    model = WORLD["build_model"]().train()
+    model = vl_jepa_world.build_model().train()
     gradient_cached_step(model, model, make_batch(), 4, torch.Tensor.backward)
     once = gradients(model)
     for _ in range(2):
@@ -97,7 +94,7 @@ def test_gradients_are_scaled_and_accumulate():
 
 
 def test_targets_may_be_given_as_embeddings():
-    model, batch = WORLD["build_model"]().train(), make_batch()
+    model, batch = vl_jepa_world.build_model().train(), make_batch()
     embeds = torch.randn(10, 12)
     given = {name: value for name, value in batch.items() if not name.startswith("target")} | {"target_embeds": embeds}
     model(**given).loss.backward()
@@ -107,7 +104,7 @@ def test_targets_may_be_given_as_embeddings():
 
 
 def test_frozen_vision_runs_once_and_graphs_are_of_one_part(monkeypatch):
-    model, batch = WORLD["build_model"]().train(), make_batch()
+    model, batch = vl_jepa_world.build_model().train(), make_batch()
     seen: dict[str, list[int]] = {"vision": [], "graph": []}
     encode = VLJepaModel.encode_vision
 
@@ -145,7 +142,7 @@ def peak_bytes(monkeypatch) -> Callable[[int], int]:
     """The most bytes that autograd keeps for backward at one time, in one cached step."""
 
     def measure(count: int) -> int:
-        model = WORLD["build_model"]().train()
+        model = vl_jepa_world.build_model().train()
         tokens, width = 4, model.config.vision_hidden_size
         batch = {
             "vision_embeds": torch.randn(count, tokens, width),

@@ -2,9 +2,7 @@
 
 import json
 import logging
-import runpy
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +11,9 @@ from transformers import AutoModel, AutoProcessor, TrainingArguments, VJEPA2Mode
 from transformers.utils import logging as hf_logging
 
 from hf_jepa import VLJepaProcessor, VLJepaTrainer, VLJepaTrainingArguments
+from tests import vl_jepa_world
 
-WORLD = runpy.run_path(str(Path(__file__).parents[2] / "distributed" / "vl_jepa_program.py"))
-ROWS = WORLD["build_rows"](24)
+ROWS = vl_jepa_world.build_rows(24)
 
 
 @pytest.fixture
@@ -143,7 +141,7 @@ def test_a_resumed_run_is_the_run(make_trainer, tmp_path, options):
 
 
 def test_checkpoints_leave_out_what_is_kept_by_reference(make_trainer, tmp_path):
-    source = WORLD["build_model"]()
+    source = vl_jepa_world.build_model()
     VJEPA2Model(source.config.vision_config).save_pretrained(tmp_path / "vision")
     source.y_encoder.model.save_pretrained(tmp_path / "text")
     source.predictor.save_pretrained(tmp_path / "decoder")
@@ -184,8 +182,8 @@ def test_cached_features_train_as_pixels_do(make_trainer):
     from hf_jepa.data import VisionTextDataset
 
     images = [row for row in ROWS if row["video"] is None][:12]
-    processor = WORLD["build_processor"]()
-    model = WORLD["build_model"]()
+    processor = vl_jepa_world.build_processor()
+    model = vl_jepa_world.build_model()
     embeds, _ = model.encode_vision(processor([row["image"] for row in images])["pixel_values"])
     cached = [{"vision_embeds": tokens, "text": row["text"]} for tokens, row in zip(embeds, images, strict=True)]
     found = []
@@ -256,7 +254,7 @@ def test_faults_are_named(make_trainer, trainer, args, message):
 
 
 def test_other_faults_are_named(make_trainer):
-    half = WORLD["build_model"]().bfloat16()
+    half = vl_jepa_world.build_model().bfloat16()
     with pytest.raises(ValueError, match="trained in torch.bfloat16"):
         make_trainer(half)
     with pytest.raises(ValueError, match="needs an `eval_dataset`"):

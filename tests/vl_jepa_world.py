@@ -1,7 +1,6 @@
-"""A tiny world for VL-JEPA, and one process of runs in it; `test_vl_jepa_ddp.py` starts it as one of two."""
+"""A tiny world for VL-JEPA, and runs in it."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +165,9 @@ def score(output: Path) -> None:
     (output / f"scores-{args.process_index}.json").write_text(json.dumps(metrics))
 
 
-if __name__ == "__main__":
-    score(Path(sys.argv[1]))
+def run_both_ways(output: Path) -> None:
+    """What one of two processes does."""
+    score(output)
     for case in CASES:
-        run(Path(sys.argv[1]) / case / "plain", case, 4, None)
-        run(Path(sys.argv[1]) / case / "cached", case, 4, 3)
+        run(output / case / "plain", case, 4, None)
+        run(output / case / "cached", case, 4, 3)

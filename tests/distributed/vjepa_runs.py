@@ -1,11 +1,10 @@
-"""One process of tiny video runs; `test_vjepa_ddp.py` starts it alone or as one of two. Writes weights and logs.
+"""Tiny video runs, of one process or one of two; see `test_vjepa_ddp.py`. Writes weights and logs.
 
 Once a run is over it is made again from its second-last checkpoint.
 """
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -47,7 +46,7 @@ class Counted(JepaTrainer):
         return super()._get_grad_norm(model, grad_norm)
 
 
-def main(output: Path, case: str, resume: bool) -> None:
+def train(output: Path, case: str, resume: bool) -> None:
     # Another start, which the checkpoint has to replace.
     torch.manual_seed(int(resume))
     sizes = {
@@ -96,7 +95,7 @@ def main(output: Path, case: str, resume: bool) -> None:
     (output / f"{name}.json").write_text(json.dumps(trainer.state.log_history))
 
 
-if __name__ == "__main__":
+def run_all(output: Path) -> None:
     for name in CASES:
         for again in (False, True):
-            main(Path(sys.argv[1]) / name, name, resume=again)
+            train(output / name, name, resume=again)

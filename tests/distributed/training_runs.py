@@ -1,10 +1,9 @@
-"""One process of a tiny training run; `test_ddp.py` starts it alone or as one of two. Writes weights and logs.
+"""A tiny training run, of one process or one of two; see `test_ddp.py`. Writes weights and logs.
 
 Once the run is over it is made again from its second-last checkpoint.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -42,7 +41,7 @@ class Counted(JepaTrainer):
         return super()._get_grad_norm(model, grad_norm)
 
 
-def main(output: Path, batch_size: int, accumulation: int, name: str, checkpoint: Path | None) -> None:
+def train(output: Path, batch_size: int, accumulation: int, name: str, checkpoint: Path | None) -> None:
     # Another start, which the checkpoint has to replace.
     torch.manual_seed(int(checkpoint is not None))
     encoder = IJepaConfig(
@@ -96,9 +95,8 @@ def main(output: Path, batch_size: int, accumulation: int, name: str, checkpoint
     (output / f"{name}.json").write_text(json.dumps(trainer.state.log_history))
 
 
-if __name__ == "__main__":
-    # Checkpoints of runs on other numbers of processes may follow.
-    output, sizes, others = Path(sys.argv[1]), [int(size) for size in sys.argv[2:4]], map(Path, sys.argv[4:])
+def train_and_resume(output: Path, batch_size: int, accumulation: int, *others: Path) -> None:
+    """Checkpoints of runs on other numbers of processes may follow."""
     runs = {"whole": None, "resumed": output / "checkpoint-4", **{f"from-{path.parent.name}": path for path in others}}
     for name, checkpoint in runs.items():
-        main(output, *sizes, name, checkpoint)
+        train(output, batch_size, accumulation, name, checkpoint)

@@ -1,8 +1,7 @@
-"""One process of several tiny LLM-JEPA runs; `test_llm_jepa_ddp.py` starts it alone or as one of two."""
+"""Tiny LLM-JEPA runs, of one process or one of two; see `test_llm_jepa_ddp.py`."""
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -12,7 +11,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hf_jepa import LLMJepaForCausalLM, LLMJepaTrainer, LLMJepaTrainingArguments
 from trainers.worlds import nl_regex
 
-PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
 # fields of the model's configuration, share without pairs, examples per step, micro-batches of two processes
 CASES = {
     # Most micro-batches of two hold no or one pair.
@@ -28,7 +26,8 @@ CASES = {
 
 def run(output: Path, case: str) -> None:
     fields, jepa_dropout, examples, accumulation = CASES[case]
-    accumulation = accumulation if PROCESSES > 1 else 1
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    accumulation = accumulation if processes > 1 else 1
     rows = nl_regex.make_splits((20,), seed=1)[0]
     tokenizer = nl_regex.build_tokenizer()
     torch.manual_seed(0)
@@ -44,10 +43,10 @@ def run(output: Path, case: str) -> None:
     args = LLMJepaTrainingArguments(
         output_dir=str(output),
         max_steps=3,
-        per_device_train_batch_size=examples // PROCESSES // accumulation,
+        per_device_train_batch_size=examples // processes // accumulation,
         gradient_accumulation_steps=accumulation,
         # Five rows: in the last of two rounds, one of two processes has none.
-        per_device_eval_batch_size=4 // PROCESSES,
+        per_device_eval_batch_size=4 // processes,
         learning_rate=0.05,
         optim="sgd",
         lr_scheduler_type="constant",
@@ -70,6 +69,6 @@ def run(output: Path, case: str) -> None:
         (output / f"{case}.json").write_text(json.dumps(trainer.state.log_history))
 
 
-if __name__ == "__main__":
+def run_all(output: Path) -> None:
     for name in CASES:
-        run(Path(sys.argv[1]), name)
+        run(output, name)

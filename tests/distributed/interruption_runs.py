@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,6 @@ from hf_jepa.data import MaskCollator
 from hf_jepa.masking import MultiBlockMaskGenerator
 from hf_jepa.training import TrainingInterrupted
 
-RANK = int(os.environ["RANK"])
-
 
 class Pictures:
     def __len__(self) -> int:
@@ -35,7 +32,7 @@ class Tell(TrainerCallback):
     """The second process alone is told, in its second update."""
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if RANK == 1 and state.global_step == 1:
+        if args.process_index == 1 and state.global_step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -89,8 +86,4 @@ def interrupt_and_go_on(output: Path) -> None:
     expected = whole.model.state_dict()
     same = all(torch.equal(expected[name], value) for name, value in resumed.model.state_dict().items())
     report = {"stopped": stopped, "same": same, "draws": draws.seen}
-    (output / f"interrupted-{RANK}.json").write_text(json.dumps(report))
-
-
-if __name__ == "__main__":
-    interrupt_and_go_on(Path(sys.argv[1]))
+    (output / f"interrupted-{told.args.process_index}.json").write_text(json.dumps(report))

@@ -1,6 +1,5 @@
-"""One of two processes of tiny runs with encoders that have parameters which no loss reads; see the test."""
+"""Tiny runs with encoders that have parameters which no loss reads; see the test."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +53,6 @@ def run(output: Path, name: str) -> None:
     save_file(weights, output / f"{name}-{args.process_index}.safetensors")
 
 
-if __name__ == "__main__":
+def run_all(output: Path) -> None:
     for name in ENCODERS:
-        run(Path(sys.argv[1]), name)
+        run(output, name)
