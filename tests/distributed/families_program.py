@@ -23,9 +23,6 @@ from transformers import (
     TimmWrapperConfig,
     ViTConfig,
 )
-from vl_jepa_program import build_arguments as vl_arguments
-from vl_jepa_program import build_model as build_vl
-from vl_jepa_program import build_processor, build_rows
 
 import hf_jepa
 from hf_jepa.data import MaskCollator, MultiViewCollator, VideoMaskCollator, VisionTextDataset
@@ -37,6 +34,9 @@ from hf_jepa.masking import (
     MultiBlockMaskGenerator,
 )
 from hf_jepa.models.data2vec_vision.configuration_data2vec_vision import ENCODER_DEFAULTS
+from tests.vl_jepa_world import build_arguments as vl_arguments
+from tests.vl_jepa_world import build_model as build_vl
+from tests.vl_jepa_world import build_processor, build_rows
 from trainers.worlds import nl_regex
 
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
