@@ -293,7 +293,7 @@ class MultiBlockMaskGenerator(MaskGenerator):
 
     def _check_every_size(self) -> None:
         """Refuses, before the first batch, a grid on which some batch would have no valid masks."""
-        steps = np.linspace(0.0, 1.0, 101)
+        steps = np.linspace(0.0, 1.0, 101).tolist()
         for u in steps:
             if self.mode == "reference":
                 target = self._reference_size(u, self.target_scale, self.target_aspect_ratio)
