@@ -1,6 +1,5 @@
 """Processes that `hf-jepa train` starts: what they are told, and how their end is waited for."""
 
-import os
 import shlex
 import signal
 from typing import Any
@@ -23,8 +22,8 @@ def test_processes_are_waited_for_when_they_are_told_to_leave(monkeypatch: pytes
 
         def wait(self) -> int:
             # As if they were saving a checkpoint.
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
             return 143
 
     monkeypatch.setattr(launch.subprocess, "Popen", Process)

@@ -1,6 +1,5 @@
 """Runs that are told to leave: Ctrl-C, SIGTERM, preemption; and folders that another run has used."""
 
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -90,7 +89,7 @@ def test_a_signal_after_the_last_update_is_not_swallowed_and_loses_nothing(
     class Late(TrainerCallback):
         pass
 
-    setattr(Late, event, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    setattr(Late, event, lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     trainer = make_trainer(trainer={"callbacks": [Late()]}, max_steps=1, probe_every_steps=1, probe_num_neighbors=3)
     with pytest.raises(TrainingInterrupted):
         trainer.train()
