@@ -36,11 +36,14 @@ def run_in_two_processes(worker: Callable[..., None], *arguments: Any) -> None:
 
 def _run_rank(rank: int, rendezvous: str, worker: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ["ACCELERATE_USE_CPU"] = "true"
     # An error in one process ends the other's waiting.
     dist.init_process_group("gloo", rendezvous, timedelta(seconds=120), rank=rank, world_size=2)
     worker(*arguments)
-    dist.destroy_process_group()
+    # Programs end it themselves.
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def run_script(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
