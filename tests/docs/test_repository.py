@@ -1,5 +1,6 @@
 """What lies beside the package: launchers that say what they need, notebooks, issue templates."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -10,6 +11,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 LAUNCHERS = sorted((ROOT / "trainers").glob("*.py"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.stem)
@@ -26,6 +28,38 @@ def test_launchers_say_what_uv_needs(path):
     assert (path.parent / said["tool"]["uv"]["sources"][name]["path"] / "pyproject.toml").samefile(
         ROOT / "pyproject.toml"
     )
+
+
+def test_every_notebook_of_the_page_is_there():
+    page = (ROOT / "docs" / "notebooks.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"`(\w+\.ipynb)`", page)) == {path.name for path in NOTEBOOKS}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_run_small_and_tell_nothing_of_a_machine(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text) < 200_000
+    assert not re.search(r"/home/|/work/|/tmp/|/root/|hf_[A-Za-z0-9]{30}", text)
+    cells = json.loads(text)["cells"]
+    assert "colab.research.google.com" in "".join(cells[0]["source"])
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    counts = [cell["execution_count"] for cell in code]
+    assert all(counts)
+    assert counts == sorted(counts)
+    assert sum(bool(cell["outputs"]) for cell in code) >= 2
+    assert not [out for cell in code for out in cell["outputs"] if out["output_type"] == "error"]
+    # The documentation names it.
+    assert path.name in (ROOT / "docs" / "notebooks.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path):
+    # `make test-slow` installs what runs it.
+    from scripts.run_notebooks import execute
+
+    code = [cell for cell in execute(path).cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code)
 
 
 def test_badges_say_what_the_package_says():
