@@ -97,5 +97,5 @@ def add_tab(gr: Any, model: PreTrainedModel, episodes: str | None, folder: Path)
             names = [f"action {number + 1}" for number in range(model.config.action_dim)]
             actions = gr.Dataframe(headers=names, label="Actions, in the environment's units", elem_id="actions")
             if episodes is not None:
-                gr.Image(episodes, label="Episodes that were recorded, each beside its goal", elem_id="episodes")
+                picture(gr, "Episodes that were recorded, each beside its goal", "episodes", episodes)
     button.click(answering(gr, folder, answer), [now, goal, horizon], [actions, drawn], api_name="plan")
