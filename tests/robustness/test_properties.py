@@ -147,7 +147,7 @@ def test_texts_become_tokens_of_their_own_or_are_refused(examples: int) -> None:
             return
         assert len(encoded["input_ids"]) == len(encoded["labels"])
         assert any(label != -100 for label in encoded["labels"])
-        packed = pack_examples([encoded, encoded], num_predictor_tokens=0, row_length=64)
+        packed = pack_examples([encoded, encoded], num_predictor_tokens=0, row_length=512)
         assert (packed["input_ids"] >= 0).all()
 
     text = st.text(max_size=30) | st.text("ab01.*<|>{}\n\u202e\U0001f600", max_size=30)
