@@ -1,6 +1,7 @@
 """Parts of models: one precision for the whole, and configs that stay the caller's."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -25,12 +26,14 @@ from hf_jepa import (
     Data2VecVisionPreTrainingConfig,
     IJepaForPreTraining,
     IJepaPreTrainingConfig,
+    LatentWorldModelConfig,
     LeJepaForPreTraining,
     LeJepaPreTrainingConfig,
     LLMJepaConfig,
     SimSiamForPreTraining,
     SimSiamPreTrainingConfig,
     VJepa2ForPreTraining,
+    VJepa2PreTrainingConfig,
     VLJepaConfig,
 )
 
@@ -128,3 +131,28 @@ def test_building_a_config_leaves_a_live_decoder_causal(config_class):
     assert decoder.config.use_cache is True
     if config_class is VLJepaConfig:
         assert config.predictor_config.is_causal is False
+
+
+@pytest.mark.parametrize(
+    ("config_class", "name", "near"),
+    [
+        (IJepaPreTrainingConfig, "predictor_hiden_size", "predictor_hidden_size"),
+        (VJepa2PreTrainingConfig, "loss_exponents", "loss_exponent"),
+        (LatentWorldModelConfig, "action_dims", "action_dim"),
+        (LLMJepaConfig, "jepa_lamda", "jepa_lambda"),
+    ],
+)
+def test_a_misspelt_field_is_refused(config_class, name, near):
+    with pytest.raises(ValueError, match=f"has no field `{name}`; did you mean `{near}`"):
+        config_class(**{name: 1})
+
+
+def test_a_field_of_another_version_is_named(tmp_path, monkeypatch):
+    IJepaPreTrainingConfig(predictor_hidden_size=48).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "of_tomorrow": 3}))
+    said: list[str] = []
+    monkeypatch.setattr("hf_jepa.parts.logger.warning", said.append)
+    assert IJepaPreTrainingConfig.from_pretrained(tmp_path, attn_implementation="eager").predictor_hidden_size == 48
+    assert len(said) == 1
+    assert "no field `of_tomorrow`" in said[0]

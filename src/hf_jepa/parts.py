@@ -8,19 +8,44 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+# Keywords that every config takes beside its fields.
+_OF_TRANSFORMERS = {
+    *GenerationConfig._get_default_generation_params(),
+    *("attn_implementation", "auto_map", "experts_implementation", "model_type", "name_or_path", "num_labels"),
+    *("output_attentions", "per_layer_config", "torch_dtype", "use_cache"),
+}
+
+
+def _is_for_transformers(name: str) -> bool:
+    return name.startswith("_") or name in _OF_TRANSFORMERS
 
 
 class CompositeConfig(PreTrainedConfig):
     """
     A config of configs. Those given are copied: building a model writes precision and attention into them, which
     would reach a live model whose config they are.
+
+    Raises:
+        `ValueError`: for a keyword that is no field, which transformers would keep and nothing would read; of a file,
+            which another version may have written, it is a warning.
     """
 
     def __post_init__(self, **kwargs: Any) -> None:
         for name in self.sub_configs_defaults:
             if isinstance(getattr(self, name), PreTrainedConfig):
                 setattr(self, name, copy.deepcopy(getattr(self, name)))
+        own = {name: value for name, value in kwargs.items() if not _is_for_transformers(name)}
+        try:
+            refuse_unknown_fields(type(self), own)
+        except ValueError as error:
+            if self.transformers_version is None:
+                raise
+            logger.warning(f"{error} It is kept, and nothing reads it.")
         super().__post_init__(**kwargs)
 
 
