@@ -68,7 +68,7 @@ def test_what_is_not_there_is_an_error_and_never_a_download(tmp_path, monkeypatc
     with pytest.raises(ValueError, match="is empty"):
         load_image_dataset(tmp_path / "empty")
     (tmp_path / "notes.md").write_text("no data")
-    with pytest.raises(ValueError, match=r"none of \.jsonl, \.json, \.parquet, \.csv, \.tsv, \.txt"):
+    with pytest.raises(ValueError, match=r"none of \.jsonl, \.json, \.parquet, \.tar, \.csv, \.tsv, \.txt"):
         load_image_dataset(tmp_path / "notes.md")
 
 

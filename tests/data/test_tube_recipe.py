@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
-from hf_jepa.data.defaults import clip_collator
+from hf_jepa.data.clip_batches import clip_collator
 from hf_jepa.models.vjepa import VJepaConfig
 
 
