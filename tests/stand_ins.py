@@ -73,13 +73,11 @@ def save_vjepa2(folder: Path) -> Path:
         "crop_size": 16,
         "frames_per_clip": 4,
         "mlp_ratio": 1.0,
+        "pred_hidden_size": 12,
+        "pred_num_hidden_layers": 1,
+        "pred_num_attention_heads": 1,
     }
-    config = VJepa2PreTrainingConfig(
-        encoder_config=encoder,
-        predictor_hidden_size=12,
-        predictor_num_hidden_layers=1,
-        predictor_num_attention_heads=1,
-    )
+    config = VJepa2PreTrainingConfig(encoder_config=encoder)
     return save_release(VJepa2ForPreTraining(config), folder, results=_RESULTS)
 
 

@@ -77,7 +77,7 @@ def masked():
 
 
 def joint():
-    config = SimSiamPreTrainingConfig(encoder_config=ViTConfig(**SIZES), projector_hidden_size=32, projector_size=32)
+    config = SimSiamPreTrainingConfig(encoder_config=ViTConfig(**SIZES), projector_hidden_size=32, projection_size=32)
     return SimSiamForPreTraining(config), MultiViewTransform(2 * [ViewAugmentation(32)]), MultiViewCollator()
 
 
