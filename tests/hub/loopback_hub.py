@@ -92,6 +92,9 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
         def handle_any(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
             body = self.rfile.read(length) if length else self.read_chunks()
+            if len(body) < length:  # the client died: as the Hub, which knows each file's hash, keep nothing of it
+                self.close_connection = True
+                return
             path = unquote(urlsplit(self.path).path)
             hub.requests.append((self.command, path))
             time.sleep(hub.delay)
