@@ -150,7 +150,8 @@ def test_a_misspelt_field_is_refused(config_class, name, near):
 def test_a_field_of_another_version_is_named(tmp_path, monkeypatch):
     IJepaPreTrainingConfig(predictor_hidden_size=48).save_pretrained(tmp_path)
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "of_tomorrow": 3}))
+    # `trained_size` is what a run notes; it is read.
+    path.write_text(json.dumps({**json.loads(path.read_text()), "of_tomorrow": 3, "trained_size": [64, 64]}))
     said: list[str] = []
     monkeypatch.setattr("hf_jepa.parts.logger.warning", said.append)
     assert IJepaPreTrainingConfig.from_pretrained(tmp_path, attn_implementation="eager").predictor_hidden_size == 48

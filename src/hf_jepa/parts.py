@@ -21,8 +21,12 @@ _OF_TRANSFORMERS = {
 }
 
 
-def _is_for_transformers(name: str) -> bool:
-    return name.startswith("_") or name in _OF_TRANSFORMERS
+# What a run notes in the config it trains, see `hub.release.note_trained_size`.
+_NOTED = {"trained_frames", "trained_size"}
+
+
+def _is_no_field(name: str) -> bool:
+    return name.startswith("_") or name in _OF_TRANSFORMERS or name in _NOTED
 
 
 class CompositeConfig(PreTrainedConfig):
@@ -39,7 +43,7 @@ class CompositeConfig(PreTrainedConfig):
         for name in self.sub_configs_defaults:
             if isinstance(getattr(self, name), PreTrainedConfig):
                 setattr(self, name, copy.deepcopy(getattr(self, name)))
-        own = {name: value for name, value in kwargs.items() if not _is_for_transformers(name)}
+        own = {name: value for name, value in kwargs.items() if not _is_no_field(name)}
         try:
             refuse_unknown_fields(type(self), own)
         except ValueError as error:

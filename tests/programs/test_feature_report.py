@@ -1,6 +1,7 @@
 """`hf-jepa report`: its numbers are the probes', and it tells a useful encoder from a collapsed one."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from transformers import AutoModel
 from hf_jepa.cli import main
 from hf_jepa.evaluation import evaluate_model
 from hf_jepa.evaluation.encoder_report import CORRUPTIONS, OURS, PIXELS, UNTRAINED
+from hf_jepa.programs.feature_report import _draw
 from tests import stand_ins
 
 
@@ -85,3 +87,9 @@ def test_clips_are_refused(photos, tmp_path, capsys):
     video = stand_ins.save_vjepa2(tmp_path / "video")
     assert main(["report", str(video), "--dataset", str(photos)]) == 1
     assert "--num-frames 16" in capsys.readouterr().err
+
+
+def test_images_of_many_bands_have_numbers_and_no_pictures(tmp_path):
+    report = SimpleNamespace(pixels=torch.zeros(4, 12, 16, 16))
+    assert _draw(report, tmp_path) == []
+    assert not list(tmp_path.iterdir())

@@ -138,7 +138,9 @@ def write_report(
 
 
 def _draw(report: EncoderReport, output: Path) -> list[tuple[str, str]]:
-    """The pictures as (file, caption)."""
+    """The pictures as (file, caption); of other channels than grey or colour there are none."""
+    if report.pixels.shape[1] not in (1, 3):
+        return []
     plot_neighbours(report.pixels, report.features, output / "neighbours.png")
     pictures = [("neighbours.png", "Test images and those with the nearest features (cosine).")]
     try:
