@@ -62,13 +62,25 @@ def check_columns(dataset: Any, column: str, label_column: str | None, argument:
         )
 
 
-def sample_of(image: Image.Image, label: Any, draw: int, seed: int, transform: ImageTransform) -> dict[str, Any]:
-    with forked_rng(mix_seed(seed, draw), torch_only=draws_from_torch_only(transform)):
-        views = transform(image)
-    sample = {**(views if isinstance(views, dict) else {"pixel_values": views}), "draw": draw}
-    if label is not None:
-        sample["label"] = int(label)
-    return sample
+class ImageSamples:
+    """What the seeded datasets and streams of images share: how a row is decoded, and what sample it makes."""
+
+    kind = "image"
+    too_many_error = TooManyBadImagesError
+    transform: ImageTransform
+    seed: int
+
+    def _load(self, index: int, value: Any, draw: int) -> Image.Image:
+        """Decodes the cell of a row, or raises."""
+        return decode_image(value)
+
+    def _sample(self, loaded: Image.Image, label: Any, draw: int) -> dict[str, Any]:
+        with forked_rng(mix_seed(self.seed, draw), torch_only=draws_from_torch_only(self.transform)):
+            views = self.transform(loaded)
+        sample = {**(views if isinstance(views, dict) else {"pixel_values": views}), "draw": draw}
+        if label is not None:
+            sample["label"] = int(label)
+        return sample
 
 
 class SeededDataset(Dataset):
@@ -76,12 +88,8 @@ class SeededDataset(Dataset):
     What the seeded datasets of images and of videos share: rows of a map-style `datasets` dataset by `index` or
     `(index, draw)`; what cannot be loaded is counted, named once in the log and replaced by the next usable row.
 
-    Subclasses say what they hold (`kind`), which error ends a run (`too_many_error`), how the cell of a row is loaded,
-    and what sample it makes.
+    What they hold, and which sample it makes, is mixed in: [`ImageSamples`] or `ClipSamples`.
     """
-
-    kind: str
-    too_many_error: type[RuntimeError]
 
     def __init__(
         self, dataset: Any, column: str, label_column: str | None, seed: int, max_bad_fraction: float
@@ -107,13 +115,6 @@ class SeededDataset(Dataset):
         self.max_bad_fraction = max_bad_fraction
         # In shared memory: workers see each other's finds, so each is named once and the threshold is exact.
         self._is_bad = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
-
-    def _load(self, index: int, value: Any, draw: int) -> Any:
-        """Decodes the cell of a row, or raises."""
-        raise NotImplementedError
-
-    def _sample(self, loaded: Any, label: Any, draw: int) -> dict[str, Any]:
-        raise NotImplementedError
 
     @property
     def num_bad(self) -> int:
@@ -168,7 +169,7 @@ class SeededDataset(Dataset):
             return None
 
 
-class SeededImageDataset(SeededDataset):
+class SeededImageDataset(ImageSamples, SeededDataset):
     r"""
     Images of a map-style `datasets` dataset, decoded and transformed so that a sample depends on `(seed, index, draw)`
     alone: not on workers, order or the global random state, which stays untouched. This is what makes a resumed run
@@ -191,9 +192,6 @@ class SeededImageDataset(SeededDataset):
         ValueError: If a column is missing, the dataset is empty or an argument is out of range.
     """
 
-    kind = "image"
-    too_many_error = TooManyBadImagesError
-
     def __init__(
         self,
         dataset: Any,
@@ -206,9 +204,3 @@ class SeededImageDataset(SeededDataset):
         super().__init__(dataset, image_column, label_column, seed, max_bad_fraction)
         self.transform = transform
         self.image_column = image_column
-
-    def _load(self, index: int, value: Any, draw: int) -> Image.Image:
-        return decode_image(value)
-
-    def _sample(self, loaded: Image.Image, label: Any, draw: int) -> dict[str, Any]:
-        return sample_of(loaded, label, draw, self.seed, self.transform)

@@ -4,16 +4,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from PIL import Image
 from torch.utils.data import IterableDataset
 from transformers.utils import logging
 
 from .clip_sampling import ClipSampler
-from .dataset import TooManyBadImagesError, prepare, sample_of
-from .decoding import decode_image
+from .dataset import ImageSamples, prepare
 from .transforms import ImageTransform
-from .video_dataset import TooManyBadVideosError, clip_sample, open_row, read_clips, tell_of_padding
-from .video_decoding import video_backend
+from .video_dataset import ClipSamples, tell_of_padding
 from .video_transforms import VideoTransform
 
 logger = logging.get_logger(__name__)
@@ -30,12 +27,8 @@ class SeededStream(IterableDataset):
     `torchdata`'s stateful loaders, or called directly when the loader has no workers) resume the stream, shuffled or
     not, without decoding what was seen.
 
-    Subclasses say what they hold (`kind`), which error ends a run (`too_many_error`), how the cell of a row is loaded,
-    and what sample it makes.
+    What they hold, and which sample it makes, is mixed in: `ImageSamples` or `ClipSamples`.
     """
-
-    kind: str
-    too_many_error: type[RuntimeError]
 
     def __init__(
         self, dataset: Any, column: str, label_column: str | None, seed: int, max_bad_fraction: float
@@ -53,13 +46,6 @@ class SeededStream(IterableDataset):
         self.max_bad_fraction = max_bad_fraction
         self.num_bad = 0
         self._yielded = self._num_seen = self._num_skipped = 0
-
-    def _load(self, value: Any, draw: int) -> Any:
-        """Decodes the cell of a row, or raises."""
-        raise NotImplementedError
-
-    def _sample(self, loaded: Any, label: Any, draw: int) -> dict[str, Any]:
-        raise NotImplementedError
 
     def set_epoch(self, epoch: int) -> None:
         """
@@ -111,7 +97,7 @@ class SeededStream(IterableDataset):
                 continue
             draw = (self._yielded * num_workers + worker_id) * world_size + rank
             try:
-                loaded = self._load(row[self.column], draw)
+                loaded = self._load(self._num_seen, row[self.column], draw)
             except ImportError:
                 raise
             except Exception as error:  # PIL, zlib, struct, FFmpeg, ...: each has errors of its own for hostile bytes
@@ -132,7 +118,7 @@ class SeededStream(IterableDataset):
             ) from error
 
 
-class SeededImageStream(SeededStream):
+class SeededImageStream(ImageSamples, SeededStream):
     r"""
     Images of a streaming `datasets` dataset, with the samples, conversions and guards of [`SeededImageDataset`];
     draws, splitting and resuming as in [`SeededStream`].
@@ -149,9 +135,6 @@ class SeededImageStream(SeededStream):
         ValueError: If a column is missing or the dataset is not a streaming one.
     """
 
-    kind = "image"
-    too_many_error = TooManyBadImagesError
-
     def __init__(
         self,
         dataset: Any,
@@ -164,14 +147,8 @@ class SeededImageStream(SeededStream):
         super().__init__(dataset, image_column, label_column, seed, max_bad_fraction)
         self.transform = transform
 
-    def _load(self, value: Any, draw: int) -> Image.Image:
-        return decode_image(value)
 
-    def _sample(self, loaded: Image.Image, label: Any, draw: int) -> dict[str, Any]:
-        return sample_of(loaded, label, draw, self.seed, self.transform)
-
-
-class SeededVideoStream(SeededStream):
+class SeededVideoStream(ClipSamples, SeededStream):
     r"""
     Clips of the videos of a streaming `datasets` dataset, with the samples and guards of [`SeededVideoDataset`];
     draws, splitting and resuming as in [`SeededStream`]. A video that lies elsewhere is read whole before its clip is
@@ -189,9 +166,6 @@ class SeededVideoStream(SeededStream):
         ImportError: if there is no video decoder.
     """
 
-    kind = "video"
-    too_many_error = TooManyBadVideosError
-
     def __init__(
         self,
         dataset: Any,
@@ -204,27 +178,12 @@ class SeededVideoStream(SeededStream):
         min_frames: int = 2,
         backend: str | None = None,
     ) -> None:
-        from datasets import Image as ImageFeature
-
         super().__init__(dataset, video_column, label_column, seed, max_bad_fraction)
-        self._holds_images = isinstance((self.dataset.features or {}).get(video_column), ImageFeature)
-        if not self._holds_images:
-            # Asked before the run, not in its workers.
-            backend or video_backend()
-        self.clip_sampler = clip_sampler
-        self.transform = transform
-        self.min_frames = min_frames
-        self.backend = backend
+        feature = (self.dataset.features or {}).get(video_column)
+        self._sample_clips(feature, clip_sampler, transform, min_frames, backend)
         self.num_padded = 0
 
-    def _load(self, value: Any, draw: int) -> torch.Tensor:
-        with open_row(value, self._holds_images, self.backend) as video:
-            clips, is_padded = read_clips(video, self.clip_sampler, self.min_frames, self.seed, draw)
-            if is_padded:
-                self.num_padded += 1
-                last = f"row {self._num_seen}, of {video.num_frames} frames"
-                tell_of_padding(self.num_padded, "videos of the stream", last, self.clip_sampler)
-        return clips
-
-    def _sample(self, loaded: torch.Tensor, label: Any, draw: int) -> dict[str, Any]:
-        return clip_sample(loaded, label, draw, self.seed, self.transform)
+    def _note_padded(self, index: int, num_frames: int) -> None:
+        self.num_padded += 1
+        last = f"row {index}, of {num_frames} frames"
+        tell_of_padding(self.num_padded, "videos of the stream", last, self.clip_sampler)

@@ -24,7 +24,51 @@ class TooManyBadVideosError(RuntimeError):
     """More videos of a dataset cannot be used than `max_bad_fraction` allows."""
 
 
-class SeededVideoDataset(SeededDataset):
+class ClipSamples:
+    """What the seeded datasets and streams of videos share: the clips of a row, and what sample they make."""
+
+    kind = "video"
+    too_many_error = TooManyBadVideosError
+    seed: int
+
+    def _sample_clips(
+        self, feature: Any, clip_sampler: ClipSampler, transform: VideoTransform, min_frames: int, backend: str | None
+    ) -> None:
+        """What a constructor adds; `feature` is that of the column."""
+        from datasets import Image
+
+        self._holds_images = isinstance(feature, Image)
+        if not self._holds_images:
+            # Asked before the run, not in its workers.
+            backend or video_backend()
+        self.clip_sampler = clip_sampler
+        self.transform = transform
+        self.min_frames = min_frames
+        self.backend = backend
+
+    def _note_padded(self, index: int, num_frames: int) -> None:
+        """Counts a row that is shorter than its clip."""
+        raise NotImplementedError
+
+    def _load(self, index: int, value: Any, draw: int) -> torch.Tensor:
+        """Decodes the clips of a row, `(clips, frames, 3, height, width)`, uint8, or raises."""
+        with open_row(value, self._holds_images, self.backend) as video:
+            clips, is_padded = read_clips(video, self.clip_sampler, self.min_frames, self.seed, draw)
+            if is_padded:
+                self._note_padded(index, video.num_frames)
+        return clips
+
+    def _sample(self, loaded: torch.Tensor, label: Any, draw: int) -> dict[str, Any]:
+        with forked_rng(mix_seed(self.seed, draw), torch_only=draws_from_torch_only(self.transform)):
+            views = [self.transform(clip) for clip in loaded]
+        pixels = views[0] if len(views) == 1 and views[0].ndim == 4 else torch.stack(views)
+        sample = {"pixel_values_videos": pixels, "draw": draw}
+        if label is not None:
+            sample["label"] = int(label)
+        return sample
+
+
+class SeededVideoDataset(ClipSamples, SeededDataset):
     r"""
     Clips of the videos of a map-style `datasets` dataset, sampled, decoded and transformed so that a sample depends on
     `(seed, index, draw)` alone, as in [`SeededImageDataset`]. Only the frames of the clip are decoded and kept.
@@ -66,9 +110,6 @@ class SeededVideoDataset(SeededDataset):
     ```
     """
 
-    kind = "video"
-    too_many_error = TooManyBadVideosError
-
     def __init__(
         self,
         dataset: Any,
@@ -81,18 +122,9 @@ class SeededVideoDataset(SeededDataset):
         min_frames: int = 2,
         backend: str | None = None,
     ) -> None:
-        from datasets import Image
-
         super().__init__(dataset, video_column, label_column, seed, max_bad_fraction)
-        self._holds_images = isinstance(self.dataset.features[video_column], Image)
-        if not self._holds_images:
-            # Asked before the run, not in its workers.
-            backend or video_backend()
-        self.clip_sampler = clip_sampler
-        self.transform = transform
+        self._sample_clips(self.dataset.features[video_column], clip_sampler, transform, min_frames, backend)
         self.video_column = video_column
-        self.min_frames = min_frames
-        self.backend = backend
         self._is_padded = torch.zeros(len(self), dtype=torch.bool).share_memory_()
 
     @property
@@ -100,17 +132,11 @@ class SeededVideoDataset(SeededDataset):
         """`int`: How many videos have shown repeated frames so far, over all workers of this process."""
         return int(self._is_padded.sum())
 
-    def _load(self, index: int, value: Any, draw: int) -> torch.Tensor:
-        with open_row(value, self._holds_images, self.backend) as video:
-            clips, is_padded = read_clips(video, self.clip_sampler, self.min_frames, self.seed, draw)
-            if is_padded and not self._is_padded.numpy()[index]:
-                self._is_padded[index] = True
-                which = f"of {len(self)} videos", f"row {index}, of {video.num_frames} frames"
-                tell_of_padding(self.num_padded, *which, self.clip_sampler)
-        return clips
-
-    def _sample(self, loaded: torch.Tensor, label: Any, draw: int) -> dict[str, Any]:
-        return clip_sample(loaded, label, draw, self.seed, self.transform)
+    def _note_padded(self, index: int, num_frames: int) -> None:
+        if not self._is_padded.numpy()[index]:
+            self._is_padded[index] = True
+            last = f"row {index}, of {num_frames} frames"
+            tell_of_padding(self.num_padded, f"of {len(self)} videos", last, self.clip_sampler)
 
 
 def open_row(value: Any, is_image: bool, backend: str | None = None) -> VideoReader:
@@ -156,19 +182,6 @@ def tell_of_padding(count: int, among: str, last: str, sampler: ClipSampler) -> 
             f"{count} {among} are too short for {sampler.num_clips} clip(s) of {sampler.num_frames} frames, {rate}, "
             f"and repeat frames; the last is {last}."
         )
-
-
-def clip_sample(
-    clips: torch.Tensor, label: Any, draw: int, seed: int, transform: VideoTransform
-) -> dict[str, torch.Tensor | int]:
-    """The sample of [`SeededVideoDataset`] that is made of clips `(clips, frames, 3, height, width)`, uint8."""
-    with forked_rng(mix_seed(seed, draw), torch_only=draws_from_torch_only(transform)):
-        views = [transform(clip) for clip in clips]
-    pixels = views[0] if len(views) == 1 and views[0].ndim == 4 else torch.stack(views)
-    sample = {"pixel_values_videos": pixels, "draw": draw}
-    if label is not None:
-        sample["label"] = int(label)
-    return sample
 
 
 class MixedVideoDataset(Dataset):
