@@ -22,6 +22,7 @@ from transformers import (
 from hf_jepa import (
     CJepaForPreTraining,
     CJepaPreTrainingConfig,
+    ConvEncoderConfig,
     Data2VecVisionForPreTraining,
     Data2VecVisionPreTrainingConfig,
     IJepaForPreTraining,
@@ -34,6 +35,7 @@ from hf_jepa import (
     SimSiamPreTrainingConfig,
     VJepa2ForPreTraining,
     VJepa2PreTrainingConfig,
+    VJepaConfig,
     VLJepaConfig,
 )
 
@@ -140,11 +142,33 @@ def test_building_a_config_leaves_a_live_decoder_causal(config_class):
         (VJepa2PreTrainingConfig, "loss_exponents", "loss_exponent"),
         (LatentWorldModelConfig, "action_dims", "action_dim"),
         (LLMJepaConfig, "jepa_lamda", "jepa_lambda"),
+        (VJepaConfig, "hiden_size", "hidden_size"),
+        (ConvEncoderConfig, "stride", "strides"),
     ],
 )
 def test_a_misspelt_field_is_refused(config_class, name, near):
     with pytest.raises(ValueError, match=f"has no field `{name}`; did you mean `{near}`"):
         config_class(**{name: 1})
+
+
+@pytest.mark.parametrize(
+    ("config_class", "name", "part"),
+    [
+        (VJepa2PreTrainingConfig, "pred_hidden_size", "encoder_config"),
+        (LLMJepaConfig, "hidden_size", "decoder_config"),
+    ],
+)
+def test_a_field_of_a_part_is_pointed_to(config_class, name, part):
+    with pytest.raises(ValueError, match=f"has no field `{name}`; it is one of `{part}`: set it there"):
+        config_class(**{name: 48})
+
+
+def test_what_transformers_and_releases_add_is_taken():
+    added = {"torch_dtype": "float32", "attn_implementation": "eager", "num_labels": 3, "_name_or_path": "x"}
+    config = VJepaConfig(**added, has_predictor=False, output_hidden_states=True, problem_type="regression")
+    assert config.num_labels == 3
+    assert not config.has_predictor
+    assert VJepaConfig(**VJEPA2Config(hidden_size=96).to_dict()).hidden_size == 96
 
 
 def test_a_field_of_another_version_is_named(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .parts import StrictLoading, TrainableParts, cut, refuse_unknown_fields, tie_as_declared
+from .parts import StrictLoading, TrainableParts, cut, load_auto, refuse_unknown_fields, tie_as_declared
 from .positions import pair
 
 
@@ -174,7 +174,7 @@ class JepaPreTrainedModel(TrainableParts, StrictLoading, PreTrainedModel):
                 names that are no fields of the config.
         """
         if isinstance(encoder, str):
-            encoder = AutoModel.from_pretrained(encoder, dtype=torch.float32, trust_remote_code=False)
+            encoder = load_auto(AutoModel, encoder, dtype=torch.float32)
         config = cls._config_for(encoder, image_size, patch_size, config_kwargs)
         model = cls(config)
         own, given = model.encoder.state_dict(), encoder.state_dict()
@@ -194,7 +194,7 @@ class JepaPreTrainedModel(TrainableParts, StrictLoading, PreTrainedModel):
     def _config_for(
         cls, encoder: PreTrainedModel, image_size: Any, patch_size: Any, fields: dict[str, Any]
     ) -> PreTrainedConfig:
-        refuse_unknown_fields(cls.config_class, fields)
+        refuse_unknown_fields(cls.config_class, fields, {"encoder_config": encoder.config})
         config = cls._encoder_config(encoder)
         own = getattr(config, "patch_size", None)
         if patch_size is not None and (own is None or pair(own) != pair(patch_size)):
@@ -285,7 +285,7 @@ class JepaPreTrainedModel(TrainableParts, StrictLoading, PreTrainedModel):
         """The encoder that can be a model's teacher: a loaded one, or that of a model id or local folder."""
         if not isinstance(teacher, str):
             return teacher
-        return AutoModel.from_pretrained(teacher, dtype=torch.float32, trust_remote_code=False)
+        return load_auto(AutoModel, teacher, dtype=torch.float32)
 
     @torch.no_grad()
     def sync_target(self) -> None:

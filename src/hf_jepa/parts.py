@@ -3,7 +3,8 @@
 import copy
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,36 +22,58 @@ _OF_TRANSFORMERS = {
 }
 
 
-# What a run notes in the config it trains, see `hub.release.note_trained_size`.
-_NOTED = {"trained_frames", "trained_size"}
+# What runs, releases and conversions note in a config, such as `hub.release.note_trained_size`.
+_NOTED = {"from_vjepa_model", "has_predictor", "jepa_encoder", "trained_frames", "trained_size"}
 
 
 def _is_no_field(name: str) -> bool:
     return name.startswith("_") or name in _OF_TRANSFORMERS or name in _NOTED
 
 
-class CompositeConfig(PreTrainedConfig):
+class StrictConfig(PreTrainedConfig):
+    """
+    A config that takes no keyword that nothing would read.
+
+    Raises:
+        `ValueError`: for a keyword that is no field, which transformers would keep; of a file, which another version
+            may have written, it is a warning.
+    """
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        own = [name for name in kwargs if not _is_no_field(name)]
+        try:
+            refuse_unknown_fields(type(self), own, {name: getattr(self, name) for name in self.sub_configs_defaults})
+        except ValueError as error:
+            if self.transformers_version is None:
+                raise
+            logger.warning(f"{error} It is kept, and nothing reads it.")
+
+
+class CompositeConfig(StrictConfig):
     """
     A config of configs. Those given are copied: building a model writes precision and attention into them, which
     would reach a live model whose config they are.
-
-    Raises:
-        `ValueError`: for a keyword that is no field, which transformers would keep and nothing would read; of a file,
-            which another version may have written, it is a warning.
     """
 
     def __post_init__(self, **kwargs: Any) -> None:
         for name in self.sub_configs_defaults:
             if isinstance(getattr(self, name), PreTrainedConfig):
                 setattr(self, name, copy.deepcopy(getattr(self, name)))
-        own = {name: value for name, value in kwargs.items() if not _is_no_field(name)}
-        try:
-            refuse_unknown_fields(type(self), own)
-        except ValueError as error:
-            if self.transformers_version is None:
-                raise
-            logger.warning(f"{error} It is kept, and nothing reads it.")
         super().__post_init__(**kwargs)
+
+
+def load_auto(auto_class: type, source: Any, **options: Any) -> Any:
+    """
+    `auto_class.from_pretrained`, by which all of this package loads what it does not know the class of: code that a
+    folder or repository brings is not run, and nobody is asked whether it may, unless the caller says so.
+
+    Args:
+        auto_class (`type`): `AutoModel`, `AutoTokenizer`, `AutoImageProcessor`, ...
+        source (`str` or `Path`): model id or local folder.
+        options: for `from_pretrained`.
+    """
+    return auto_class.from_pretrained(os.fspath(source), **{"trust_remote_code": False, **options})
 
 
 def build_part(config: PreTrainedConfig, auto_class: type = AutoModel) -> PreTrainedModel:
@@ -67,17 +90,26 @@ def build_part(config: PreTrainedConfig, auto_class: type = AutoModel) -> PreTra
     return build(config, dtype=dtype)
 
 
-def refuse_unknown_fields(config_class: type, given: dict[str, Any]) -> None:
+def refuse_unknown_fields(config_class: type, given: Iterable[str], parts: Mapping[str, Any] | None = None) -> None:
     """
+    Args:
+        config_class (`type`): of the config that the names are given to.
+        given (iterable of `str`): the names.
+        parts (`dict`, *optional*): the configs that it holds, by the name of their field.
+
     Raises:
         `ValueError`: for a name that is no field of a config, which would keep it and never read it.
     """
     fields = {field.name for field in dataclasses.fields(config_class)}
-    for name in given.keys() - fields:
+    for name in [name for name in given if name not in fields]:
+        holders = [
+            part for part, config in (parts or {}).items() if name in getattr(config, "__dataclass_fields__", ())
+        ]
         near = difflib.get_close_matches(name, fields, 1)
-        raise ValueError(
-            f"{config_class.__name__} has no field `{name}`" + (f"; did you mean `{near[0]}`?" if near else ".")
-        )
+        hint = f"; did you mean `{near[0]}`?" if near else "."
+        if holders:
+            hint = f"; it is one of {' and of '.join(f'`{part}`' for part in holders)}: set it there."
+        raise ValueError(f"{config_class.__name__} has no field `{name}`{hint}")
 
 
 def leave_out(part: nn.Module, *names: str) -> nn.Module:

@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+from ..parts import load_auto
 from ._command import add_command
 
 
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("The licence of the weights is not known: pass --license, e.g. --license apache-2.0.")
     results["model"] = {"name": args.output.resolve().name} | results.get("model", {})
     if model.config.model_type == "llm_jepa":
-        tokenizer = AutoTokenizer.from_pretrained(args.checkpoint, subfolder=args.subfolder, trust_remote_code=False)
+        tokenizer = load_auto(AutoTokenizer, args.checkpoint, subfolder=args.subfolder)
         options = {"merge_adapter": args.merge_adapter, "keep_predictor_tokens": args.keep_predictor_tokens}
         folder = save_text_release(model, args.output, tokenizer, results, **options)
         print(f"wrote {folder} (a causal language model for plain transformers)")

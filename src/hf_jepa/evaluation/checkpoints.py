@@ -18,6 +18,7 @@ from transformers.utils import logging
 from ..data.processing import processor_transform
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, ImageTransform
 from ..models.vjepa import VJepaForVideoClassification, VJepaModel
+from ..parts import load_auto
 
 logger = logging.get_logger(__name__)
 
@@ -74,11 +75,9 @@ def _load(
     repo_or_path: str | Path, place: dict[str, Any], auto_class: Any, of_vjepa2: Any, optional: str = " "
 ) -> PreTrainedModel:
     try:
-        config = AutoConfig.from_pretrained(str(repo_or_path), **place, trust_remote_code=False)
+        config = load_auto(AutoConfig, repo_or_path, **place)
         auto_class = of_vjepa2 if config.model_type == "vjepa2" else auto_class
-        model, info = auto_class.from_pretrained(
-            str(repo_or_path), **place, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
-        )
+        model, info = load_auto(auto_class, repo_or_path, **place, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError) as error:
         if isinstance(error.__cause__, HFValidationError):
             raise ValueError(
@@ -110,7 +109,7 @@ def load_image_transform(
         ValueError: If the checkpoint has no image processor.
     """
     try:
-        processor = AutoImageProcessor.from_pretrained(str(repo_or_path), revision=revision, trust_remote_code=False)
+        processor = load_auto(AutoImageProcessor, repo_or_path, revision=revision)
     except (OSError, ValueError) as error:
         raise ValueError(f"{str(repo_or_path)!r} has no usable image processor: {error}") from error
     mean = getattr(processor, "image_mean", None) or IMAGENET_MEAN
@@ -132,9 +131,7 @@ def released_pooling(repo_or_path: str | Path, revision: str | None = None, subf
     if subfolder:
         return None
     try:
-        config = AutoConfig.from_pretrained(
-            str(repo_or_path), revision=revision, subfolder="pretraining", trust_remote_code=False
-        )
+        config = load_auto(AutoConfig, repo_or_path, revision=revision, subfolder="pretraining")
     except (OSError, ValueError):
         return None
     return config.pooling if hasattr(config, "pooled_size") else None

@@ -11,6 +11,7 @@ from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from ..data.video_dataset import SeededVideoDataset
 from ..data.video_transforms import VideoTransform, video_eval_transform
 from ..encoders import is_video_encoder
+from ..parts import load_auto
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def clip_transform(
     """
     auto_class = AutoVideoProcessor if is_video_encoder(model) else AutoImageProcessor
     try:
-        processor = auto_class.from_pretrained(str(repo_or_path), revision=revision, trust_remote_code=False)
+        processor = load_auto(auto_class, repo_or_path, revision=revision)
     except (OSError, ValueError) as error:
         raise ValueError(f"{str(repo_or_path)!r} has no usable processor: {error}") from error
     size = getattr(processor, "crop_size", None) or processor.size

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, PreTrai
 from ..data.dataset import SeededImageDataset
 from ..data.seeding import forked_rng
 from ..data.transforms import ImageTransform
+from ..parts import load_auto
 from ..token_layouts import token_grid
 from .attentive_probe import attentive_probe
 from .closed_form import ridge_probe
@@ -81,9 +82,7 @@ def untrained_like(model: PreTrainedModel, repo_or_path: str | Path, revision: s
     """
     with forked_rng(seed):
         try:
-            config = AutoConfig.from_pretrained(
-                str(repo_or_path), revision=revision, subfolder="pretraining", trust_remote_code=False
-            )
+            config = load_auto(AutoConfig, repo_or_path, revision=revision, subfolder="pretraining")
             return AutoModelForPreTraining.from_config(config).eval()
         except (OSError, ValueError):
             config = copy.deepcopy(model.config)

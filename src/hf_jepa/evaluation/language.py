@@ -12,6 +12,7 @@ from transformers.utils import logging
 from ..data.chat_views import as_messages
 from ..data.loading import open_texts
 from ..data.train_and_test import SplitChoice
+from ..parts import load_auto
 from .generation import SCORERS, generate_responses, sqlite_match
 
 logger = logging.get_logger(__name__)
@@ -155,13 +156,13 @@ def load_language_model(
     """
     place = {"revision": revision, "subfolder": subfolder}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(repo_or_path), **place, trust_remote_code=False)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            str(repo_or_path),
+        tokenizer = load_auto(AutoTokenizer, repo_or_path, **place)
+        model, info = load_auto(
+            AutoModelForCausalLM,
+            repo_or_path,
             dtype=torch.bfloat16 if bf16 else torch.float32,
             output_loading_info=True,
             **place,
-            trust_remote_code=False,
         )
     except (OSError, ValueError) as error:
         raise ValueError(f"Cannot load a language model from {str(repo_or_path)!r}: {error}") from error

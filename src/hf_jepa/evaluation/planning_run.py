@@ -12,6 +12,7 @@ from ..data.recording import make_environment
 from ..data.trajectories import Trajectories
 from ..data.trajectory_lerobot import LeRobotTrajectories
 from ..models.latent_world_model import ConvEncoderConfig, ConvEncoderModel
+from ..parts import load_auto
 from ..planning import MPCPolicy, Planner
 from ..planning.policy import channels_first
 from ..world_model import WorldModelMixin
@@ -91,12 +92,12 @@ def load_world_model(repo_or_path: str | Path, revision: str | None = None) -> P
     """
     where: dict[str, Any] = {"revision": revision} if revision else {}
     try:
-        config = AutoConfig.from_pretrained(repo_or_path, subfolder="pretraining", **where, trust_remote_code=False)
+        config = load_auto(AutoConfig, repo_or_path, subfolder="pretraining", **where)
         where["subfolder"] = "pretraining"
     except (OSError, ValueError):
-        config = AutoConfig.from_pretrained(repo_or_path, **where, trust_remote_code=False)
+        config = load_auto(AutoConfig, repo_or_path, **where)
     auto = AutoModelForPreTraining if type(config) in AutoModelForPreTraining._model_mapping else AutoModel
-    model = auto.from_pretrained(repo_or_path, **where, trust_remote_code=False)
+    model = load_auto(auto, repo_or_path, **where)
     if not isinstance(model, WorldModelMixin):
         raise ValueError(f"{repo_or_path} holds a {type(model).__name__}, which is no world model: it cannot plan.")
     return model.eval()

@@ -14,6 +14,7 @@ from transformers.image_utils import (
 )
 
 from ..encoders import is_video_encoder
+from ..parts import load_auto
 from .sizes import channels_of, released_size
 
 _VIDEO_FILE, _IMAGE_FILE = PROCESSOR_FILES = ("video_preprocessor_config.json", "preprocessor_config.json")
@@ -182,4 +183,4 @@ def saved_processor(model: PreTrainedModel, folders: Sequence[Path]) -> Any | No
     folder = next((folder for folder in folders if (folder / name).is_file()), None)
     if folder is None:
         return None
-    return (AutoVideoProcessor if is_video else AutoImageProcessor).from_pretrained(folder, trust_remote_code=False)
+    return load_auto(AutoVideoProcessor if is_video else AutoImageProcessor, folder)

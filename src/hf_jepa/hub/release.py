@@ -11,6 +11,7 @@ from transformers import AutoModelForPreTraining, PreTrainedModel
 
 from ..encoders import is_video_encoder
 from ..file_errors import naming
+from ..parts import load_auto
 from ..regularized import deviations
 from ..world_model import WorldModelConfig
 from .checks import PRETRAINING_FOLDER, check_release, check_weights
@@ -314,8 +315,7 @@ def load_pretraining(repo: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
 
 
 def _load_whole(repo: str, **kwargs: Any) -> PreTrainedModel:
-    options = {"trust_remote_code": False, **kwargs}
-    model, info = AutoModelForPreTraining.from_pretrained(repo, output_loading_info=True, **options)
+    model, info = load_auto(AutoModelForPreTraining, repo, output_loading_info=True, **kwargs)
     faults = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
     if faults:
         raise ValueError(f"{repo!r} does not hold a whole {type(model).__name__}: {faults}")

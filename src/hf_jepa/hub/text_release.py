@@ -9,6 +9,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..parts import load_auto
 from .sources import carry_sources, is_hub_name, source_names
 from .staging import staged_release
 
@@ -101,11 +102,7 @@ def save_text_release(
 def _rows_of(base_model: str | None) -> int | None:
     """Rows of the vocabulary that a base model has; `None` where its config is not on this disk."""
     try:
-        return (
-            AutoConfig.from_pretrained(base_model, local_files_only=True, trust_remote_code=False)
-            .get_text_config()
-            .vocab_size
-        )
+        return load_auto(AutoConfig, base_model, local_files_only=True).get_text_config().vocab_size
     except (OSError, ValueError, TypeError, AttributeError):
         return None
 

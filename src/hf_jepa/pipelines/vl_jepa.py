@@ -9,6 +9,7 @@ from transformers import AutoModel
 
 from ..models.vl_jepa.modeling_vl_jepa import VLJepaModel
 from ..models.vl_jepa.processing_vl_jepa import VLJepaProcessor
+from ..parts import load_auto
 from ..streaming import DecodeFrom, ShiftTrigger, decode_offline, decode_online
 from .vl_streams import Stream, StreamText, video_windows
 
@@ -71,7 +72,7 @@ class VLJepaPipeline:
         """
         place = {key: options[key] for key in ("revision", "subfolder") if options.get(key)}
         try:
-            model = AutoModel.from_pretrained(repo_or_path, **{"trust_remote_code": False, **options})
+            model = load_auto(AutoModel, repo_or_path, **options)
             if not isinstance(model, VLJepaModel):
                 raise ValueError(f"it is a {type(model).__name__}, not a VLJepaModel.")
             processor = VLJepaProcessor.from_pretrained(repo_or_path, **place)

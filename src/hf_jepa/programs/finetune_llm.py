@@ -18,6 +18,7 @@ from ..data.chat_views import as_messages
 from ..data.lexer import lexer_tokenizer
 from ..evaluation import generate_responses, score_responses
 from ..models.llm_jepa import LLMJepaForCausalLM
+from ..parts import load_auto
 from ..training import LLMJepaTrainer, LLMJepaTrainingArguments
 from .facts import licence_of, method_for, origin_of
 from .image_models import mapping
@@ -105,7 +106,7 @@ def build_tokenizer(args: LLMModelArguments, train: Any, pair_format: PairFormat
     source = args.tokenizer or args.model
     if source is None:
         raise ValueError("A model of random weights needs `tokenizer`: an id, a path, or `words`.")
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    tokenizer = load_auto(AutoTokenizer, source)
     if tokenizer.pad_token is None:
         # Labels are made from lengths, so that an end of turn is trained although it pads.
         tokenizer.pad_token = tokenizer.eos_token
@@ -126,7 +127,7 @@ def build_model(args: LLMModelArguments, tokenizer: Any, seed: int) -> LLMJepaFo
             options["quantization_config"] = BitsAndBytesConfig(
                 load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
             )
-        decoder = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=False, **options)
+        decoder = load_auto(AutoModelForCausalLM, args.model, **options)
     else:
         sizes = mapping(args.decoder, "decoder")
         if "model_type" not in sizes:

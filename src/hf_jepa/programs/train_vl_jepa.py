@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, TrainingArguments
 
 from ..data import MixedVideoDataset, VisionTextDataset, load_vision_text_dataset
 from ..models.vl_jepa import VLJepaConfig, VLJepaModel, VLJepaProcessor
+from ..parts import load_auto
 from ..training import VLJepaTrainer, VLJepaTrainingArguments, train_y_decoder
 from .facts import licence_of, method_for, origin_of
 from .image_models import mapping
@@ -31,7 +32,7 @@ def build_processor(args: VLModelArguments, data: VLDataArguments) -> VLJepaProc
     if args.checkpoint is not None:
         return VLJepaProcessor.from_pretrained(args.checkpoint, **settings)
     source = args.query_tokenizer or (args.y_encoder if isinstance(args.predictor, dict) else args.predictor)
-    settings["query_tokenizer"] = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    settings["query_tokenizer"] = load_auto(AutoTokenizer, source)
     return VLJepaProcessor.from_components(args.vision, source, args.y_encoder, args.y_decoder, **settings)
 
 
@@ -44,7 +45,7 @@ def build_model(args: VLModelArguments, processor: VLJepaProcessor, seed: int) -
     torch.manual_seed(seed)
     options = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
     if args.checkpoint is not None:
-        config = AutoConfig.from_pretrained(args.checkpoint, trust_remote_code=False)
+        config = load_auto(AutoConfig, args.checkpoint)
         config = VLJepaConfig.from_dict({**config.to_dict(), **fields})
         return VLJepaModel.from_pretrained(args.checkpoint, config=config, dtype=torch.float32, **options)
     layers, predictor = args.predictor_layers, args.predictor

@@ -133,9 +133,10 @@ def _read_clips(
     from transformers import AutoVideoProcessor
 
     from ..data import open_video
+    from ..parts import load_auto
 
     try:
-        processor = AutoVideoProcessor.from_pretrained(repo, revision=revision, trust_remote_code=False)
+        processor = load_auto(AutoVideoProcessor, repo, revision=revision)
     except (OSError, ValueError) as error:
         raise ValueError(f"{repo!r} has no usable video processor: {error}") from error
     config = getattr(model.config, "encoder_config", model.config)

@@ -14,7 +14,7 @@ from transformers.utils.generic import can_return_tuple
 
 from ...modeling_jepa import JepaOutput, JepaPreTrainedModel, check_masks
 from ...objectives.distances import normalize_targets
-from ...parts import build_part
+from ...parts import build_part, load_auto
 from ...predictor import gather_tokens
 from .configuration_data2vec_vision import Data2VecVisionPreTrainingConfig, as_student_config
 
@@ -151,15 +151,15 @@ class Data2VecVisionForPreTraining(JepaPreTrainedModel):
         """
         new: set[str] = set()
         if isinstance(encoder, str):
-            config = AutoConfig.from_pretrained(encoder, trust_remote_code=False)
+            config = load_auto(AutoConfig, encoder)
             if config.model_type != "data2vec-vision":
                 raise ValueError(f"data2vec needs a 'data2vec-vision' encoder; {encoder} is {config.model_type!r}.")
-            encoder, info = AutoModel.from_pretrained(
+            encoder, info = load_auto(
+                AutoModel,
                 encoder,
                 config=as_student_config(config),
                 dtype=torch.float32,
                 output_loading_info=True,
-                trust_remote_code=False,
             )
             new = set(info["missing_keys"])
         elif encoder.config.model_type != "data2vec-vision":

@@ -3,11 +3,12 @@
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+
+from ...parts import StrictConfig
 
 
 @strict
-class ConvEncoderConfig(PreTrainedConfig):
+class ConvEncoderConfig(StrictConfig):
     r"""
     A small ConvNet that makes one vector of an image of fixed size.
 

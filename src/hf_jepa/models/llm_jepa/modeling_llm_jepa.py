@@ -17,7 +17,7 @@ from ...masking.attention import Tokens, attention_masks, is_varlen, visible_fro
 from ...masking.text import Layout, resolve_layout
 from ...modeling_jepa import JepaPreTrainedModel
 from ...objectives.inputs import at_least_float32
-from ...parts import build_part, refuse_unknown_fields
+from ...parts import build_part, load_auto, refuse_unknown_fields
 from ...regularized import build_regularizer
 from .configuration_llm_jepa import LLMJepaConfig
 from .decoder_checks import check_decoder
@@ -143,7 +143,7 @@ class LLMJepaForCausalLM(JepaPreTrainedModel):
         """
         if isinstance(decoder, str):
             options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-            decoder = AutoModelForCausalLM.from_pretrained(decoder, dtype=dtype, trust_remote_code=False, **options)
+            decoder = load_auto(AutoModelForCausalLM, decoder, dtype=dtype, **options)
         plain = _causal_lm(decoder)
         if config_kwargs.get("predictor_mode") == "vocab":
             number = config_kwargs.get("num_predictor_tokens", LLMJepaConfig.num_predictor_tokens)
@@ -152,7 +152,7 @@ class LLMJepaForCausalLM(JepaPreTrainedModel):
             if tokenizer is not None and "predictor_token_ids" not in config_kwargs:
                 add_predictor_tokens(plain, tokenizer, number)
                 config_kwargs["predictor_token_ids"] = predictor_token_ids(tokenizer, number, position)
-        refuse_unknown_fields(cls.config_class, config_kwargs)
+        refuse_unknown_fields(cls.config_class, config_kwargs, {"decoder_config": plain.config})
         config = cls.config_class(decoder_config=copy.deepcopy(plain.config), **config_kwargs)
         config._attn_implementation = plain.config._attn_implementation
         with plain.device:

@@ -3,7 +3,9 @@
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig, VJEPA2Config
+from transformers import VJEPA2Config
+
+from ...parts import StrictConfig
 
 Generation = Literal["1", "2", "2.1"]
 
@@ -51,7 +53,7 @@ GENERATION_FIELDS: dict[str, dict[str, Any]] = {
 
 
 @strict
-class VJepaConfig(PreTrainedConfig):
+class VJepaConfig(StrictConfig):
     r"""
     Configuration of [`VJepaModel`]. The fields of in-tree `VJEPA2Config` have its names, meanings and defaults, which
     are V-JEPA 2's, and a `config.json` of model type `vjepa2` is read as it is; the others choose a generation. Use

@@ -138,7 +138,7 @@ class VJepaForPreTraining(JepaPreTrainedModel):
                 f"{changed} was asked of an encoder with a sine-cosine table of another size. Leave it out and pass "
                 "clips of any size: the table is interpolated."
             )
-        refuse_unknown_fields(cls.config_class, config_kwargs)
+        refuse_unknown_fields(cls.config_class, config_kwargs, {"encoder_config": encoder.config})
         model = cls(cls.config_class(encoder_config=VJepaConfig(**{**fields, **asked}), **config_kwargs))
         if given_ours:
             model.config.from_vjepa_model = True

@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from ...encoders import without_predictor
-from ...parts import leave_out
+from ...parts import leave_out, load_auto
 from .configuration_vl_jepa import ACTIVATIONS
 
 _POOLINGS = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
@@ -164,9 +164,7 @@ def load_text_tower(
             weights.append({key.removeprefix("linear."): value for key, value in load_file(file).items()})
         elif kind != "Normalize":
             raise ValueError(f"{name} has a module {kind!r}, which VL-JEPA's Y-encoder does not know.")
-    model = AutoModel.from_pretrained(
-        name, revision=revision, subfolder=folder, **{"trust_remote_code": False, **options}
-    )
+    model = load_auto(AutoModel, name, revision=revision, subfolder=folder, **options)
     if y_heads == "none":
         layers, weights = [], []
     return TextTower(model, pooling, layers, weights)
@@ -239,9 +237,7 @@ def load_components(
             config |= {"y_pooling": tower.pooling, "y_dense_layers": tower.dense_layers}
         else:
             auto_class = AutoModelForCausalLM if part == "y_decoder" else AutoModel
-            parts[part] = auto_class.from_pretrained(
-                component, revision=revision, **{"trust_remote_code": False, **options}
-            )
+            parts[part] = load_auto(auto_class, component, revision=revision, **options)
     start, end = predictor_layers
     total = parts["predictor"].base_model.config.num_hidden_layers
     parts["predictor"] = take_layers(
@@ -270,10 +266,10 @@ def load_frozen_part(model: PreTrainedModel, part: str, source: dict[str, str | 
     at = f"{name!r}" + (f" at revision {revision}" if revision else "")
     try:
         if part == "vision":
-            loaded = without_predictor(AutoModel.from_pretrained(name, revision=revision, trust_remote_code=False))
+            loaded = without_predictor(load_auto(AutoModel, name, revision=revision))
             pairs = [(model.vision, loaded.state_dict())]
         elif part == "y_decoder":
-            loaded = AutoModelForCausalLM.from_pretrained(name, revision=revision, trust_remote_code=False)
+            loaded = load_auto(AutoModelForCausalLM, name, revision=revision)
             pairs = [(model.y_decoder.language_model, loaded.state_dict())]
         else:
             tower = load_text_tower(name, revision, "st" if model.config.y_dense_layers else "none")

@@ -150,7 +150,7 @@ class VLJepaModel(VLJepaReferencingModel):
             raise ValueError(f"`num_layers` must be at least 1, got {num_layers}.")
         layers = (-num_layers, None) if predictor_layers is None else predictor_layers
         components = load_components(given, layers, y_heads, revisions or {}, options)
-        refuse_unknown_fields(cls.config_class, config_kwargs)
+        refuse_unknown_fields(cls.config_class, config_kwargs, components.config)
         config = cls.config_class(**{**components.config, **config_kwargs})
         with local_torch_dtype(dtype, cls.__name__):
             model = cls(config, **components.parts)

@@ -9,6 +9,8 @@ import torch
 from transformers import AutoImageProcessor, AutoTokenizer, AutoVideoProcessor, BatchFeature, ProcessorMixin
 from transformers.utils.hub import cached_file
 
+from ...parts import load_auto
+
 _VISUAL = ("image_processor", "video_processor")
 _TOKENIZERS = ("query_tokenizer", "target_tokenizer", "decoder_tokenizer")
 _SETTINGS = (
@@ -101,9 +103,9 @@ class VLJepaProcessor(ProcessorMixin):
         """
         is_video = cached_file(vision, "video_preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
         if is_video:
-            settings.setdefault("video_processor", AutoVideoProcessor.from_pretrained(vision, trust_remote_code=False))
+            settings.setdefault("video_processor", load_auto(AutoVideoProcessor, vision))
         else:
-            settings.setdefault("image_processor", AutoImageProcessor.from_pretrained(vision, trust_remote_code=False))
+            settings.setdefault("image_processor", load_auto(AutoImageProcessor, vision))
         prompts = cached_file(
             y_encoder, "config_sentence_transformers.json", _raise_exceptions_for_missing_entries=False
         )
@@ -113,7 +115,7 @@ class VLJepaProcessor(ProcessorMixin):
         names = {"query_tokenizer": predictor, "target_tokenizer": y_encoder, "decoder_tokenizer": y_decoder}
         for name, source in names.items():
             if source is not None:
-                settings.setdefault(name, AutoTokenizer.from_pretrained(source, trust_remote_code=False))
+                settings.setdefault(name, load_auto(AutoTokenizer, source))
         return cls(**settings)
 
     @property
@@ -288,7 +290,5 @@ class VLJepaProcessor(ProcessorMixin):
         for part in content["parts"]:
             auto_class = {"image_processor": AutoImageProcessor, "video_processor": AutoVideoProcessor}.get(part)
             folder = subfolder if auto_class is not None else os.path.join(subfolder, part)
-            loaded[part] = (auto_class or AutoTokenizer).from_pretrained(
-                name, subfolder=folder, trust_remote_code=False, **kwargs
-            )
+            loaded[part] = load_auto(auto_class or AutoTokenizer, name, subfolder=folder, **kwargs)
         return cls(**loaded, **{key: content[key] for key in _SETTINGS} | settings)
