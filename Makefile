@@ -109,6 +109,7 @@ bench: $(STAMP)
 	$(PY) -m scripts.benchmarks.vl
 	$(PY) -m scripts.benchmarks.world_models
 	$(PY) -m scripts.benchmarks.input_pipeline
+	$(PY) -m scripts.benchmarks.step_time
 
 clean:
 	rm -rf .venv .venv-lowest build dist outputs demo_data .ruff_cache .pytest_cache src/*.egg-info

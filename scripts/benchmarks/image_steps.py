@@ -43,7 +43,7 @@ def _step(model: nn.Module, loss_of: Callable[[], Tensor], update: Callable[[], 
     return step
 
 
-def hf_jepa_step(sizes: StepSizes, dtype: torch.dtype, attention: str) -> Step:
+def hf_jepa_model(sizes: StepSizes, attention: str) -> nn.Module:
     """Ours, with the given attention."""
     from transformers import IJepaConfig
 
@@ -63,7 +63,11 @@ def hf_jepa_step(sizes: StepSizes, dtype: torch.dtype, attention: str) -> Step:
         predictor_hidden_size=sizes.predictor_hidden_size,
         predictor_num_hidden_layers=sizes.predictor_num_layers,
     )
-    model = IJepaForPreTraining._from_config(config, attn_implementation=attention).train()
+    return IJepaForPreTraining._from_config(config, attn_implementation=attention).train()
+
+
+def hf_jepa_step(sizes: StepSizes, dtype: torch.dtype, attention: str) -> Step:
+    model = hf_jepa_model(sizes, attention)
     images, context_mask, target_mask = make_batch(sizes)
     return _step(
         model,

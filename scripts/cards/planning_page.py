@@ -8,6 +8,8 @@ from hf_jepa.programs.cost import FLOAT, H100, Work, memory, seconds, traffic
 
 from .count_models import COUNTS
 
+STEP_TIME = COUNTS.with_name("benchmark_step_time.json")
+INPUTS = COUNTS.with_name("benchmark_input_pipeline.json")
 DEVICES = (8, 64, 512)
 # Updates that were published, and samples of one.
 PUBLISHED = {
@@ -41,6 +43,44 @@ LIMITS = """- **Order of samples**: every process permutes all rows (8 bytes a r
 - **Checkpoints** are written in shards by every process under FSDP2, and whole by the main process otherwise.
 - **VL-JEPA** is not cut up by FSDP2, and V-JEPA 2.1 was not tried there with images and clips in one step.
 """
+
+
+def _measured() -> Iterator[str]:
+    """What steps of small models took, against the same arithmetic."""
+    steps = json.loads(STEP_TIME.read_text(encoding="utf-8"))["steps"]
+    factors = [row["time_over_formula"] for row in steps]
+    yield from (
+        "## Against measured steps",
+        "",
+        "Time was compared with steps of small models on one CPU core (`python -m scripts.benchmarks.step_time`): the",
+        "formula given this core's rate of one large matrix product as a device that is used wholly. A step took",
+        f"{min(factors):.2f} to {max(factors):.2f} times what it says, which is a utilization of "
+        f"{1 / max(factors):.0%} to {1 / min(factors):.0%}:",
+        "given the one of the first row, all others are foretold within "
+        f"{max(abs(factor / factors[0] - 1) for factor in factors):.0%}. What is not in it: norms, softmax,",
+        "activations, the optimizer and the EMA, whose share falls as width and batch grow.",
+        "",
+        "| run | samples | GFLOP per step | time over formula |",
+        "|---|---|---|---|",
+        *(
+            f"| {row['run']} | {row['samples']} | {row['gflops']:.1f} | {row['time_over_formula']:.2f}x |"
+            for row in steps
+        ),
+        "",
+    )
+
+
+def _inputs() -> str:
+    """What one core decodes."""
+    found = json.loads(INPUTS.read_text(encoding="utf-8"))
+    parts = []
+    for name, what in (("images", "JPEGs of 500 x 375 to 224 px"), ("clips", "16 frames of 340 x 256")):
+        ours, *others = found[name]
+        ratios = (f"{1 / row['time_over_ours']:.2f} of the time of {row['contestant']}" for row in others)
+        parts.append(f"{ours[f'{name}_per_second']:.0f} {name} a second ({what}; {', '.join(ratios)})")
+    return (
+        f"one core read, decoded and augmented {' and '.join(parts)}: `python -m scripts.benchmarks.input_pipeline`."
+    )
 
 
 def _rows(title: str, work: Work, batch: int) -> Iterator[str]:
@@ -97,7 +137,7 @@ def planning_page() -> str:
             *_rows(title, work, batch),
             "",
         ]
-    lines += ["## Where this package is the limit", ""]
+    lines += [*_measured(), "## Where this package is the limit", ""]
     for title, work in works.items():
         batches = ", ".join(f"{_smallest_batch(work, 512, way)} under `{way}`" for way in ("ddp", "fsdp2"))
         lines.append(
@@ -108,8 +148,8 @@ def planning_page() -> str:
     vit, giant = (H100.peak_flops * H100.utilization / works[title].step_flops for title in PUBLISHED)
     lines += [
         f"- **Decoding**: a device takes {vit:,.0f} images of the first or {giant:.0f} clips of the second a second, "
-        "which its `dataloader_num_workers` have to decode and augment. A few updates show what a machine can do: "
-        "`hf-jepa train RECIPE --max_steps 50` logs `images_per_second`.",
+        f"which its `dataloader_num_workers` have to decode and augment. Here {_inputs()} A few updates show what a "
+        "machine can do: `hf-jepa train RECIPE --max_steps 50` logs `images_per_second`.",
         LIMITS,
     ]
     return "\n".join(lines)

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import IJepaConfig, LlamaConfig, LlamaForCausalLM
 
 from hf_jepa import IJepaForPreTraining, IJepaPreTrainingConfig, LLMJepaForCausalLM
-from hf_jepa.programs.cost import H100, Work, memory, seconds, traffic
+from hf_jepa.programs.cost import H100, Device, Work, memory, seconds, traffic
 from hf_jepa.programs.counting import CheckpointedLayers, ForwardCounter, KeptTensors, gathered_parameters
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 128}
@@ -148,3 +148,19 @@ def test_time_is_the_longer_of_compute_and_communication():
     alone, many = (seconds(work, 1, devices, "ddp", H100) for devices in (1, 16))
     assert alone["step"] == alone["compute"] == pytest.approx(3e12 / (989e12 * 0.4))
     assert many["step"] == many["communication"] == pytest.approx(15 / 16 * 8e9 / 50e9)
+
+
+def test_time_follows_samples_passes_and_links():
+    work = Work(int(1e9), int(5e8), 2e12, 1e12, 0.0, recomputed_flops=5e11)
+    device = Device("plain", 1e9, 1e12, 0.5, per_node=8, node_link=1e10, network_link=1e9)
+    one = seconds(work, 1, 1, "ddp", device)
+    # Forward once, twice as much backward for what is differentiated, and what is done again.
+    assert one == {"compute": pytest.approx(4.5e12 / 5e11), "communication": 0, "step": one["compute"]}
+    assert seconds(work, 6, 1, "ddp", device, passes=2)["compute"] == pytest.approx(12 * one["compute"])
+    inside, across = (seconds(work, 1, devices, "ddp", device)["communication"] for devices in (8, 9))
+    assert inside == pytest.approx(7 / 8 * 8e9 / 1e10)
+    assert across == pytest.approx(8 / 9 * 8e9 / 1e9)
+    # Weights are gathered in every pass, gradients under DDP averaged once; in 16 bits half of it is sent.
+    sharded, full = (traffic(work, 8, "fsdp2", half=half, passes=3) for half in (True, False))
+    assert full == 2 * sharded == 3 * traffic(work, 8, "fsdp2", half=False)
+    assert traffic(work, 8, "ddp", passes=3) == traffic(work, 8, "ddp")
