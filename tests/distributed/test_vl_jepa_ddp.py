@@ -14,6 +14,7 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path):
     # One test, so that the processes start once however tests are spread.
     run_in_two_processes(run_both_ways, tmp_path / "two")
     compared = ("loss", "prediction_loss", "temperature", "duplicates", "effective_negatives", "eval_loss")
+    compared += ("retrieval_at_1", "pred_std", "target_std", "pred_rankme", "target_rankme")
     compared += ("eval_retrieval_at_1", "eval_reverse_retrieval_at_5", "eval_retrieval_median_rank")
     score(tmp_path / "one")
     files = (

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 import torch
 from accelerate import Accelerator
 
-# The most recent pairs of a process, on which cosines, retrieval and ranks are computed.
+from ..objectives.distributed import batch_sizes, gather_batch, world_size
+
+# The most recent pairs of all processes, on which cosines, retrieval and ranks are computed.
 RECENT_ROWS = 256
 
 
@@ -67,8 +69,16 @@ class RunningTerms:
         while sum(len(part[0]) for part in self._recent[1:]) >= RECENT_ROWS:
             self._recent.pop(0)
 
-    def _recent_rows(self) -> list[torch.Tensor]:
-        return [torch.cat(part)[-RECENT_ROWS:] for part in zip(*self._recent, strict=True)]
+    def _recent_rows(self, *empty: tuple[int, ...]) -> list[torch.Tensor]:
+        """
+        The recent rows of all processes, so that each of them finds the same, and as many as one process would look
+        at. Every process has to call this; `empty` are the shapes of a row of each part for one that may have none.
+        """
+        share = max(RECENT_ROWS // world_size(), 1)
+        rows = [torch.cat(part)[-share:] for part in zip(*self._recent, strict=True)]
+        rows = rows or [self._first_bad.new_zeros(0, *shape) for shape in empty]
+        sizes = batch_sizes(len(rows[0]))
+        return [gather_batch(part, sizes=sizes) for part in rows]
 
     def first_non_finite_step(self, accelerator: Accelerator) -> int | None:
         """0-based index of the first update whose loss was NaN or infinite in any process, or None. Synchronises."""

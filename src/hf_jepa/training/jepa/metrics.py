@@ -1,10 +1,12 @@
 """What a run logs about its steps, gathered on the device and read only when something is logged."""
 
+from collections import Counter
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
+from ...objectives.distributed import all_reduce_sum, gather_batch
 from ..base_metrics import RunningTerms, non_finite_entry
 
 # Singular values of this many rows say as much, and cost milliseconds.
@@ -63,33 +65,24 @@ class StepMetrics(RunningTerms):
 
         Args:
             accelerator (`Accelerator`): gathers across processes; every process has to call this.
-            features (`torch.FloatTensor` of shape `(batch, tokens, width)`, *optional*): of some images; a process
-                that has no two leaves this to the others.
+            features (`torch.FloatTensor` of shape `(batch, tokens, width)`, *optional*): of some images of this
+                process.
 
         Returns:
-            `dict[str, float]`: the terms of the loss, stds, `target_rankme`, `images_per_second` (clips, of a video
-            model) and, if there was one, `non_finite_step`.
+            `dict[str, float]`: the terms of the loss, stds, `images_per_second` (clips, of a video model), what
+            [`joint_spread`] says of the features and, if there was one, `non_finite_step`.
         """
         if not self._micro_batches:
             return {}
         names = sorted(self._sums)
         values = [self._sums[name] / self._micro_batches for name in names]
-        # In mixed batches a process may have no two clips of one length; rows must be of one width all the same.
-        comparable = features is not None and len(features) > 1
-        values += (
-            [feature_std(features), feature_rankme(features)]
-            if comparable
-            else [torch.zeros_like(self._first_bad)] * 2
-        )
-        values += [torch.full_like(self._first_bad, float(comparable)), self._first_bad]
-        row = torch.stack(values).float()[None]
-        # One gather and one transfer for everything.
-        table = accelerator.gather(row).cpu()
+        shape = [0, 0, 0] if features is None else list(features.shape)
+        row = torch.stack([*values, self._first_bad]).float()
+        # One gather and one transfer for everything; images, tokens and width stand last.
+        table = accelerator.gather(torch.cat([row, row.new_tensor(shape)])[None]).cpu()
         result = dict(zip(names, table[:, : len(names)].mean(0).tolist(), strict=True))
-        measured = table[table[:, -2] > 0, len(names) : -2]
-        if len(measured):
-            result |= dict(zip(("target_std", "target_rankme"), measured.mean(0).tolist(), strict=True))
-        result |= non_finite_entry(table[:, -1])
+        result |= joint_spread(row.new_zeros(shape) if features is None else features, table[:, -3:].int().tolist())
+        result |= non_finite_entry(table[:, -4])
         result["images_per_second"] = round(self._images * accelerator.num_processes / self._seconds(), 3)
         self._reset()
         return result
@@ -115,19 +108,34 @@ def feature_std(features: torch.Tensor) -> torch.Tensor:
     return features.float().std(dim=0, correction=0).mean()
 
 
-def feature_rankme(features: torch.Tensor) -> torch.Tensor:
+def joint_spread(features: torch.Tensor, shapes: list[list[int]]) -> dict[str, float]:
     """
-    RankMe of the tokens, evenly spaced ones where there are many.
+    [`feature_std`] and RankMe of the features of all processes as one batch, from reduced moments and a sample of
+    tokens. Where images and clips, or clips of several lengths, are on processes of their own, those of which there
+    are most stand for all. Every process has to call this.
 
     Args:
-        features (`torch.FloatTensor` of shape `(batch, tokens, width)`): target features.
+        features (`torch.FloatTensor` of shape `(batch, tokens, width)`): target features of this process; may be
+            empty.
+        shapes (`list[list[int]]`): those of all processes, by rank.
 
     Returns:
-        `torch.FloatTensor` of shape `()`: between 1 and the width; NaN if a feature is.
+        `dict[str, float]`: `target_std` and `target_rankme`, between 1 and the width (NaN if a feature is); nothing
+        for fewer than two images.
     """
     from ...evaluation.diagnostics import rankme
 
-    tokens = features.float().flatten(0, 1)
-    tokens = tokens[:: max(1, len(tokens) // _MAX_RANK_ROWS)][:_MAX_RANK_ROWS]
-    value = rankme(tokens) if torch.isfinite(tokens).all() else float("nan")
-    return tokens.new_tensor(value)
+    images = Counter()
+    for batch, length, _ in shapes:
+        images[length] += batch
+    (length, total), width = images.most_common(1)[0], max(shape[-1] for shape in shapes)
+    if total < 2:
+        return {}
+    features = features.float() if features.shape[1] == length else features.new_zeros(0, length, width).float()
+    # In two passes: a collapsed encoder's mean is large beside its spread.
+    mean = all_reduce_sum(features.sum(dim=0)) / total
+    std = (all_reduce_sum((features - mean).square().sum(dim=0)) / total).sqrt().mean()
+    every = max(1, total * length // _MAX_RANK_ROWS)
+    sizes = [-(-batch * length // every) if tokens == length else 0 for batch, tokens, _ in shapes]
+    tokens = gather_batch(features.flatten(0, 1)[::every], sizes=sizes)[:_MAX_RANK_ROWS]
+    return {"target_std": std.item(), "target_rankme": rankme(tokens) if tokens.isfinite().all() else float("nan")}

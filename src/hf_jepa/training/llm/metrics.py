@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 
 from ...evaluation.pairs import pair_report
+from ...objectives.distributed import batch_sizes
 from ..base_metrics import RunningTerms, non_finite_entry
 
 
@@ -33,7 +34,7 @@ class PairMetrics(RunningTerms):
         self._tokens = self._tokens + (document >= 0).sum()
         if outputs.text_embeddings is not None:
             triple = (outputs.text_embeddings, outputs.predicted_embeddings, outputs.code_embeddings)
-            self._keep_recent(*(part.detach().float() for part in triple))
+            self._keep_recent(torch.stack([part.detach().float() for part in triple], dim=1))
 
     def drain(self, accelerator: Accelerator, terms_are_shares: bool) -> dict[str, float]:
         """
@@ -46,8 +47,7 @@ class PairMetrics(RunningTerms):
 
         Returns:
             `dict[str, float]`: the terms of the loss, `tokens_per_second` over all processes, what
-            [`~hf_jepa.evaluation.pair_report`] says of this process's recent pairs and, if there was one,
-            `non_finite_step`.
+            [`~hf_jepa.evaluation.pair_report`] says of their recent pairs and, if there was one, `non_finite_step`.
         """
         if not self._micro_batches:
             return {}
@@ -63,9 +63,9 @@ class PairMetrics(RunningTerms):
         return result
 
     def _report(self) -> dict[str, float]:
-        if not self._recent:
+        # A process whose examples carried no pairs does not know how wide one is.
+        width = max(batch_sizes(self._recent[0][0].shape[-1] if self._recent else 0))
+        if not width:
             return {}
-        parts = self._recent_rows()
-        if len(parts[0]) < 2 or not all(torch.isfinite(part).all() for part in parts):
-            return {}
-        return pair_report(*parts)
+        (triples,) = self._recent_rows((3, width))
+        return pair_report(*triples.unbind(1)) if len(triples) > 1 and torch.isfinite(triples).all() else {}

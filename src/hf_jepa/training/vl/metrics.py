@@ -34,12 +34,8 @@ class RetrievalMetrics(RunningTerms):
             values["temperature"] = outputs.logit_scale.reciprocal()
         self.add(values, outputs.loss, step)
         self._pairs += len(outputs.pred_embeds)
-        hashes = outputs.target_hash
-        if hashes is None:
-            # Negative, and another for each pair of the log.
-            count = len(outputs.pred_embeds)
-            hashes = -1 - torch.arange(self._pairs - count, self._pairs, device=outputs.loss.device)
-        self._keep_recent(outputs.pred_embeds.detach().float(), outputs.target_embeds.detach().float(), hashes)
+        embeds = (outputs.pred_embeds.detach().float(), outputs.target_embeds.detach().float())
+        self._keep_recent(*embeds, *([] if outputs.target_hash is None else [outputs.target_hash]))
 
     def drain(self, accelerator: Accelerator) -> dict[str, float]:
         """
@@ -50,8 +46,8 @@ class RetrievalMetrics(RunningTerms):
 
         Returns:
             `dict[str, float]`: the terms of the loss, `duplicates`, `effective_negatives`, `temperature`,
-            `pairs_per_second` over all processes, what [`embedding_report`] says of this process's recent pairs and,
-            if there was one, `non_finite_step`.
+            `pairs_per_second` over all processes, what [`embedding_report`] says of their recent pairs and, if there
+            was one, `non_finite_step`.
         """
         if not self._micro_batches:
             return {}
@@ -61,19 +57,20 @@ class RetrievalMetrics(RunningTerms):
         result = dict(zip(names, table[:, :-1].mean(dim=0).tolist(), strict=True))
         result |= non_finite_entry(table[:, -1])
         result["pairs_per_second"] = round(self._pairs * accelerator.num_processes / self._seconds(), 2)
-        if self._recent:
-            result |= embedding_report(*self._recent_rows())
+        result |= embedding_report(*self._recent_rows())
         self._reset()
         return result
 
 
-def embedding_report(predicted: torch.Tensor, target: torch.Tensor, hashes: torch.Tensor) -> dict[str, float]:
+def embedding_report(
+    predicted: torch.Tensor, target: torch.Tensor, hashes: torch.Tensor | None = None
+) -> dict[str, float]:
     """
     Retrieval among pairs, and the spread of their embeddings.
 
     Args:
         predicted (`torch.FloatTensor` of shape `(n, width)`), target (the same): pairs by row.
-        hashes (`torch.LongTensor` of shape `(n,)`): pairs of one number have one target.
+        hashes (`torch.LongTensor` of shape `(n,)`, *optional*): pairs of one number have one target.
 
     Returns:
         `dict[str, float]`: `retrieval_at_1` and `reverse_retrieval_at_1` (shares in [0, 1]); `pred_std` and
