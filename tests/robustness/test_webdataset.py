@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from hf_jepa.cli import main
-from hf_jepa.data import load_image_dataset, load_video_dataset
+from hf_jepa.data import SeededImageStream, eval_transform, load_image_dataset, load_video_dataset
 from hf_jepa.programs.program import nothing
 
 
@@ -78,6 +79,23 @@ def test_labels_columns_and_single_tars(tmp_path: Path) -> None:
     (shards / "train-00001.tar").write_bytes((shards / "train-00001.tar").read_bytes()[:700])
     with pytest.raises(ValueError, match="shards"):
         load_image_dataset(shards, image_column="png")
+
+
+def test_a_shard_that_was_cut_is_named(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "shards", 3, picture)
+    content = (shards / "train-00001.tar").read_bytes()
+    # Within a header, which tarfile takes for the end.
+    (shards / "train-00001.tar").write_bytes(content[: 7 * 512 + 100])
+    for path in (shards, shards / "train-00001.tar"):
+        with pytest.raises(ValueError, match="train-00001.tar' was cut off"):
+            load_image_dataset(path, image_column="png", streaming=True)
+    # Where a block ends it is found once it is read.
+    (shards / "train-00001.tar").write_bytes(content[: 16 * 512])
+    rows = load_image_dataset(shards, image_column="png", streaming=True)
+    stream = SeededImageStream(rows, eval_transform(16), image_column="png", max_bad_fraction=0.5)
+    for samples in (stream, DataLoader(stream, num_workers=1, batch_size=None)):
+        with pytest.raises(ValueError, match=r"broke off after \d+ rows, in .*train-00001.tar: unexpected end"):
+            list(samples)
 
 
 def test_videos_train_and_release(tmp_path: Path, write_video: Callable[..., Path]) -> None:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import TrainerCallback
 
 from hf_jepa import JepaTrainer
-from hf_jepa.data import SeededImageStream, decode_image, train_transform
+from hf_jepa.data import SeededImageStream, decode_image, eval_transform, train_transform
 from hf_jepa.training.draws import DrawCountedStream, DrawSeededDataset
 
 
@@ -95,6 +95,19 @@ def test_image_streams_are_split_by_shards(pictures: Dataset) -> None:
     assert sorted(seen[0][0] + seen[1][0]) == list(range(24))
     with pytest.raises(ValueError, match="4 shards"):
         DrawCountedStream(stream, 2, seed=0, rank=0, world_size=2, num_workers=3)
+
+
+def test_processes_share_shards_that_they_cannot_divide(pictures: Dataset, caplog: pytest.LogCaptureFixture) -> None:
+    stream = SeededImageStream(pictures.to_iterable_dataset(num_shards=3), eval_transform(48))
+    (draws, pixels), (others, other_pixels) = (read(stream, 6, rank=rank, world_size=2) for rank in range(2))
+    assert sorted(draws + others) == list(range(24))
+    assert len({str(values) for values in pixels + other_pixels}) == 24
+    with pytest.raises(ValueError, match="no multiple of 2"):
+        DrawCountedStream(stream, 2, seed=0, rank=0, world_size=2, num_workers=2)
+    assert not caplog.records
+    # Workers go on with their shares for themselves.
+    DrawCountedStream(stream, 2, seed=0, rank=0, world_size=1, num_workers=2)
+    assert "up to 2 times as often" in caplog.text
 
 
 def test_workers_shuffle_by_their_own_epoch(pictures: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

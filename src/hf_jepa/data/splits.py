@@ -153,6 +153,8 @@ def open_source(
         return Source(name, {"train": _read_file(path, read_list, streaming)}, path.parent)
     if not any(path.iterdir()):
         raise ValueError(f"The folder {name!r} is empty.")
+    for archive in (*path.glob("*.tar"), *path.glob("*/*.tar")):
+        _refuse_cut_archive(archive)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return Source(name, _read_saved(path, streaming))
     if files := _split_files(path, split):
@@ -187,12 +189,23 @@ def _read_file(path: Path, read_list: Callable[[Path], Any], streaming: bool) ->
     if path.suffix not in kinds:
         known = ", ".join((*kinds, *LIST_SUFFIXES))
         raise ValueError(f"{str(path)!r} is none of {known}; give one of them, or a folder of files.")
+    if path.suffix in _ARCHIVES:
+        _refuse_cut_archive(path)
     try:
         return datasets.load_dataset(
             kinds[path.suffix], data_files={"train": str(path)}, split="train", streaming=streaming
         )
     except Exception as error:  # of pyarrow, of `datasets`, of the file system
         raise ValueError(f"Cannot read {str(path)!r}: {_broken_line(path) or error}") from error
+
+
+def _refuse_cut_archive(path: Path) -> None:
+    """One that ends within a header gives fewer rows without a word; tar files consist of blocks of 512 bytes."""
+    if path.stat().st_size % 512:
+        raise ValueError(
+            f"{str(path)!r} was cut off: it has {path.stat().st_size} bytes, and tar files have multiples of 512; "
+            "copy or write it again."
+        )
 
 
 def _broken_line(path: Path) -> str | None:

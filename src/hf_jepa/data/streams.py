@@ -1,5 +1,6 @@
 """Seeded samples of streams of images and of videos."""
 
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,7 +28,8 @@ class SeededStream(IterableDataset):
     `torchdata`'s stateful loaders, or called directly when the loader has no workers) resume the stream, shuffled or
     not, without decoding what was seen.
 
-    What they hold, and which sample it makes, is mixed in: `ImageSamples` or `ClipSamples`.
+    What they hold, and which sample it makes, is mixed in: `ImageSamples` or `ClipSamples`. A shard that cannot be read
+    to its end is a `ValueError` that names it.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class SeededStream(IterableDataset):
         rank, world_size = (0, 1) if processes is None else (processes.rank, processes.world_size)
         # Rows are counted, not the stream's own state kept: that one loses what lies in a shuffling buffer.
         num_skipped, self._num_skipped, self._num_seen = self._num_skipped, 0, 0
-        for row in self.dataset:
+        for row in self._rows():
             self._num_seen += 1
             if self._num_seen <= num_skipped:
                 continue
@@ -106,6 +108,16 @@ class SeededStream(IterableDataset):
             self._yielded += 1
             yield self._sample(loaded, row[self.label_column] if self.label_column else None, draw)
 
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        """Rows of the stream; one that breaks off, at a shard that was cut, is named."""
+        try:
+            yield from self.dataset
+        except Exception as error:  # tarfile, zlib, PyArrow, the network, ...
+            raise ValueError(
+                f"The stream of {self.kind}s broke off after {self._num_seen} rows{_shard_at_fault(error)}: {error}. "
+                "Mend or remove what is broken; a run goes on from its newest checkpoint."
+            ) from error
+
     def _count_bad(self, value: Any, num_seen: int, error: Exception) -> None:
         self.num_bad += 1
         path = value.get("path") if isinstance(value, dict) else value if isinstance(value, str) else None
@@ -116,6 +128,15 @@ class SeededStream(IterableDataset):
                 f"{self.num_bad} of the first {num_seen} {self.kind}s cannot be used, more than max_bad_fraction="
                 f"{self.max_bad_fraction:g} allows; the last was {name}: {error}."
             ) from error
+
+
+def _shard_at_fault(error: Exception) -> str:
+    """Where `datasets` was reading, which its errors do not say: what its readers call the file."""
+    found = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if "packaged_modules" in frame.f_code.co_filename:
+            found = next((frame.f_locals[name] for name in ("tar_path", "file") if name in frame.f_locals), found)
+    return f", in {found}" if isinstance(found, str) and found else ""
 
 
 class SeededImageStream(ImageSamples, SeededStream):

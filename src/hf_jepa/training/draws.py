@@ -8,10 +8,13 @@ from typing import Any
 import datasets
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from transformers.utils import logging
 
 from ..data import SeededStream
 from ..data.seeding import forked_rng, mix_seed
 from .stream_places import PLACE, Places
+
+logger = logging.get_logger(__name__)
 
 
 class DrawSeededDataset(Dataset):
@@ -169,6 +172,14 @@ def _split_stream(stream: SeededStream, rank: int, world_size: int, num_workers:
         raise ValueError(
             f"The stream has {num_shards} shards, too few for {world_size} processes of {num_workers} workers each "
             f"(or no multiple of {world_size}); lower `dataloader_num_workers` to 1 or split the data into more files."
+        )
+    share = num_shards // world_size
+    if num_workers > 1 and share % num_workers:
+        fewest = share // num_workers
+        logger.warning(
+            f"{num_workers} workers share {share} shards, {fewest} or {fewest + 1} each: samples of smaller shares "
+            f"come up to {(fewest + 1) / fewest:.2g} times as often. A `dataloader_num_workers` that divides {share} "
+            "sees all alike."
         )
     stream = copy(stream)
     if world_size > 1:
