@@ -37,7 +37,7 @@ _MAPS = frozenset(
 )  # fmt: skip
 _MAPS_WIDTH_LAST = frozenset({"sam2_hiera_det_model", "sam2_vision_model"})
 # timm's models whose class token stands first, although they have no `num_prefix_tokens`.
-_TIMM_PREFIX = {"VOLO": 1}
+_TIMM_PREFIX = {"VOLO": 1, "Cait": 1}
 
 
 def patch_tokens(encoder: nn.Module, states: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:

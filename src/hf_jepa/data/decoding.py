@@ -101,7 +101,7 @@ def _open_bytes(data: bytes) -> Image.Image | BandImage:
         image = Image.open(io.BytesIO(data))
     except Image.DecompressionBombError as error:
         raise ValueError(f"{error} (MAX_IMAGE_PIXELS)") from error
-    except UnidentifiedImageError as error:
+    except (UnidentifiedImageError, ValueError) as error:
         if not data.startswith((b"II*\x00", b"MM\x00*")):
             raise
         raise ValueError(

@@ -8,6 +8,7 @@ import hf_jepa
 from hf_jepa import LeJepaForPreTraining, LeJepaPreTrainingConfig, RectifiedLpJepaPreTrainingConfig
 from hf_jepa.encoders import pooled_output, run_encoder
 from hf_jepa.objectives import RDMReg, VISReg, WeakSIGReg, vicreg
+from hf_jepa.programs.counting import enable_checkpointing
 
 from .conftest import ENCODERS, HEADS, build
 
@@ -185,7 +186,7 @@ def test_half_precision_autocast_and_checkpointing_change_little(views):
     assert half.loss.dtype == torch.float32
     torch.testing.assert_close(half.loss, plain.loss, rtol=0.05, atol=0)
     model.rdmreg.global_step.zero_()
-    model.activation_checkpointing_enable()
+    enable_checkpointing(model)
     assert model.encoder.timm_model.grad_checkpointing
     again = model(views)
     torch.testing.assert_close(again.loss, plain.loss)

@@ -6,6 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_jepa import LLMJepaForCausalLM
 from hf_jepa.masking import pack_examples
+from hf_jepa.programs.counting import enable_checkpointing
 
 FAMILIES = (
     "llama", "llama_tied", "llama3_rope", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "olmo2", "phi", "smollm3",
@@ -191,8 +192,8 @@ def test_gradient_checkpointing_changes_nothing(make_decoder, examples, assert_s
     batch = pack_examples(examples, 1, "shared")
     model = LLMJepaForCausalLM.from_decoder(make_decoder("gemma3"), num_predictor_tokens=1).train()
     expected = model(**batch).loss
-    model.activation_checkpointing_enable()
-    assert model.is_activation_checkpointing
+    enable_checkpointing(model)
+    assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
     assert_same_gradients(model(**batch).loss, expected, model)
 
 

@@ -10,6 +10,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from hf_jepa import LLMJepaForCausalLM
 from hf_jepa.masking import pack_examples
+from hf_jepa.programs.counting import enable_checkpointing
 
 
 @pytest.fixture(params=["llama", "llama_tied"])
@@ -51,7 +52,7 @@ def test_gradient_checkpointing_with_frozen_embeddings(model, examples):
     batch = pack_examples(examples, 2, "shared")
     weight = model.causal_lm.model.layers[0].self_attn.q_proj.lora_A["default"].weight
     (expected,) = torch.autograd.grad(model.train()(**batch).loss, weight)
-    model.activation_checkpointing_enable()
+    enable_checkpointing(model)
     model.enable_input_require_grads()
     (found,) = torch.autograd.grad(model(**batch).loss, weight)
     torch.testing.assert_close(found, expected)

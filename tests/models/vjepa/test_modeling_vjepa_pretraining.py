@@ -14,6 +14,7 @@ from hf_jepa import (
     VJepaModel,
     VJepaPreTrainingConfig,
 )
+from hf_jepa.programs.counting import enable_checkpointing
 
 from .conftest import close
 
@@ -231,7 +232,7 @@ def test_gradient_checkpointing_changes_nothing(inputs, generation):
     model(**inputs).loss.backward()
     plain = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    model.activation_checkpointing_enable()
+    enable_checkpointing(model)
     assert model.encoder.layer[0].gradient_checkpointing
     assert model.predictor.layer[0].gradient_checkpointing
     model(**inputs).loss.backward()

@@ -5,6 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModel, ViTConfig, ViTModel, VJEPA2Config
 
 from hf_jepa import VJepa2ACConfig, VJepa2ACModel, VJepaConfig, VJepaModel
+from hf_jepa.programs.counting import enable_checkpointing
 
 from .conftest import tiny_config
 
@@ -113,7 +114,7 @@ def test_gradient_checkpointing_changes_nothing():
     model, given, losses, gradients = new_model().train(), window(4), [], []
     for checkpointing in (False, True):
         if checkpointing:
-            model.activation_checkpointing_enable()
+            enable_checkpointing(model)
         model.zero_grad()
         loss = model(**given, rollout_steps=3).loss
         loss.backward()

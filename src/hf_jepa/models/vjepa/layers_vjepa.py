@@ -43,7 +43,7 @@ def pack(tensors: list[torch.Tensor]) -> torch.Tensor:
 def unpack(packed: torch.Tensor, segments: list[Segment]) -> list[torch.Tensor]:
     """The way back of [`pack`]: views of shape `(batch, length, width)`."""
     parts = packed.split([segment.batch * segment.length for segment in segments])
-    return [part.unflatten(0, segment[:2]) for part, segment in zip(parts, segments, strict=True)]
+    return [part.unflatten(0, (segment.batch, segment.length)) for part, segment in zip(parts, segments, strict=True)]
 
 
 def query_tokens(packed: torch.Tensor, segments: list[Segment]) -> torch.Tensor:
