@@ -1,5 +1,5 @@
 """
-Prints, one per line, the lowest releases that pyproject.toml allows, for `make test-lowest`.
+Prints, one per line, the lowest releases that pyproject.toml allows, also to build with, for `make test-lowest`.
 
     python scripts/lowest_requirements.py [--extras dev]
 """
@@ -38,9 +38,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--extras", nargs="*", default=[], help="optional dependencies to include")
     args = parser.parse_args(argv)
-    project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
-    extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *(name for extra in args.extras for name in extras[extra])]
+    declared = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))
+    project, extras = declared["project"], declared["project"]["optional-dependencies"]
+    # A test builds the wheel with what is installed.
+    wanted = [
+        *declared["build-system"]["requires"],
+        *project["dependencies"],
+        *(name for extra in args.extras for name in extras[extra]),
+    ]
     print("\n".join(sorted(set(lowest(wanted, extras, project["name"])))))
 
 
