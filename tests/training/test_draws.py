@@ -235,7 +235,7 @@ def test_a_resumed_image_stream_does_not_decode_the_past(
         )
 
     run(save_strategy="steps", save_steps=28).train()
-    monkeypatch.setattr("hf_jepa.data.streams.decode_image", count)
+    monkeypatch.setattr("hf_jepa.data.dataset.decode_image", count)
     run().train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-28"))
     # Of 120 samples 8 are left; loaders read ahead, and each worker decodes one sample that stands in for the past.
     assert 8 <= decoded.item() <= 8 + (num_workers + 1) * 2 * 4 + max(num_workers, 1)

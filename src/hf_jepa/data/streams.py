@@ -28,8 +28,8 @@ class SeededStream(IterableDataset):
     `torchdata`'s stateful loaders, or called directly when the loader has no workers) resume the stream, shuffled or
     not, without decoding what was seen.
 
-    What they hold, and which sample it makes, is mixed in: `ImageSamples` or `ClipSamples`. A shard that cannot be read
-    to its end is a `ValueError` that names it.
+    What they hold, and which sample it makes, is mixed in: `ImageSamples` or `ClipSamples`. A shard that cannot be
+    read to its end is a `ValueError` that names it.
     """
 
     def __init__(
