@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.tiny_models import tiny_llama
 from trainers.worlds import nl_regex
 
 ROOT = Path(__file__).parents[2]
@@ -36,16 +37,8 @@ def test_missing_weights_are_named(demo, tmp_path, monkeypatch):
 def test_the_demo_runs_to_its_end(tmp_path):
     tokenizer = nl_regex.build_tokenizer()
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    model = tiny_llama(tokenizer, intermediate_size=32, pad_token_id=tokenizer.pad_token_id)
+    model.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     command = [
         sys.executable,

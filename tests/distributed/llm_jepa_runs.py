@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_jepa import LLMJepaForCausalLM, LLMJepaTrainer, LLMJepaTrainingArguments
+from tests.tiny_models import tiny_llama
 from trainers.worlds import nl_regex
 
 # fields of the model's configuration, share without pairs, examples per step, micro-batches of two processes
@@ -31,15 +31,7 @@ def run(output: Path, case: str) -> None:
     rows = nl_regex.make_splits((20,), seed=1)[0]
     tokenizer = nl_regex.build_tokenizer()
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    model = LLMJepaForCausalLM.from_decoder(LlamaForCausalLM(config), **fields)
+    model = LLMJepaForCausalLM.from_decoder(tiny_llama(tokenizer), **fields)
     args = LLMJepaTrainingArguments(
         output_dir=str(output),
         max_steps=3,

@@ -5,36 +5,21 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from transformers import IJepaConfig
 
-from hf_jepa import IJepaForPreTraining, IJepaPreTrainingConfig
+from hf_jepa import IJepaForPreTraining
 from hf_jepa.modeling_jepa import JepaOutput
 from tests.processes import run_in_two_processes
+from tests.tiny_models import tiny_ijepa
 
 VARIANTS = [("sigreg", "stop_gradient"), ("sigreg", "shared"), ("rdmreg", "shared"), ("vicreg", "ema")]
 
 
 def joint(regularizer: str, target: str) -> tuple[IJepaForPreTraining, torch.Tensor]:
     torch.manual_seed(3)
-    encoder = IJepaConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=16,
-        patch_size=4,
-        layer_norm_eps=1e-6,
-    )
-    config = IJepaPreTrainingConfig(
-        encoder_config=encoder,
-        predictor_hidden_size=8,
-        predictor_num_hidden_layers=1,
-        initialization="fan_in",
-        regularizer=regularizer,
-        target=target,
-        num_slices=32,
-    )
-    return IJepaForPreTraining(config).train(), torch.randn(8, 3, 16, 16)
+    encoder = {"hidden_size": 16, "intermediate_size": 32, "image_size": 16, "patch_size": 4}
+    fields = {"predictor_hidden_size": 8, "initialization": "fan_in", "num_slices": 32}
+    model = tiny_ijepa(encoder, regularizer=regularizer, target=target, **fields)
+    return model.train(), torch.randn(8, 3, 16, 16)
 
 
 def step(model: torch.nn.Module, pixel_values: torch.Tensor) -> JepaOutput:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import IJepaConfig
 
-from hf_jepa import IJepaForPreTraining, IJepaPreTrainingConfig, JepaTrainer, JepaTrainingArguments
+from hf_jepa import JepaTrainer, JepaTrainingArguments
 from hf_jepa.data import MaskCollator
 from hf_jepa.masking import MultiBlockMaskGenerator
+from tests.tiny_models import tiny_ijepa
 
 
 class Pictures:
@@ -44,23 +44,7 @@ class Counted(JepaTrainer):
 def train(output: Path, batch_size: int, accumulation: int, name: str, checkpoint: Path | None) -> None:
     # Another start, which the checkpoint has to replace.
     torch.manual_seed(int(checkpoint is not None))
-    encoder = IJepaConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        image_size=48,
-        patch_size=8,
-        layer_norm_eps=1e-6,
-    )
-    model = IJepaForPreTraining(
-        IJepaPreTrainingConfig(
-            encoder_config=encoder,
-            predictor_hidden_size=16,
-            predictor_num_hidden_layers=1,
-            initialization="fan_in",
-        )
-    )
+    model = tiny_ijepa({"num_hidden_layers": 2, "image_size": 48}, initialization="fan_in")
     args = JepaTrainingArguments(
         output_dir=str(output),
         max_steps=5,

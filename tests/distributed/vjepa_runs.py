@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from hf_jepa import JepaTrainer, JepaTrainingArguments, VJepa2ForPreTraining, VJepa2PreTrainingConfig
+from hf_jepa import JepaTrainingArguments, VJepa2ForPreTraining, VJepa2PreTrainingConfig
 from hf_jepa.data import VideoMaskCollator
 from hf_jepa.masking import IMAGE_BLOCKS, LONG_RANGE, SHORT_RANGE, MultiBlock3DMaskGenerator
+from tests.distributed.training_runs import Counted
+from tests.tiny_models import TINY_VJEPA
 
 # Frames of the clips of one optimizer step, in order. "clips": all alike. "mixed": V-JEPA 2.1, each of two processes
 # has a clip and an image. "split": one has the images and the other the clips, as the released code divides them.
@@ -34,33 +36,10 @@ class Clips:
         return {"pixel_values_videos": clip + torch.rand(())}
 
 
-class Counted(JepaTrainer):
-    """Keeps the gradients of the first update."""
-
-    gradients: dict[str, torch.Tensor] | None = None
-
-    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: object = None) -> object:
-        if self.gradients is None:
-            named = self.model.named_parameters()
-            self.gradients = {name: p.grad.clone() for name, p in named if p.grad is not None}
-        return super()._get_grad_norm(model, grad_norm)
-
-
 def train(output: Path, case: str, resume: bool) -> None:
     # Another start, which the checkpoint has to replace.
     torch.manual_seed(int(resume))
-    sizes = {
-        "crop_size": 32,
-        "patch_size": 8,
-        "frames_per_clip": 4,
-        "hidden_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "pred_hidden_size": 24,
-        "pred_num_hidden_layers": 1,
-        "pred_num_attention_heads": 2,
-        "initializer_range": 0.2,
-    }
+    sizes = {**TINY_VJEPA, "initializer_range": 0.2}
     generation, levels = ("2", {}) if case == "clips" else ("2.1", {"hierarchical_layers": [0, 1]})
     model = VJepa2ForPreTraining(VJepa2PreTrainingConfig.from_size("tiny", generation, **sizes, **levels))
     masks = [MultiBlock3DMaskGenerator(32, 8, 4, mode="balanced", **recipe) for recipe in (SHORT_RANGE, LONG_RANGE)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from hf_jepa.cli import main
 from hf_jepa.evaluation import (
@@ -20,6 +20,7 @@ from hf_jepa.evaluation import (
     score_responses,
     sqlite_match,
 )
+from tests.tiny_models import tiny_llama
 from trainers.worlds import nl_regex
 
 ROWS = nl_regex.make_splits((7,), seed=2)[0]
@@ -29,16 +30,8 @@ ROWS = nl_regex.make_splits((7,), seed=2)[0]
 def model_and_tokenizer():
     tokenizer = nl_regex.build_tokenizer()
     torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        eos_token_id=tokenizer.eos_token_id,
-        initializer_range=0.5,
-    )
-    return LlamaForCausalLM(config).eval(), tokenizer
+    model = tiny_llama(tokenizer, hidden_size=32, intermediate_size=48, num_hidden_layers=2, initializer_range=0.5)
+    return model.eval(), tokenizer
 
 
 def test_batched_answers_equal_single_ones(model_and_tokenizer):

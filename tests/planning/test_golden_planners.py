@@ -101,55 +101,50 @@ def test_vjepa2_ac_cem(point, case):
     close(torch.where(gripper.abs() < 0.25, 0.0, gripper), after[..., 6])
 
 
-def test_eb_jepa_mppi(point):
+def eb_jepa(point, planner_class, name, **fields):
+    """Settings and tensors of one of EB-JEPA's recorded searches, and the plan and trace of ours."""
     tensors, config = golden("eb_jepa_wm")
     settings = config["planner"]
-    model = point(action_low=None, action_high=None)
-    planner = MPPIPlanner(
+    tensors = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(name)}
+    planner = planner_class(
         horizon=settings["plan_length"],
         num_samples=settings["num_samples"],
         num_iterations=settings["n_iters"],
         num_elites=settings["num_elites"],
-        initial_std=settings["max_std"],
+        **{field: read(settings) for field, read in fields.items()},
+    )
+    model = point(action_low=None, action_high=None)
+    goal, noise = replay(tensors["costs"]), tensors["noise"].transpose(1, 2)[:, None]
+    plan, trace = planner.plan(model, torch.zeros(1, 1, 1, model.width), goal, noise=noise, return_trace=True)
+    close(torch.cat(trace.candidates), tensors["candidates"].transpose(2, 3))
+    return settings, tensors, plan, trace
+
+
+def test_eb_jepa_mppi(point):
+    settings, tensors, plan, trace = eb_jepa(
+        point,
+        MPPIPlanner,
+        "mppi",
+        initial_std=lambda settings: settings["max_std"],
         # There it multiplies the cost.
-        temperature=1 / settings["temperature"],
+        temperature=lambda settings: 1 / settings["temperature"],
     )
-    plan, trace = planner.plan(
-        model,
-        torch.zeros(1, 1, 1, model.width),
-        replay(tensors["mppi/costs"]),
-        noise=tensors["mppi/noise"].transpose(1, 2)[:, None],
-        return_trace=True,
-    )
-    close(torch.cat(trace.candidates), tensors["mppi/candidates"].transpose(2, 3))
-    close(trace.weights[-1][0], tensors["mppi/score"])
-    close(plan[0], tensors["mppi/mean"])
-    chosen = trace.candidates[-1][0][trace.elites[-1][0, tensors["mppi/choice"]]]
-    close(chosen[: settings["num_act_stepped"]], tensors["mppi/action"])
+    close(trace.weights[-1][0], tensors["score"])
+    close(plan[0], tensors["mean"])
+    chosen = trace.candidates[-1][0][trace.elites[-1][0, tensors["choice"]]]
+    close(chosen[: settings["num_act_stepped"]], tensors["action"])
 
 
 def test_eb_jepa_cem(point):
-    tensors, config = golden("eb_jepa_wm")
-    settings = config["planner"]
-    model = point(action_low=None, action_high=None)
-    planner = CEMPlanner(
-        horizon=settings["plan_length"],
-        num_samples=settings["num_samples"],
-        num_iterations=settings["n_iters"],
-        num_elites=settings["num_elites"],
-        initial_std=settings["var_scale"],
-        max_norm=settings["max_norms"][0],
+    settings, tensors, plan, trace = eb_jepa(
+        point,
+        CEMPlanner,
+        "cem",
+        initial_std=lambda settings: settings["var_scale"],
+        max_norm=lambda settings: settings["max_norms"][0],
     )
-    plan, trace = planner.plan(
-        model,
-        torch.zeros(1, 1, 1, model.width),
-        replay(tensors["cem/costs"]),
-        noise=tensors["cem/noise"].transpose(1, 2)[:, None],
-        return_trace=True,
-    )
-    close(torch.cat(trace.candidates), tensors["cem/candidates"].transpose(2, 3))
     cheapest = torch.cat(trace.costs).gather(1, torch.cat(trace.elites))
-    close(cheapest[:, 0], tensors["cem/min_cost"])
-    close(cheapest.mean(1), tensors["cem/elite_mean"])
-    close(cheapest.std(1), tensors["cem/elite_std"])
-    close(plan[0, : settings["num_act_stepped"]], tensors["cem/action"])
+    close(cheapest[:, 0], tensors["min_cost"])
+    close(cheapest.mean(1), tensors["elite_mean"])
+    close(cheapest.std(1), tensors["elite_std"])
+    close(plan[0, : settings["num_act_stepped"]], tensors["action"])

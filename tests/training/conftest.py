@@ -14,11 +14,9 @@ import torch
 from datasets import Dataset
 from huggingface_hub import HfApi
 from PIL import Image
-from transformers import IJepaConfig, LlamaConfig, LlamaForCausalLM
 
 from hf_jepa import (
     IJepaForPreTraining,
-    IJepaPreTrainingConfig,
     JepaTrainer,
     JepaTrainingArguments,
     LLMJepaForCausalLM,
@@ -29,6 +27,7 @@ from hf_jepa import (
 from hf_jepa.data import MaskCollator, SeededImageDataset, eval_transform, train_transform
 from hf_jepa.masking import MultiBlockMaskGenerator
 from tests import vl_jepa_world
+from tests.tiny_models import tiny_ijepa, tiny_llama
 from trainers.worlds import nl_regex
 
 PAIRS = nl_regex.make_splits((24,), seed=1)[0]
@@ -76,22 +75,8 @@ def pictures() -> Dataset:
 def tiny_model() -> Callable[..., IJepaForPreTraining]:
     def build(seed: int = 0, hidden_size: int = 32) -> IJepaForPreTraining:
         torch.manual_seed(seed)
-        encoder = IJepaConfig(
-            hidden_size=hidden_size,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=64,
-            image_size=48,
-            patch_size=8,
-            layer_norm_eps=1e-6,
-        )
-        config = IJepaPreTrainingConfig(
-            encoder_config=encoder,
-            predictor_hidden_size=16,
-            predictor_num_hidden_layers=1,
-            initialization="fan_in",
-        )
-        return IJepaForPreTraining(config)
+        sizes = {"hidden_size": hidden_size, "num_hidden_layers": 2, "image_size": 48}
+        return tiny_ijepa(sizes, initialization="fan_in")
 
     return build
 
@@ -138,18 +123,8 @@ def make_llm_trainer(tmp_path: Path) -> Callable[..., LLMJepaTrainer]:
     ) -> LLMJepaTrainer:
         tokenizer = nl_regex.build_tokenizer()
         torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            **(decoder or {}),
-        )
-        wrapped = LLMJepaForCausalLM.from_decoder(LlamaForCausalLM(config), tokenizer, **(model or {}))
+        fields = {"num_key_value_heads": 1, "pad_token_id": tokenizer.pad_token_id, **(decoder or {})}
+        wrapped = LLMJepaForCausalLM.from_decoder(tiny_llama(tokenizer, **fields), tokenizer, **(model or {}))
         defaults = {
             "output_dir": str(tmp_path / "run"),
             "max_steps": 2,

@@ -5,33 +5,18 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForPreTraining, IJepaConfig
+from transformers import AutoModelForPreTraining
 
 from hf_jepa import CJepaForPreTraining, CJepaPreTrainingConfig, IJepaForPreTraining, IJepaPreTrainingConfig
 from hf_jepa.objectives import vicreg
+from tests.tiny_models import tiny_ijepa
 
 PLAIN = {"model_type": "ijepa_pretraining", "regularizer": "none", "regularizer_weight": None}
 
 
 def build(**kwargs) -> CJepaForPreTraining:
-    encoder = IJepaConfig(
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=64,
-        image_size=32,
-        patch_size=8,
-        layer_norm_eps=1e-6,
-    )
-    config = CJepaPreTrainingConfig(
-        encoder_config=encoder,
-        predictor_hidden_size=16,
-        predictor_num_hidden_layers=1,
-        projector_hidden_size=24,
-        projector_output_size=12,
-        **kwargs,
-    )
-    return CJepaForPreTraining(config)
+    sizes = {"projector_hidden_size": 24, "projector_output_size": 12}
+    return tiny_ijepa({"image_size": 32}, CJepaPreTrainingConfig, **sizes, **kwargs)
 
 
 @pytest.fixture

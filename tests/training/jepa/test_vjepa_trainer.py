@@ -20,18 +20,7 @@ from hf_jepa import (
 )
 from hf_jepa.data import MixedVideoDataset, VideoMaskCollator
 from hf_jepa.masking import IMAGE_BLOCKS, LONG_RANGE, SHORT_RANGE, MultiBlock3DMaskGenerator
-
-TINY = {
-    "crop_size": 32,
-    "patch_size": 8,
-    "frames_per_clip": 4,
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "pred_hidden_size": 24,
-    "pred_num_hidden_layers": 1,
-    "pred_num_attention_heads": 2,
-}
+from tests.tiny_models import TINY_VJEPA
 
 
 class Clips:
@@ -53,7 +42,9 @@ class Clips:
 def tiny_model(generation: str = "2", seed: int = 0, **kwargs: Any) -> VJepa2ForPreTraining:
     torch.manual_seed(seed)
     kwargs = {"hierarchical_layers": [0, 1], "pred_num_hidden_layers": 1, **kwargs} if generation == "2.1" else kwargs
-    config = VJepa2PreTrainingConfig.from_size("tiny", generation, **{**TINY, "initializer_range": 0.2, **kwargs})
+    config = VJepa2PreTrainingConfig.from_size(
+        "tiny", generation, **{**TINY_VJEPA, "initializer_range": 0.2, **kwargs}
+    )
     return VJepa2ForPreTraining(config)
 
 
@@ -209,7 +200,7 @@ def test_probes_read_labelled_clips(make_trainer: Callable[..., JepaTrainer]) ->
 
 
 def test_the_target_follows_frozen_parameters_too() -> None:
-    encoder = VJepaConfig(**TINY, position_embedding_type="sincos")
+    encoder = VJepaConfig(**TINY_VJEPA, position_embedding_type="sincos")
     model = VJepaForPreTraining(VJepaPreTrainingConfig(encoder_config=encoder))
     table, target = (part.embeddings.position_embeddings for part in (model.encoder, model.target_encoder))
     assert not table.requires_grad
