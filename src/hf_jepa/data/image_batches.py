@@ -119,7 +119,6 @@ def view_transform(
     num_local_views: int = 0,
     local_image_size: int = 96,
     crop_scale: Pair = (0.3, 1.0),
-    local_crop_scale: Pair = (0.05, 0.3),
     color_jitter: Pair = (0.4, 0.4, 0.2, 0.1),
     color_jitter_probability: float = 0.8,
     grayscale_probability: float = 0.2,
@@ -157,7 +156,7 @@ def view_transform(
 
     return MultiViewTransform(
         views(num_views, input_size(model), crop_scale),
-        views(num_local_views, local_image_size, local_crop_scale),
+        views(num_local_views, local_image_size, (0.05, 0.3)),
         **statistics(model, image_mean, image_std),
     )
 
