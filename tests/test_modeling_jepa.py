@@ -241,3 +241,9 @@ def test_images_have_any_number_of_channels(family, channels, tmp_path):
     pixels = clips if family.startswith("vjepa") else views[:, 0]
     assert torch.equal(again.get_features(pixels), model.eval().get_features(pixels))
     assert model.export_encoder() is not None
+    # What files hold, up to 255, would be taken for normalised.
+    for call in (lambda: model(inputs[0].byte(), *inputs[1:]), lambda: model.get_features(pixels.byte())):
+        with pytest.raises(ValueError, match=r"must be floating point, .* got torch.uint8: pass images through"):
+            call()
+    with pytest.raises(ValueError, match=r"batch is empty|batch of at least 2 images, got 0"):
+        model(inputs[0][:0], *[[mask[:0] for mask in masks] for masks in inputs[1:]])

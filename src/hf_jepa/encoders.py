@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedConfig, PreTrainedModel, ViTModel
 
-from .modeling_jepa import JepaPreTrainedModel
+from .modeling_jepa import JepaPreTrainedModel, check_pixels
 from .objectives.inputs import check_tensor
 from .parts import build_part, dry_run, leave_out
 from .positions import pair
@@ -37,6 +37,7 @@ def run_encoder(encoder: PreTrainedModel, pixel_values: torch.Tensor, **options:
     Raises:
         `ValueError`: as [`clip_tokens`].
     """
+    check_pixels(pixel_values)
     pixel_values = pixel_values.to(encoder.dtype)
     if is_video_encoder(encoder):
         clips = pixel_values[:, None].expand(-1, _shortest_clip(encoder.config), -1, -1, -1)

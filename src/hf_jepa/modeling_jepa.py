@@ -41,6 +41,18 @@ class JepaOutput(ModelOutput):
     projections: torch.FloatTensor | None = None
 
 
+def check_pixels(pixel_values: torch.Tensor, name: str = "pixel_values") -> None:
+    """
+    Raises:
+        `ValueError`: for integers: pixels as files hold them, up to 255, which an encoder would take for normalised.
+    """
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"`{name}` must be floating point, normalised as the model was trained, got {pixel_values.dtype}: pass "
+            "images through the model's processor, or a transform of `hf_jepa.data`."
+        )
+
+
 def check_masks(name: str, masks: Sequence[torch.Tensor], batch_size: int, num_tokens: int) -> None:
     """
     Checks index masks before they are used.
@@ -55,11 +67,13 @@ def check_masks(name: str, masks: Sequence[torch.Tensor], batch_size: int, num_t
         num_tokens (`int`): tokens of one image.
 
     Raises:
-        `ValueError`: for no mask, a wrong type or shape, lengths that differ, an empty mask, an index outside the
-        grid.
+        `ValueError`: for no image, no mask, a wrong type or shape, lengths that differ, an empty mask, an index
+            outside the grid.
     """
     if isinstance(masks, torch.Tensor) or not len(masks):
         raise ValueError(f"`{name}` must be a non-empty list of index tensors, got {type(masks).__name__}.")
+    if batch_size == 0:
+        raise ValueError("The batch is empty.")
     for mask in masks:
         if mask.dtype != torch.int64 or mask.ndim != 2 or mask.shape[0] != batch_size:
             raise ValueError(
@@ -349,6 +363,7 @@ class JepaPreTrainedModel(TrainableParts, StrictLoading, PreTrainedModel):
         Returns:
             `torch.FloatTensor` of shape `(batch, tokens, width)`: the tokens after the final norm.
         """
+        check_pixels(pixel_values)
         return self._encoder(which)(pixel_values).last_hidden_state
 
     def _encoder(self, which: str) -> nn.Module:

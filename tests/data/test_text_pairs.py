@@ -274,6 +274,11 @@ def test_truncation_drops_the_pair_and_then_refuses():
         ({"text": " ", "code": "x"}, {}, "Text view .* is empty"),
         ({"text": "x", "code": ""}, {}, "Code view .* is empty"),
         ({"question": "x"}, {}, "needs 'messages', or 'text' and 'code'"),
+        (
+            {"messages": [{"from": "user", "value": "x"}]},
+            {},
+            "A turn of 'messages' has 'from', 'value'; it needs 'role' and 'content'",
+        ),
         ({"messages": CHAT[:2]}, {}, "ends with a user's and an assistant's turn"),
         ({"text": "x", "code": "y"}, {"chat_template": "{{ messages[0]['content'] | upper }}"}, "exactly once"),
         (

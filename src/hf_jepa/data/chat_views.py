@@ -61,6 +61,11 @@ def as_messages(
         ValueError: for missing columns, empty contents, and roles in an order that makes no pair.
     """
     if row.get(messages_column):
+        if missing := [turn for turn in row[messages_column] if not {"role", "content"} <= set(turn)]:
+            raise ValueError(
+                f"A turn of {messages_column!r} has {', '.join(map(repr, missing[0]))}; it needs 'role' and "
+                "'content'. Rename them with `dataset.map`."
+            )
         messages = [{"role": turn["role"], "content": turn["content"]} for turn in row[messages_column]]
     elif text_column in row and code_column in row:
         messages = [{"role": "user", "content": row[text_column]}, {"role": "assistant", "content": row[code_column]}]

@@ -2,9 +2,43 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..masking import BlockwiseMaskGenerator, MultiBlockMaskGenerator
+
+
+def tensors_of(samples: list[dict[str, Any]], name: str) -> list[torch.Tensor]:
+    """
+    One entry of every sample; arrays become tensors.
+
+    Raises:
+        `ValueError`: for a sample without it, or where it is neither tensor nor array.
+    """
+    for sample in samples:
+        if not isinstance(sample.get(name), torch.Tensor | np.ndarray):
+            found = f"is a {type(sample[name]).__name__}" if name in sample else "is missing"
+            raise ValueError(
+                f"Samples must hold a tensor `{name}`, which {found} in one with {', '.join(map(str, sample))}. "
+                "Trainers transform the rows of a `datasets.Dataset` by themselves; in a dataset of your own do it "
+                "with one of `hf_jepa.data`."
+            )
+    return [torch.as_tensor(sample[name]) for sample in samples]
+
+
+def draws_of(samples: list[dict[str, Any]]) -> torch.Tensor:
+    """
+    Numbers of the samples in the run, int64.
+
+    Raises:
+        `ValueError`: for a sample without one.
+    """
+    if any("draw" not in sample for sample in samples):
+        raise ValueError(
+            "Samples need `draw`, their number in the run, which decides their masks: the seeded datasets of "
+            "`hf_jepa.data` and the trainers add it; elsewhere count the samples."
+        )
+    return torch.tensor([int(sample["draw"]) for sample in samples])
 
 
 class MaskCollator:
@@ -23,7 +57,7 @@ class MaskCollator:
         of shape `(batch, kept)`; block-wise masks give no `context_mask`, what they do not hide is seen.
 
     Raises:
-        `ValueError`: for samples whose images differ in shape.
+        `ValueError`: for samples without image or draw, or whose images differ in shape.
     """
 
     def __init__(
@@ -33,11 +67,11 @@ class MaskCollator:
         self.draws_per_step = draws_per_step
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        images = [sample["pixel_values"] for sample in samples]
+        images = tensors_of(samples, "pixel_values")
         shapes = {tuple(image.shape) for image in images}
         if len(shapes) > 1:
             raise ValueError(f"The images of a batch must have one shape, got {sorted(shapes)}; resize or crop them.")
-        draws = torch.tensor([sample["draw"] for sample in samples])
+        draws = draws_of(samples)
         step = int(draws[0]) // (self.draws_per_step or len(samples))
         masks = self.mask_generator.at(draws, step)
         names = ("context_mask", "target_mask")
@@ -61,11 +95,12 @@ class MultiViewCollator:
         names = ["pixel_values", *(["local_pixel_values"] if "local_pixel_values" in samples[0] else [])]
         batch = {}
         for name in names:
-            shapes = sorted({tuple(sample[name].shape) for sample in samples if name in sample})
-            if len(shapes) > 1 or len(shapes[0]) != 4 or any(name not in sample for sample in samples):
+            views = tensors_of(samples, name)
+            shapes = sorted({tuple(view.shape) for view in views})
+            if len(shapes) > 1 or len(shapes[0]) != 4:
                 raise ValueError(
                     f"`{name}` must have one shape (views, channels, height, width) in every sample, got {shapes}; "
                     "make the views with MultiViewTransform."
                 )
-            batch[name] = torch.stack([sample[name] for sample in samples])
+            batch[name] = torch.stack(views)
         return batch

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
+from .collators import tensors_of
 from .trajectories import Trajectories
 
 logger = logging.get_logger(__name__)
@@ -141,4 +142,4 @@ class TrajectoryWindows(Dataset):
 def collate_windows(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """Stacks what windows hold, the data collator of world models; what a trainer adds to a sample is left out."""
     names = ("pixel_values", "latents", "actions", "action_mask", "states")
-    return {name: torch.stack([sample[name] for sample in samples]) for name in names if name in samples[0]}
+    return {name: torch.stack(tensors_of(samples, name)) for name in names if name in samples[0]}

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ..masking import MultiBlock3DMaskGenerator, TubeMaskGenerator
+from .collators import draws_of, tensors_of
 
 Generators = Sequence[MultiBlock3DMaskGenerator | TubeMaskGenerator]
 
@@ -55,7 +56,11 @@ class VideoMaskCollator:
         self.draws_per_step = draws_per_step
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        step = int(samples[0]["draw"]) // (self.draws_per_step or len(samples))
+        draws, clips = draws_of(samples), tensors_of(samples, "pixel_values_videos")
+        samples = [
+            {"pixel_values_videos": clip, "draw": draw} for clip, draw in zip(clips, draws.tolist(), strict=True)
+        ]
+        step = int(draws[0]) // (self.draws_per_step or len(samples))
         members: dict[int, list[dict[str, Any]]] = {length: [] for length in self.mask_generators}
         for sample in samples:
             length = sample["pixel_values_videos"].shape[-4]

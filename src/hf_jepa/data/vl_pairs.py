@@ -77,7 +77,10 @@ class VisionTextDataset(SeededDataset):
         missing = [name for name in (target_column, query_column) if name is not None and name not in names]
         if not visual or missing:
             lacks = repr(missing[0]) if missing else f"among {[image_column, video_column, embeds_column]}"
-            raise ValueError(f"The dataset has no column {lacks}, only {sorted(names)}.")
+            raise ValueError(
+                f"The dataset has no column {lacks}, only {sorted(names)}; name yours, by `image_column`, "
+                "`video_column`, `target_column` or `query_column`."
+            )
         self.rows = _undecoded(rows, visual)
         self.image_column, self.video_column, self.embeds_column = image_column, video_column, embeds_column
         self.target_column, self.query_column = target_column, query_column

@@ -22,7 +22,7 @@ from .callbacks import GuardCallback, SamplerEpochCallback, StepSeedCallback, Ta
 from .checkpoint_trainer import SafeCheckpointTrainer
 from .draws import DrawSeededDataset
 from .interruption import InterruptionCallback, TrainingInterrupted, shelter_workers
-from .refusals import refuse_what_is_not_kept, refuse_without_metric
+from .refusals import refuse_prediction, refuse_what_is_not_kept, refuse_without_metric
 from .results import reported_evaluations, run_results
 from .settings import changed_settings, compares_examples, describe
 
@@ -109,8 +109,7 @@ class BaseTrainer(SafeCheckpointTrainer):
         """
         if self.train_dataset is None:
             raise ValueError(f"Training needs a `train_dataset`; give one to {type(self).__name__}.")
-        dataset = self.train_dataset
-        if not hasattr(dataset, "__len__"):
+        if not hasattr(dataset := self.train_dataset, "__len__"):
             raise ValueError(
                 f"{type(dataset).__name__} is a stream, but {type(self).__name__} draws samples by their index; give "
                 "a list or a map-style dataset (`streaming=False`, or `Dataset.from_list(list(stream.take(n)))`)."
@@ -287,6 +286,8 @@ class BaseTrainer(SafeCheckpointTrainer):
             self.args.save_only_model = only_model
 
     # ---- Evaluation ----
+
+    predict = refuse_prediction
 
     def _score(self, dataset: Any) -> dict[str, float]:
         """What evaluation measures on one dataset, by name without prefix; in eval mode and without gradients."""

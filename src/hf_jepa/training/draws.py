@@ -1,6 +1,6 @@
 """Datasets that know which draw of the run they serve, so that a sample depends on `(seed, index, draw)` alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import copy
 from itertools import repeat
 from typing import Any
@@ -38,7 +38,21 @@ class DrawSeededDataset(Dataset):
         index, draw = key
         with forked_rng(mix_seed(self.seed, draw)):
             sample = self.dataset[index]
-        return {**sample, "draw": draw}
+        return numbered(sample, draw)
+
+
+def numbered(sample: Any, draw: int) -> dict[str, Any]:
+    """
+    A sample of a user's dataset, with its draw.
+
+    Raises:
+        ValueError: for a sample that is no dict.
+    """
+    if not isinstance(sample, Mapping):
+        raise ValueError(
+            f'A dataset for training must yield dicts such as {{"pixel_values": ...}}, got a {type(sample).__name__}.'
+        )
+    return {**sample, "draw": draw}
 
 
 class DrawCountedStream(IterableDataset):
@@ -96,7 +110,7 @@ class DrawCountedStream(IterableDataset):
         for count, sample in enumerate(samples):
             batch = count // self.batch_size * num_workers + worker_id
             draw = (batch * self.world_size + self.rank) * self.batch_size + count % self.batch_size
-            yield {**sample, "draw": draw}
+            yield numbered(sample, draw)
 
     def _own_stream(self) -> SeededStream:
         stream = copy(self.stream)

@@ -18,6 +18,7 @@ def refuse_what_is_not_kept(args: TrainingArguments, options: dict[str, Any]) ->
     Raises:
         ValueError: naming the option and what to do instead.
     """
+    refuse_several_splits(options.get("train_dataset"))
     for name in ("compute_metrics", "preprocess_logits_for_metrics"):
         if options.get(name) is not None:
             raise ValueError(
@@ -49,6 +50,29 @@ def refuse_what_is_not_kept(args: TrainingArguments, options: dict[str, Any]) ->
             f"{args.n_gpu} GPUs are visible to one process, which would use DataParallel; start the program with "
             "`accelerate launch`, or set CUDA_VISIBLE_DEVICES to one of them."
         )
+
+
+def refuse_several_splits(train_dataset: Any) -> None:
+    """
+    Raises:
+        ValueError: for a dict of datasets, as `load_dataset` gives it without a split.
+    """
+    if isinstance(train_dataset, dict):
+        names = ", ".join(repr(name) for name in train_dataset)
+        raise ValueError(f"`train_dataset` is a dict of datasets; choose one: `datasets[...]` with one of {names}.")
+
+
+def refuse_prediction(trainer: Any, *args: Any, **kwargs: Any) -> None:
+    """
+    Stands for `Trainer.predict`.
+
+    Raises:
+        ValueError: always; there are neither logits nor labels to return.
+    """
+    raise ValueError(
+        f"{type(trainer).__name__} has no logits to return: `evaluate` scores a dataset; features are those of "
+        "`model.get_features`, and `hf_jepa.evaluation` makes answers."
+    )
 
 
 def refuse_without_metric(args: TrainingArguments, eval_dataset: Any) -> None:

@@ -315,6 +315,8 @@ def test_faults_of_batches(make_decoder, examples):
         model(**{**batch, "document": batch["document"][:, 1:]})
     with pytest.raises(ValueError, match="`branch` must be int64.*got torch.int32"):
         model(**{**batch, "branch": batch["branch"].int()})
+    with pytest.raises(ValueError, match=r"Token 60 lies outside the decoder's vocabulary of 60: the tokenizer is"):
+        model(**{**batch, "input_ids": batch["input_ids"].clamp(min=60)})
     model.causal_lm.lm_head = torch.nn.Linear(32, 61, bias=False)
     with pytest.raises(ValueError, match="60 rows but the head 61: the vocabulary was resized without its head"):
         model(**batch)
@@ -365,13 +367,20 @@ def test_flash_attention_gets_one_row_of_restarting_positions(make_decoder, exam
     torch.testing.assert_close(found.predicted_embeddings, expected.predicted_embeddings, rtol=1e-5, atol=1e-5)
 
 
-def test_absolute_positions(examples):
+def test_absolute_positions(make_decoder, examples):
     decoder = AutoModelForCausalLM.from_config(
         GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=4, n_positions=64, attn_pdrop=0, embd_pdrop=0)
     ).eval()
     model = WRAP(decoder, num_predictor_tokens=1).eval()
-    output = model(**pack_examples(examples, 1, "shared", row_length=64))
+    batch = pack_examples(examples, 1, "shared", row_length=64)
+    output = model(**batch)
     for number, example in enumerate(examples[:2]):
         expected = decoder.base_model(torch.tensor([example["code_ids"]])).last_hidden_state[0, -1]
         torch.testing.assert_close(output.code_embeddings[number], expected, rtol=1e-5, atol=1e-5)
     assert isinstance(LLMJepaConfig().decoder_config, LlamaConfig)
+    batch["position_ids"] = batch["position_ids"] + 64
+    with pytest.raises(
+        ValueError, match="reaches position 7., but the decoder's table of positions has 64: keep rows"
+    ):
+        model(**batch)
+    assert WRAP(make_decoder(), num_predictor_tokens=1)(**batch).loss.isfinite()

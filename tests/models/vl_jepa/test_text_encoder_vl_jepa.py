@@ -190,6 +190,14 @@ def test_pooling_by_hand():
     torch.testing.assert_close(pool_tokens(states, mask), expected)
 
 
+def test_a_text_longer_than_the_positions_is_refused(make_model):
+    limit = make_model().config.y_encoder_config.max_position_embeddings
+    ids = torch.ones(2, limit + 1, dtype=torch.int64)
+    with pytest.raises(ValueError, match=f"has {limit + 1} tokens, but the Y-encoder has {limit} positions; shorten"):
+        make_model().y_encoder(ids)
+    assert make_model().y_encoder(ids[:, 1:]).isfinite().all()
+
+
 def test_hashes_tell_texts_apart_and_ignore_padding():
     ids = torch.randint(0, 1000, (4000, 9), generator=torch.Generator().manual_seed(0))
     assert len(hash_tokens(ids).unique()) == len(ids.unique(dim=0))

@@ -12,7 +12,7 @@ from transformers import initialization as init
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
-from ...modeling_jepa import JepaOutput, JepaPreTrainedModel, check_masks
+from ...modeling_jepa import JepaOutput, JepaPreTrainedModel, check_masks, check_pixels
 from ...objectives.distances import normalize_targets
 from ...parts import build_part, load_auto
 from ...predictor import gather_tokens
@@ -287,6 +287,7 @@ class Data2VecVisionForPreTraining(JepaPreTrainedModel):
             return average_layers(chosen, config.target_norm, config.target_post_layer_norm)
 
     def _num_tokens(self, pixel_values: torch.Tensor) -> int:
+        check_pixels(pixel_values)
         height, width = pixel_values.shape[-2:]
         patch = self.config.encoder_config.patch_size
         if height % patch or width % patch or not height or not width:

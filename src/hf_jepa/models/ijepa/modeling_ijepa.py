@@ -10,7 +10,7 @@ from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
 from ...encoders import build_encoder, run_encoder, vision_width
-from ...modeling_jepa import JepaOutput, JepaPreTrainedModel, check_masks
+from ...modeling_jepa import JepaOutput, JepaPreTrainedModel, check_masks, check_pixels
 from ...objectives.distances import distance, normalize_targets
 from ...parts import build_part
 from ...positions import pair, sincos_2d
@@ -36,6 +36,7 @@ def embed_patches(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> torch
     Returns:
         `torch.FloatTensor` of shape `(batch, tokens, width)`, tokens in row-major order.
     """
+    check_pixels(pixel_values)
     tokens = encoder.embeddings.patch_embeddings(pixel_values.to(encoder.dtype))
     positions = position_embeddings_at(encoder, tuple(pixel_values.shape[-2:]))
     return encoder.embeddings.dropout(tokens + positions.to(tokens.dtype))

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from ...encoders import Pooling, build_encoder, keep_timm_size, pooled_output, resolve_pooling, run_encoder
-from ...modeling_jepa import JepaPreTrainedModel
+from ...modeling_jepa import JepaPreTrainedModel, check_pixels
 from ...objectives.distributed import world_size
 from ...objectives.inputs import at_least_float32
 from ...parts import dry_run, unread_parameters
@@ -179,6 +179,8 @@ class JointEmbeddingPreTrainedModel(JepaPreTrainedModel):
                     f"{name} needs `{key}` (batch, views, channels, height, width), got {tuple(views.shape)}: "
                     "stack the views of an image with MultiViewTransform and MultiViewCollator."
                 )
+            if views is not None:
+                check_pixels(views, key)
         batch, count = pixel_values.shape[:2]
         if local_pixel_values is not None:
             if not self.takes_local_views:

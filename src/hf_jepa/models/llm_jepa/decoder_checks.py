@@ -2,6 +2,8 @@
 
 import inspect
 
+import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from ...masking.attention import check_attention
@@ -39,3 +41,29 @@ def check_decoder(causal_lm: PreTrainedModel, backbone: PreTrainedModel) -> None
             "tokens stand behind the response; use a decoder that takes `position_ids` (rotary or learned)."
         )
     check_attention(causal_lm.config)
+
+
+def check_ids(backbone: PreTrainedModel, input_ids: torch.Tensor, position_ids: torch.Tensor) -> None:
+    """
+    Checks that a decoder has rows for all tokens and, if it has a table of them, for all positions. Values are looked
+    at only where that costs no device synchronisation (CPU tensors, outside compilation).
+
+    Raises:
+        `ValueError`: if not.
+    """
+    if input_ids.device.type != "cpu" or torch.compiler.is_compiling() or not input_ids.numel():
+        return
+    rows, largest = backbone.get_input_embeddings().weight.shape[0], int(input_ids.max())
+    if largest >= rows:
+        raise ValueError(
+            f"Token {largest} lies outside the decoder's vocabulary of {rows}: the tokenizer is another model's, or "
+            "has got tokens since; `decoder.resize_token_embeddings(len(tokenizer))` makes room for them."
+        )
+    limit, last = getattr(backbone.config.get_text_config(), "max_position_embeddings", None), int(position_ids.max())
+    words = backbone.get_input_embeddings()
+    tables = [part for part in backbone.modules() if isinstance(part, nn.Embedding) and part is not words]
+    if limit is not None and last >= limit and any(limit <= table.num_embeddings <= limit + 2 for table in tables):
+        raise ValueError(
+            f"A view reaches position {last}, but the decoder's table of positions has {limit}: keep rows shorter, "
+            "`pair_format=PairFormat(max_length=...)`, or drop them."
+        )

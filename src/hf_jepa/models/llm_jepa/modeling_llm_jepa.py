@@ -20,7 +20,7 @@ from ...objectives.inputs import at_least_float32
 from ...parts import build_part, load_auto, refuse_unknown_fields
 from ...regularized import build_regularizer
 from .configuration_llm_jepa import LLMJepaConfig
-from .decoder_checks import check_decoder
+from .decoder_checks import check_decoder, check_ids
 from .objective_llm_jepa import LLMJepaOutput, jepa_terms, pair_distances
 from .predictor_tokens import add_predictor_tokens, check_vocabulary, mean_token_vectors, predictor_token_ids
 
@@ -351,6 +351,7 @@ class LLMJepaForCausalLM(JepaPreTrainedModel):
         return states, output
 
     def _inputs(self, input_ids: torch.Tensor, tokens: Tokens, soft: bool = True) -> dict[str, Any]:
+        check_ids(self.encoder, input_ids, tokens.position_ids)
         embedding = self.get_input_embeddings()
         backend, config = self.causal_lm.config._attn_implementation, self.causal_lm.config
         inputs = {"input_ids": input_ids.clamp(min=0), "position_ids": tokens.position_ids}

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
-from ...modeling_jepa import check_masks
+from ...modeling_jepa import check_masks, check_pixels
 from ...positions import resize_table, sincos_2d, sincos_3d
 from ...predictor import gather_tokens
 from .configuration_vjepa import VJepaConfig
@@ -31,9 +31,10 @@ def grid_of(config: VJepaConfig, pixel_values_videos: torch.Tensor) -> Grid:
         pixel_values_videos (`torch.FloatTensor` of shape `(batch, frames, channels, height, width)`).
 
     Raises:
-        `ValueError`: for another number of dimensions or channels, frames that tubelets do not divide, or a size that
-        patches do not divide.
+        `ValueError`: for integers, another number of dimensions or channels, frames that tubelets do not divide, or a
+            size that patches do not divide.
     """
+    check_pixels(pixel_values_videos, "pixel_values_videos")
     shape = tuple(pixel_values_videos.shape)
     if len(shape) != 5 or shape[2] != config.in_chans:
         raise ValueError(

@@ -74,6 +74,9 @@ class VLJepaTextEncoder(VLJepaPreTrainedModel):
 
         Returns:
             `torch.FloatTensor` of shape `(batch, projection_dim)`, not normalised.
+
+        Raises:
+            `ValueError`: for texts longer than the Y-encoder's positions.
         """
         embeds = self.pooled(input_ids, attention_mask)
         return embeds if self.projection is None else self.projection(embeds.to(self.projection.weight.dtype))
@@ -82,6 +85,12 @@ class VLJepaTextEncoder(VLJepaPreTrainedModel):
         """The embeddings before `projection`, `(batch, width of the Y-encoder)`; arguments as in `forward`."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        if limit is not None and input_ids.shape[1] > limit:
+            raise ValueError(
+                f"A text has {input_ids.shape[1]} tokens, but the Y-encoder has {limit} positions; shorten it, or set "
+                f"`processor.max_target_length = {limit}` and call the processor with `truncation=True`."
+            )
         states = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         embeds = pool_tokens(states, attention_mask, self.config.y_pooling)
         for layer, linear in zip(self.config.y_dense_layers, self.dense, strict=True):

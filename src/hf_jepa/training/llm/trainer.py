@@ -13,7 +13,7 @@ from ...data.pair_collator import OfficialPairCollator
 from ...hub.text_release import save_text_release
 from ..base_trainer import BaseTrainer
 from ..callbacks import GuardCallback
-from ..refusals import refuse_half_precision
+from ..refusals import refuse_half_precision, refuse_several_splits
 from .arguments import LLMJepaTrainingArguments
 from .evaluation import evaluation_answers, evaluation_losses, pair_index
 from .metrics import PairMetrics
@@ -75,6 +75,7 @@ class LLMJepaTrainer(BaseTrainer):
         **kwargs: Any,
     ) -> None:
         args = LLMJepaTrainingArguments.from_plain(args)
+        refuse_several_splits(train_dataset)
         if processing_class is None:
             raise ValueError("LLMJepaTrainer needs the tokenizer as `processing_class`.")
         if peft_config is not None:
