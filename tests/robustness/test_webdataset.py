@@ -81,7 +81,7 @@ def test_labels_columns_and_single_tars(tmp_path: Path) -> None:
         load_image_dataset(shards, image_column="png")
 
 
-def test_a_shard_that_was_cut_is_named(tmp_path: Path) -> None:
+def test_a_shard_that_was_cut_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     shards = write_shards(tmp_path / "shards", 3, picture)
     content = (shards / "train-00001.tar").read_bytes()
     # Within a header, which tarfile takes for the end.
@@ -96,6 +96,11 @@ def test_a_shard_that_was_cut_is_named(tmp_path: Path) -> None:
     for samples in (stream, DataLoader(stream, num_workers=1, batch_size=None)):
         with pytest.raises(ValueError, match=r"broke off after \d+ rows, in .*train-00001.tar: unexpected end"):
             list(samples)
+    # In a run, without the traceback of its worker.
+    data = {"dataset": str(shards), "image_column": "png", "streaming": True, "max_bad_fraction": 0.2}
+    sections = {"model": MODEL, "data": data, "masks": {"min_keep": 1, "target_scale": [0.2, 0.25]}}
+    assert main(["train", write_recipe(tmp_path, sections, "run"), "--dataloader_num_workers", "1"]) == 1
+    assert "hf-jepa: error: The stream of images broke off" in capsys.readouterr().err
 
 
 def test_videos_train_and_release(tmp_path: Path, write_video: Callable[..., Path]) -> None:

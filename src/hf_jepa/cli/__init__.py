@@ -7,6 +7,7 @@ it needs: `hf-jepa --help` imports no torch.
 
 import argparse
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -89,6 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             raise
-        message = " ".join(str(error).split()) or type(error).__name__
+        text = str(error)
+        if " in DataLoader worker process " in text:
+            # torch writes the worker's traceback before what was wrong.
+            text = re.split(r"\n(?=[\w.]+: )", text)[-1].partition(": ")[2]
+        message = " ".join(text.split()) or type(error).__name__
         print(f"hf-jepa: error: {message}", file=sys.stderr)
         return 1
