@@ -2,6 +2,7 @@
 
 import errno
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,3 +33,15 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
         reason = str(error).strip() or "no reason is known"
         kind = "" if is_plain else f"{type(error).__name__}: "
         raise ValueError(f"{str(path)!r} cannot be used: {kind}{reason}") from error
+
+
+def file_at_fault(error: BaseException) -> str:
+    """
+    `, in FILE` for the file that `datasets` was reading, which its errors do not say: it is looked up in its readers.
+    Nothing where it was not reading any.
+    """
+    found = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if "packaged_modules" in frame.f_code.co_filename:
+            found = next((frame.f_locals[name] for name in ("tar_path", "file") if name in frame.f_locals), found)
+    return f", in {found}" if isinstance(found, str) and found else ""

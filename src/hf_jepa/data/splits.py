@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..file_errors import file_at_fault
 from .manifests import LIST_SUFFIXES
 
 _TABLES = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -162,7 +163,8 @@ def open_source(
     try:
         splits = datasets.load_dataset(name if path.is_absolute() else str(path), streaming=streaming)
     except Exception as error:  # of `datasets`, of the builders it finds, of the file system
-        raise ValueError(f"Cannot load {name!r}: {error.__cause__ or error}") from error
+        cause = error.__cause__ or error
+        raise ValueError(f"Cannot load {name!r}: {cause}{file_at_fault(cause)}") from error
     is_table = any(file.suffix in _TABLES and file.stem != "metadata" for file in path.iterdir())
     return Source(name, splits, path if is_table else None)
 

@@ -1,6 +1,5 @@
 """Seeded samples of streams of images and of videos."""
 
-import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers.utils import logging
 
+from ..file_errors import file_at_fault
 from .clip_sampling import ClipSampler
 from .dataset import ImageSamples, prepare
 from .transforms import ImageTransform
@@ -114,7 +114,7 @@ class SeededStream(IterableDataset):
             yield from self.dataset
         except Exception as error:  # tarfile, zlib, PyArrow, the network, ...
             raise ValueError(
-                f"The stream of {self.kind}s broke off after {self._num_seen} rows{_shard_at_fault(error)}: {error}. "
+                f"The stream of {self.kind}s broke off after {self._num_seen} rows{file_at_fault(error)}: {error}. "
                 "Mend or remove what is broken; a run goes on from its newest checkpoint."
             ) from error
 
@@ -128,15 +128,6 @@ class SeededStream(IterableDataset):
                 f"{self.num_bad} of the first {num_seen} {self.kind}s cannot be used, more than max_bad_fraction="
                 f"{self.max_bad_fraction:g} allows; the last was {name}: {error}."
             ) from error
-
-
-def _shard_at_fault(error: Exception) -> str:
-    """Where `datasets` was reading, which its errors do not say: what its readers call the file."""
-    found = ""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        if "packaged_modules" in frame.f_code.co_filename:
-            found = next((frame.f_locals[name] for name in ("tar_path", "file") if name in frame.f_locals), found)
-    return f", in {found}" if isinstance(found, str) and found else ""
 
 
 class SeededImageStream(ImageSamples, SeededStream):
