@@ -31,6 +31,7 @@ from hf_jepa import (
     LeJepaForPreTraining,
     LeJepaPreTrainingConfig,
     LLMJepaConfig,
+    LLMJepaForCausalLM,
     SimSiamForPreTraining,
     SimSiamPreTrainingConfig,
     VJepa2ForPreTraining,
@@ -181,3 +182,17 @@ def test_a_field_of_another_version_is_named(tmp_path, monkeypatch):
     assert IJepaPreTrainingConfig.from_pretrained(tmp_path, attn_implementation="eager").predictor_hidden_size == 48
     assert len(said) == 1
     assert "no field `of_tomorrow`" in said[0]
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        IJepaForPreTraining.from_pretrained,
+        IJepaForPreTraining.from_encoder,
+        VJepa2ForPreTraining.from_encoder,
+        LLMJepaForCausalLM.from_decoder,
+    ],
+)
+def test_a_folder_that_is_not_there_is_named(load, tmp_path):
+    with pytest.raises(ValueError, match="There is no folder '.*nowhere', and it is not the name of a repository"):
+        load(str(tmp_path / "nowhere"))

@@ -5,9 +5,11 @@ import dataclasses
 import difflib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HFValidationError
 from torch import nn
 from transformers import AutoModel, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
@@ -72,8 +74,23 @@ def load_auto(auto_class: type, source: Any, **options: Any) -> Any:
         auto_class (`type`): `AutoModel`, `AutoTokenizer`, `AutoImageProcessor`, ...
         source (`str` or `Path`): model id or local folder.
         options: for `from_pretrained`.
+
+    Raises:
+        `ValueError`: for a path where there is nothing.
+        `OSError`, `ValueError`: as `from_pretrained`.
     """
-    return auto_class.from_pretrained(os.fspath(source), **{"trust_remote_code": False, **options})
+    with _missing_folders_are_named(source):
+        return auto_class.from_pretrained(os.fspath(source), **{"trust_remote_code": False, **options})
+
+
+@contextmanager
+def _missing_folders_are_named(source: Any) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error.__cause__, HFValidationError):
+            raise ValueError(f"There is no folder {str(source)!r}, and it is not the name of a repository.") from error
+        raise
 
 
 def build_part(config: PreTrainedConfig, auto_class: type = AutoModel) -> PreTrainedModel:
@@ -240,13 +257,14 @@ class StrictLoading:
             `ValueError`: if the checkpoint has missing, unexpected or mis-shaped keys.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path,
-            *model_args,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **kwargs,
-        )
+        with _missing_folders_are_named(pretrained_model_name_or_path):
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path,
+                *model_args,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **kwargs,
+            )
         model.check_loaded(pretrained_model_name_or_path, info, ignore_mismatched_sizes)
         model.apply_requires_grad()
         return (model, info) if wants_info else model

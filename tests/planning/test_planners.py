@@ -344,6 +344,8 @@ def test_actions_and_noise_of_other_dtypes_give_float32_plans(point):
         ({"max_rollouts": 0}, "max_rollouts"),
         ({"max_norm": 0.0}, "`max_norm` must be positive, got 0.0"),
         ({"correlation": 1.0}, "correlation"),
+        ({"initial_std": -1.0}, "`initial_std` must hold finite numbers, none below 0, got -1.0"),
+        ({"initial_std": [1.0, float("nan")]}, "`initial_std` must hold finite numbers"),
         ({"keep_elites": 7}, "keep_elites"),
         ({"result": "worst"}, "result"),
     ],

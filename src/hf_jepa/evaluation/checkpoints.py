@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HFValidationError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -79,10 +78,6 @@ def _load(
         auto_class = of_vjepa2 if config.model_type == "vjepa2" else auto_class
         model, info = load_auto(auto_class, repo_or_path, **place, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError) as error:
-        if isinstance(error.__cause__, HFValidationError):
-            raise ValueError(
-                f"There is no folder {str(repo_or_path)!r}, and it is not the name of a repository."
-            ) from error
         raise ValueError(f"Cannot load a model from {str(repo_or_path)!r}: {error}") from error
     missing = sorted(key for key in info["missing_keys"] if optional not in key)
     if missing:

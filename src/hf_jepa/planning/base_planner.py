@@ -110,6 +110,8 @@ class Planner(ABC):
             raise ValueError(f"`max_rollouts` must be at least 1, got {self.max_rollouts}.")
         if self.max_norm is not None and not self.max_norm > 0:
             raise ValueError(f"`max_norm` must be positive, got {self.max_norm}.")
+        if not all(0 <= value < float("inf") for value in torch.as_tensor(self.initial_std).flatten().tolist()):
+            raise ValueError(f"`initial_std` must hold finite numbers, none below 0, got {self.initial_std}.")
         if not 0 <= self.correlation < 1:
             raise ValueError(f"`correlation` must be in [0, 1), got {self.correlation}.")
 

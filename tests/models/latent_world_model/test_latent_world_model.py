@@ -336,6 +336,8 @@ def test_refuses_what_does_not_fit():
         model(frames, actions[..., :1])
     with pytest.raises(ValueError, match="between 4 frames"):
         model(frames, actions[:, :1])
+    with pytest.raises(ValueError, match="between 4 frames"):
+        model(frames, actions[:1])
     with pytest.raises(ValueError, match="float frames must be normalised"):
         model.encode(frames * 255)
     with pytest.raises(ValueError, match="float frames must be normalised"):

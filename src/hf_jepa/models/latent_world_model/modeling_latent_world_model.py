@@ -370,11 +370,9 @@ class LatentWorldModel(FrameEncodingModel):
             raise ValueError(
                 f"`rollout_steps` is {steps}, which takes windows of at least {steps + 1} frames, got {time}."
             )
-        if actions.ndim != 3 or actions.shape[1] not in (time, time - 1) or actions.shape[2] != config.action_dim:
-            raise ValueError(
-                f"`actions` must be {(len(pixel_values), time - 1, config.action_dim)} between {time} frames, got "
-                f"{tuple(actions.shape)}."
-            )
+        wanted = [(len(pixel_values), length, config.action_dim) for length in (time - 1, time)]
+        if tuple(actions.shape) not in wanted:
+            raise ValueError(f"`actions` must be {wanted[0]} between {time} frames, got {tuple(actions.shape)}.")
         actions = actions[:, : time - 1].to(self.dtype)
         actions = torch.where(actions.isnan(), torch.zeros_like(actions), actions)
         latents = self.encode(pixel_values, proprio)

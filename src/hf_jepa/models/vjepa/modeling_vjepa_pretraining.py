@@ -11,7 +11,7 @@ from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
 from ...modeling_jepa import JepaOutput, JepaPreTrainedModel
-from ...parts import refuse_unknown_fields
+from ...parts import load_auto, refuse_unknown_fields
 from ...positions import pair
 from ...predictor import gather_tokens
 from .configuration_vjepa import VJepaConfig
@@ -108,7 +108,7 @@ class VJepaForPreTraining(JepaPreTrainedModel):
         """
         given_ours = isinstance(encoder, VJepaModel)
         if isinstance(encoder, str):
-            encoder = VJepaModel.from_pretrained(encoder, dtype=torch.float32)
+            encoder = load_auto(VJepaModel, encoder, dtype=torch.float32)
         if not isinstance(encoder, VJepaModel | VJEPA2Model):
             raise ValueError(f"Expected a `VJepaModel` or an in-tree `VJEPA2Model`, got {type(encoder).__name__}.")
         fields = {
@@ -268,7 +268,7 @@ class VJepaForPreTraining(JepaPreTrainedModel):
     @classmethod
     def read_teacher(cls, teacher: str | PreTrainedModel) -> PreTrainedModel:
         if isinstance(teacher, str):
-            teacher = VJepaModel.from_pretrained(teacher, dtype=torch.float32)
+            teacher = load_auto(VJepaModel, teacher, dtype=torch.float32)
         return getattr(teacher, "encoder", teacher)
 
     @torch.no_grad()
