@@ -184,6 +184,12 @@ def test_a_field_of_another_version_is_named(tmp_path, monkeypatch):
     assert "no field `of_tomorrow`" in said[0]
 
 
+def test_a_checkpoint_of_another_method_is_called_by_its_name(tmp_path):
+    IJepaPreTrainingConfig(predictor_hidden_size=48).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="config of a 'ijepa_pretraining', not of a 'lejepa_pretraining': `Auto"):
+        LeJepaForPreTraining.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize(
     "load",
     [

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from torch import nn
 from transformers import AutoModel, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
@@ -50,6 +50,19 @@ class StrictConfig(PreTrainedConfig):
             if self.transformers_version is None:
                 raise
             logger.warning(f"{error} It is kept, and nothing reads it.")
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except StrictDataclassError as error:
+            found = config_dict.get("model_type", cls.model_type)
+            if found == cls.model_type:
+                raise
+            raise ValueError(
+                f"This is the config of a {found!r}, not of a {cls.model_type!r}: `AutoConfig` and the `AutoModel`s "
+                "load either."
+            ) from error
 
 
 class CompositeConfig(StrictConfig):

@@ -106,6 +106,8 @@ def test_pairs(tmp_path):
     ]
     with pytest.raises(ValueError, match="has no column 'caption'"):
         check_data(tmp_path, "pairs", text_column="caption")
+    with pytest.raises(ValueError, match="There is no file or folder '.*nowhere'; of a dataset on the Hub say"):
+        check_data(tmp_path / "nowhere")
 
 
 def test_folders_of_frames(tmp_path):

@@ -48,7 +48,7 @@ def test_list_with_names_or_without_labels(folder):
     assert dataset["action"][:] == [1, 0, 1]
     (folder / "bare.txt").write_text("a.mp4\nb c.MP4\n")
     assert load_video_dataset(folder / "bare.txt")["video"][1] == str(folder / "b c.MP4")
-    with pytest.raises(ValueError, match="label_column='label' is not a column"):
+    with pytest.raises(ValueError, match="label_column='label' is not a column .*: name yours, or put the files"):
         load_video_dataset(folder / "bare.txt", label_column="label")
 
 

@@ -99,6 +99,8 @@ def test_composite_comes_back_whole(model, release):
     ours, theirs = model.state_dict(), loaded.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    with pytest.raises(ValueError, match="no model to train further. A release has an encoder at its root"):
+        load_pretraining(release)
 
 
 def test_what_lies_in_the_folder(release):

@@ -102,6 +102,11 @@ def _kind_of(path: Path) -> Kind:
         return _kind_of_rows(path)
     elif path.suffix in LIST_SUFFIXES and path.is_file():
         return "videos" if "video" in read_list(path, None, "label").column_names else "images"
+    elif not path.exists():
+        raise ValueError(
+            f"There is no file or folder {str(path)!r}; of a dataset on the Hub say what it holds: --kind images, "
+            "videos, pairs or texts."
+        )
     raise ValueError(f"What {str(path)!r} holds does not show: say --kind images, videos, pairs or texts.")
 
 

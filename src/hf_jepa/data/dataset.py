@@ -53,12 +53,15 @@ def check_columns(dataset: Any, column: str, label_column: str | None, argument:
         names = list(next(iter(dataset), {}))
     for name, value, error in ((argument, column, ValueError), ("label_column", label_column, MissingLabelsError)):
         if value is not None and value not in names:
-            raise error(f"{name}={value!r} is not a column of this dataset, which has {sorted(names)}.")
+            hint = "name yours."
+            if error is MissingLabelsError:
+                hint = "name yours, or put the files into two or more folders, one per class, which become labels."
+            raise error(f"{name}={value!r} is not a column of this dataset, which has {sorted(names)}: {hint}")
     feature = (dataset.features or {}).get(label_column)
     if not getattr(feature, "dtype", "int64").startswith(("int", "uint", "bool")):
         raise ValueError(
             f"label_column={label_column!r} holds {feature.dtype}, not integers: "
-            f"apply dataset.class_encode_column({label_column!r}) first."
+            f"apply dataset.class_encode_column({label_column!r}) first, or write whole numbers or names to the file."
         )
 
 

@@ -315,7 +315,15 @@ def load_pretraining(repo: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
 
 
 def _load_whole(repo: str, **kwargs: Any) -> PreTrainedModel:
-    model, info = load_auto(AutoModelForPreTraining, repo, output_loading_info=True, **kwargs)
+    try:
+        model, info = load_auto(AutoModelForPreTraining, repo, output_loading_info=True, **kwargs)
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        raise ValueError(
+            f"{repo!r} holds no model to train further. A release has an encoder at its root, which `AutoModel` "
+            'loads; the composite is in "pretraining": name that folder, or pass `subfolder="pretraining"`.'
+        ) from error
     faults = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
     if faults:
         raise ValueError(f"{repo!r} does not hold a whole {type(model).__name__}: {faults}")
