@@ -78,6 +78,10 @@ class CompositeConfig(StrictConfig):
         super().__post_init__(**kwargs)
 
 
+class NoSuchFolderError(OSError, ValueError):
+    """A path to load from, where there is nothing."""
+
+
 def load_auto(auto_class: type, source: Any, **options: Any) -> Any:
     """
     `auto_class.from_pretrained`, by which all of this package loads what it does not know the class of: code that a
@@ -89,8 +93,8 @@ def load_auto(auto_class: type, source: Any, **options: Any) -> Any:
         options: for `from_pretrained`.
 
     Raises:
-        `ValueError`: for a path where there is nothing.
-        `OSError`, `ValueError`: as `from_pretrained`.
+        `NoSuchFolderError`: for a path where there is nothing; both of what `from_pretrained` raises:
+        `OSError`, `ValueError`: for what cannot be read.
     """
     with _missing_folders_are_named(source):
         return auto_class.from_pretrained(os.fspath(source), **{"trust_remote_code": False, **options})
@@ -102,7 +106,9 @@ def _missing_folders_are_named(source: Any) -> Iterator[None]:
         yield
     except OSError as error:
         if isinstance(error.__cause__, HFValidationError):
-            raise ValueError(f"There is no folder {str(source)!r}, and it is not the name of a repository.") from error
+            raise NoSuchFolderError(
+                f"There is no folder {str(source)!r}, and it is not the name of a repository."
+            ) from error
         raise
 
 

@@ -51,7 +51,7 @@ def test_batched_answers_equal_single_ones(model_and_tokenizer):
             ids = torch.cat([ids, token[None]], dim=1)
         start = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
         assert answer == tokenizer.decode(ids[0, start:], skip_special_tokens=True).strip()
-    with pytest.raises(ValueError, match="end with a user's turn"):
+    with pytest.raises(ValueError, match="end with a user's, which the model"):
         generate_responses(model, tokenizer, [[{"role": "assistant", "content": "a"}]])
 
 

@@ -138,6 +138,8 @@ def test_dry_run_prints_and_writes_nothing(program, recipe, tmp_path, capsys):
     assert printed["forward_pass"]["loss"] > 0
     assert printed["global_batch_size"] == 8
     assert not (tmp_path / "run" / "release").exists()
+    with pytest.raises(ValueError, match="`warmup_steps` is 3, but the run has 2 updates"):
+        program.main([*recipe, "--dry-run", "--max_steps", "2", "--warmup_steps", "3"])
 
 
 def test_a_release_can_be_continued(program, recipe, tmp_path):

@@ -4,7 +4,7 @@ import re
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,12 @@ from ..data.chat_views import Messages, render
 logger = logging.get_logger(__name__)
 
 _FINAL_ANSWER = re.compile(r"####\s*(\S[^\n]*)")
+
+
+def _awaits_an_answer(messages: Any) -> bool:
+    if not isinstance(messages, Sequence) or not messages or not isinstance(messages[-1], Mapping):
+        return False
+    return messages[-1].get("role", "assistant") != "assistant"
 
 
 @torch.no_grad()
@@ -54,8 +60,11 @@ def generate_responses(
     """
     from tqdm.auto import tqdm
 
-    if any(not messages or messages[-1]["role"] == "assistant" for messages in conversations):
-        raise ValueError("Each conversation must end with a user's turn, which the model is to answer.")
+    if not all(_awaits_an_answer(messages) for messages in conversations):
+        raise ValueError(
+            "Each conversation must be a list of turns, `{'role', 'content'}`, and end with a user's, which the model "
+            "is to answer."
+        )
     known = model.generation_config.eos_token_id
     ends = {*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id, *stop_token_ids} - {None}
     if not ends:

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from ..data import MixedVideoDataset
+from ..training import JepaTrainer
 from .cost import H100, Work, memory, seconds
 from .counting import count_work, enable_checkpointing, fake_mode, map_tensors
 from .own_data import load_rows
@@ -89,6 +90,8 @@ def report_on(program: Program, argv: list[str], folder: str) -> dict[str, Any]:
         report["training_rows"] = count(trainer.train_dataset) if is_here else None
     report |= {"processes": parts[-1].world_size, "global_batch_size": total}
     report["optimizer_steps"] = steps_of(parts[-1], report.get("training_rows"), total)
+    if model is not None and report["optimizer_steps"] and isinstance(trainer, JepaTrainer):
+        trainer.check_warmup(report["optimizer_steps"])
     return report
 
 

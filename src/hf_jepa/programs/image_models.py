@@ -53,7 +53,10 @@ def _source(args: ModelArguments) -> str:
     own = (args.hidden_size, args.num_hidden_layers, args.num_attention_heads)
     given = {"size": args.size is not None, "from_encoder": args.from_encoder is not None, "own": any(own)}
     if sum(given.values()) != 1:
-        raise ValueError("Give one of `size`, `from_encoder`, or `hidden_size` with its layers and heads.")
+        raise ValueError(
+            "Give one of `size`, `from_encoder`, or `hidden_size` with its layers and heads; "
+            "the flag `--size null` takes back what a recipe says."
+        )
     return next(name for name, value in given.items() if value)
 
 
@@ -137,7 +140,10 @@ def build_joint_embedding_model(method: Method, args: ModelArguments) -> PreTrai
     config_class, model_class = (method.composite.load(name) for name in ("config", "model"))
     chosen = method_fields(method, args)
     if (args.encoder is None) == (args.from_encoder is None):
-        raise ValueError("Give one of `encoder` (vit, resnet, timm/NAME, ...) and `from_encoder`.")
+        raise ValueError(
+            "Give one of `encoder` (vit, resnet, timm/NAME, ...) and `from_encoder`; "
+            "the flag `--encoder null` takes back what a recipe says."
+        )
     if args.from_encoder is not None:
         return from_released(model_class, args, chosen)
     chosen["image_size"] = args.image_size or 224

@@ -41,7 +41,10 @@ def build_vjepa(method: Method, args: VideoModelArguments, num_frames: int) -> V
     encoder = refuse_unknown("encoder_args", mapping(args.encoder_args, "encoder_args"), VJepaConfig)
     chosen = refuse_unknown("method", mapping(args.method, "method"), config_class)
     if sum([args.size is not None, args.from_encoder is not None, "hidden_size" in encoder]) != 1:
-        raise ValueError("Give one of `size`, `from_encoder`, or `encoder_args` with `hidden_size` and its layers.")
+        raise ValueError(
+            "Give one of `size`, `from_encoder`, or `encoder_args` with `hidden_size` and its layers; "
+            "the flag `--size null` takes back what a recipe says."
+        )
     if args.from_encoder is not None and encoder:
         raise ValueError(f"`from_encoder` brings its own sizes; leave out `encoder_args`: {', '.join(encoder)}.")
     encoder = {"crop_size": args.image_size or 256, "frames_per_clip": num_frames, **encoder}

@@ -248,6 +248,21 @@ class JepaTrainer(BaseTrainer):
                     keep_untrained_rows(self.optimizer, parameter)
         return self.optimizer
 
+    def check_warmup(self, num_training_steps: int) -> None:
+        """
+        Args:
+            num_training_steps (`int`): updates of the whole run.
+
+        Raises:
+            ValueError: for a warmup longer than the run.
+        """
+        warmup_steps = self.args.get_warmup_steps(num_training_steps)
+        if warmup_steps > num_training_steps:
+            raise ValueError(
+                f"`warmup_steps` is {warmup_steps}, but the run has {num_training_steps} updates; lower it or give a "
+                "share below 1, such as 0.1."
+            )
+
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
@@ -263,12 +278,7 @@ class JepaTrainer(BaseTrainer):
             ValueError: for a warmup longer than the run.
         """
         args = self.args
-        warmup_steps = args.get_warmup_steps(num_training_steps)
-        if warmup_steps > num_training_steps:
-            raise ValueError(
-                f"`warmup_steps` is {warmup_steps}, but the run has {num_training_steps} updates; lower it or give a "
-                "share below 1, such as 0.1."
-            )
+        self.check_warmup(num_training_steps)
         if self.lr_scheduler is None and args.lr_scheduler_type == "cosine":
             rate = learning_rate_schedule(args, num_training_steps)
             # LambdaLR multiplies the base rate; it is read before the update it belongs to, as in the original.
