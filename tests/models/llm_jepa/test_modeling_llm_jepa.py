@@ -367,7 +367,7 @@ def test_flash_attention_gets_one_row_of_restarting_positions(make_decoder, exam
     torch.testing.assert_close(found.predicted_embeddings, expected.predicted_embeddings, rtol=1e-5, atol=1e-5)
 
 
-def test_absolute_positions(make_decoder, examples):
+def test_absolute_positions(make_decoder, examples, monkeypatch):
     decoder = AutoModelForCausalLM.from_config(
         GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=4, n_positions=64, attn_pdrop=0, embd_pdrop=0)
     ).eval()
@@ -383,4 +383,7 @@ def test_absolute_positions(make_decoder, examples):
         ValueError, match="reaches position 7., but the decoder's table of positions has 64: keep rows"
     ):
         model(**batch)
+    said: list[str] = []
+    monkeypatch.setattr("hf_jepa.models.llm_jepa.decoder_checks.logger.warning_once", said.append)
     assert WRAP(make_decoder(), num_predictor_tokens=1)(**batch).loss.isfinite()
+    assert "beyond the 64 positions that the decoder's config promises" in said[0]

@@ -5,8 +5,11 @@ import inspect
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ...masking.attention import check_attention
+
+logger = logging.get_logger(__name__)
 
 
 def check_decoder(causal_lm: PreTrainedModel, backbone: PreTrainedModel) -> None:
@@ -62,8 +65,15 @@ def check_ids(backbone: PreTrainedModel, input_ids: torch.Tensor, position_ids: 
     limit, last = getattr(backbone.config.get_text_config(), "max_position_embeddings", None), int(position_ids.max())
     words = backbone.get_input_embeddings()
     tables = [part for part in backbone.modules() if isinstance(part, nn.Embedding) and part is not words]
-    if limit is not None and last >= limit and any(limit <= table.num_embeddings <= limit + 2 for table in tables):
+    if limit is None or last < limit:
+        return
+    if any(limit <= table.num_embeddings <= limit + 2 for table in tables):
         raise ValueError(
             f"A view reaches position {last}, but the decoder's table of positions has {limit}: keep rows shorter, "
             "`pair_format=PairFormat(max_length=...)`, or drop them."
         )
+    logger.warning_once(
+        # Without the place, so that it is said once.
+        f"Views reach beyond the {limit} positions that the decoder's config promises (`max_position_embeddings`): "
+        "rotary ones go on, but other programs may cut such texts."
+    )
