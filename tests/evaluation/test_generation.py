@@ -174,6 +174,14 @@ def test_the_command_scores_a_saved_model(saved, tmp_path, capsys, adapted):
     assert results["evaluations"][0]["value"] == 6 / 7
     assert main([*command, "--max-test", "4", "--no-thinking"]) == 0
     assert "(4 answers)" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (saved / "test.jsonl").read_text().splitlines()]
+    with open(tmp_path / "chats.jsonl", "w") as file:
+        for row in rows:
+            turns = zip(("user", "assistant"), (row["text"], row["code"]), strict=True)
+            file.write(json.dumps({"chat": [{"role": role, "content": said} for role, said in turns]}) + "\n")
+    chats = ["--dataset", str(tmp_path / "chats.jsonl"), "--messages-column", "chat"]
+    assert main([*command, *chats, "--device", "cpu"]) == 0
+    assert "exact-match: 0.8571 (7 answers)" in capsys.readouterr().out
     assert main([*command, "--code-column", "regex"]) == 1
     assert "needs 'messages', or 'text' and 'regex'" in capsys.readouterr().err
     assert main([*command, "--test-split", "validation"]) == 1

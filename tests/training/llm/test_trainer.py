@@ -154,6 +154,26 @@ def test_logs_and_evaluation(make_trainer):
     assert metrics["eval_lm_loss"] == pytest.approx(losses / count, rel=1e-5)
 
 
+def test_chats_lie_in_a_column_of_any_name(make_trainer):
+    """In training, losses, answers and the card's question."""
+    found = []
+    for column in ("messages", "talk"):
+        rows = [
+            {column: [{"role": "user", "content": row["text"]}, {"role": "assistant", "content": row["code"]}]}
+            for row in ROWS
+        ]
+        datasets = {"train_dataset": rows, "eval_dataset": rows[:5]}
+        trainer = make_trainer(
+            trainer={**datasets, "pair_format": PairFormat(messages_column=column)},
+            generate_examples=2,
+            generate_max_new_tokens=2,
+        )
+        trainer.train()
+        scores = {name: value for name, value in trainer.evaluate().items() if "runtime" not in name}
+        found.append((scores, trainer.measured_results()["model"]["example"]))
+    assert found[0] == found[1]
+
+
 def test_evaluation_drops_no_pair(make_trainer):
     whole, dropping = make_trainer().evaluate(), make_trainer(jepa_dropout=0.9).evaluate()
     assert dropping["eval_jepa_loss"] == whole["eval_jepa_loss"]
