@@ -135,7 +135,7 @@ def joint_spread(features: torch.Tensor, shapes: list[list[int]]) -> dict[str, f
     # In two passes: a collapsed encoder's mean is large beside its spread.
     mean = all_reduce_sum(features.sum(dim=0)) / total
     std = (all_reduce_sum((features - mean).square().sum(dim=0)) / total).sqrt().mean()
-    every = max(1, total * length // _MAX_RANK_ROWS)
+    every = -(-total * length // _MAX_RANK_ROWS)
     sizes = [-(-batch * length // every) if tokens == length else 0 for batch, tokens, _ in shapes]
-    tokens = gather_batch(features.flatten(0, 1)[::every], sizes=sizes)[:_MAX_RANK_ROWS]
+    tokens = gather_batch(features.flatten(0, 1)[::every], sizes=sizes)
     return {"target_std": std.item(), "target_rankme": rankme(tokens) if tokens.isfinite().all() else float("nan")}
