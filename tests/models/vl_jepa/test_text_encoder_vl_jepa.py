@@ -40,10 +40,7 @@ def save_tower(make_part, tmp_path) -> Callable[..., tuple[Any, str]]:
 
     def save(name: str, *heads: tuple[int, bool, Any], pooling: str = "mean", normalize: bool = True, **options: Any):
         from sentence_transformers import SentenceTransformer
-        from sentence_transformers.base.modules.dense import Dense
-        from sentence_transformers.base.modules.normalize import Normalize
-        from sentence_transformers.base.modules.transformer import Transformer
-        from sentence_transformers.sentence_transformer.modules.pooling import Pooling
+        from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
         encoder = make_part(name, **options)
         encoder.save_pretrained(tmp_path / "encoder")
