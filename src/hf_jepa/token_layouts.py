@@ -129,3 +129,21 @@ def token_grid(num_tokens: int, height: int, width: int, name: str) -> tuple[int
             "draw. Larger images may have one."
         )
     return rows, num_tokens // rows
+
+
+def clip_grid(config: PreTrainedConfig, num_tokens: int, clips: torch.Tensor, name: str) -> tuple[int, int, int]:
+    """
+    Time slots, rows and columns of the patch tokens of clips.
+
+    Args:
+        config (`PreTrainedConfig`): of the encoder, or of a model around it; one without tubelets sees frame by frame.
+        num_tokens (`int`): of a clip, without prefix tokens.
+        clips (`torch.Tensor` of shape `(batch, frames, channels, height, width)`).
+        name (`str`): of the encoder, for the message.
+
+    Raises:
+        ValueError: if there is no such grid.
+    """
+    tubelet = getattr(getattr(config, "encoder_config", config), "tubelet_size", 1)
+    slots = max(1, clips.shape[1] // (tubelet if isinstance(tubelet, int) else tubelet[0]))
+    return slots, *token_grid(num_tokens // slots, *clips.shape[-2:], name)

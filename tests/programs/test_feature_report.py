@@ -1,5 +1,6 @@
 """`hf-jepa report`: its numbers are the probes', and it tells a useful encoder from a collapsed one."""
 
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -11,8 +12,8 @@ from PIL import Image as PILImage
 from transformers import AutoModel
 
 from hf_jepa.cli import main
-from hf_jepa.evaluation import evaluate_model
-from hf_jepa.evaluation.encoder_report import CORRUPTIONS, OURS, PIXELS, UNTRAINED
+from hf_jepa.evaluation import ClipProtocol, evaluate_model
+from hf_jepa.evaluation.encoder_report import CLIP_CORRUPTIONS, CORRUPTIONS, OURS, PIXELS, UNTRAINED
 from hf_jepa.programs.feature_report import _draw
 from tests import stand_ins
 
@@ -83,13 +84,59 @@ def test_a_collapsed_encoder_is_called_so_without_labels(release, photos, tmp_pa
     assert found["numbers"]["relative_std"][UNTRAINED] > 0.01 > found["numbers"]["relative_std"][OURS]
 
 
-def test_clips_are_refused(photos, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Folders of frames in which a bar moves to the right or to the left, in two splits."""
+    folder = tmp_path_factory.mktemp("clips")
+    draws = np.random.default_rng(0)
+    for split, label, number in itertools.product(("train", "test"), (0, 1), range(10)):
+        clip = folder / split / ("left", "right")[label] / str(number)
+        clip.mkdir(parents=True)
+        start = draws.integers(16)
+        for time in range(4):
+            pixels = draws.integers(0, 90, (16, 24, 3), dtype=np.uint8)
+            pixels[:, (start + (5 if label else -5) * time) % 20 :][:, :4] = 240
+            PILImage.fromarray(pixels).save(clip / f"{time}.png")
+    return folder
+
+
+def test_clips_have_a_page_too(clips, tmp_path):
     video = stand_ins.save_vjepa2(tmp_path / "video")
-    assert main(["report", str(video), "--dataset", str(photos)]) == 1
-    assert "--num-frames 16" in capsys.readouterr().err
+    flags = ("--num-frames", "4", "--frame-step", "1")
+    found = report(video, clips, tmp_path / "report", *flags, "--k", "3")
+    expected = evaluate_model(
+        video, clips, "knn", k=3, clips=ClipProtocol(4, frame_step=1), device="cpu", progress=False
+    )
+    assert found["numbers"]["k-NN"][OURS] == pytest.approx(expected["evaluations"][0]["value"])
+    for measure in ("k-NN", "ridge", "attentive", "10 per class", *(f"k-NN, {k}" for k in CLIP_CORRUPTIONS)):
+        assert found["numbers"][measure].keys() == {OURS, UNTRAINED, PIXELS}, measure
+    # A first frame is what it was, and no more.
+    assert 0 < found["numbers"]["cosine, first frame only"][PIXELS] < 0.9
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert "20 train clips" in page
+    assert "num_frames 4" in page
+    assert found["pictures"] == ["neighbours.png", "pca.png"]
+    assert all((tmp_path / "report" / picture).stat().st_size > 1000 for picture in found["pictures"])
+
+
+def test_a_corruption_of_a_clip_is_that_of_its_frames():
+    clip = torch.rand(3, 1, 20, 12, generator=torch.Generator().manual_seed(0))
+    for kind in ("blur", "crop"):
+        frames = torch.stack([CORRUPTIONS[kind](frame) for frame in clip])
+        torch.testing.assert_close(CORRUPTIONS[kind](clip), frames)
+    assert torch.equal(CLIP_CORRUPTIONS["first frame only"](clip)[2], clip[0])
+
+
+@pytest.mark.parametrize(
+    ("flags", "way_out"), [((), "--num-frames 16"), (("--frame-step", "2"), "give --num-frames too")]
+)
+def test_clips_that_were_not_asked_for_are_refused(flags, way_out, photos, tmp_path, capsys):
+    video = stand_ins.save_vjepa2(tmp_path / "video")
+    assert main(["report", str(video), "--dataset", str(photos), *flags]) == 1
+    assert way_out in capsys.readouterr().err
 
 
 def test_images_of_many_bands_have_numbers_and_no_pictures(tmp_path):
     report = SimpleNamespace(pixels=torch.zeros(4, 12, 16, 16))
-    assert _draw(report, tmp_path) == []
+    assert _draw(report, None, tmp_path) == []
     assert not list(tmp_path.iterdir())

@@ -36,6 +36,31 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_clip_options(parser: argparse.ArgumentParser, several: bool = True) -> None:
+    """Which clips of videos; [`clip_protocol`] reads them. `several`: more than one per video may be asked for."""
+    parser.add_argument("--num-frames", type=int, help="read videos, in clips of this many frames")
+    parser.add_argument("--frame-step", type=int, help="videos: every so many frames (default: 4)")
+    parser.add_argument("--frames-per-second", type=int, help="videos: of the clip, instead of a step")
+    if several:
+        parser.add_argument("--segments", type=int, help="videos: clips per video, pooled together (default: 1)")
+        parser.add_argument("--views", type=int, help="videos: crops per test clip (default: 1)")
+
+
+def clip_protocol(args: argparse.Namespace) -> Any:
+    """The `ClipProtocol` that was asked for, or `None` where images are read."""
+    names = ("num_frames", "frame_step", "frames_per_second", "segments", "views")
+    chosen = {name: getattr(args, name, None) for name in names}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    if not chosen:
+        return None
+    if args.num_frames is None:
+        flags = ", ".join("--" + name.replace("_", "-") for name in chosen)
+        raise ValueError(f"{flags}: of clips; give --num-frames too.")
+    from ..evaluation import ClipProtocol
+
+    return ClipProtocol(**chosen)
+
+
 def given(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
     """The options of these names, as keyword arguments."""
     return {name: getattr(args, name) for name in names}

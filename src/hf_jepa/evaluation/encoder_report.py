@@ -1,4 +1,4 @@
-"""Everything that is measured of one image encoder's features, beside raw pixels and the untrained encoder."""
+"""Everything that is measured of one encoder's features, beside raw pixels and the untrained encoder."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -10,9 +10,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, PreTrainedModel
 
-from ..data.dataset import SeededImageDataset
 from ..data.seeding import forked_rng
-from ..data.transforms import ImageTransform
 from ..parts import load_auto
 from ..token_layouts import token_grid
 from .attentive_probe import attentive_probe
@@ -25,6 +23,8 @@ from .low_shot import low_shot_accuracy
 OURS, UNTRAINED, PIXELS = "this encoder", "untrained encoder", "raw pixels"
 COLLAPSE = ("feature_std", "normalized_std", "relative_std", "rankme", "effective_rank_centered", "content_share")
 FEW_LABELS = (1, 10)
+# Most pixels per side that the column of raw pixels reads of a frame: a whole clip is too much for a probe.
+FRAME_SIDE = 32
 
 
 def _blur(pixels: torch.Tensor) -> torch.Tensor:
@@ -41,7 +41,17 @@ def _crop(pixels: torch.Tensor) -> torch.Tensor:
     rows, columns = max(1, round(0.7 * height)), max(1, round(0.7 * width))
     top, left = (height - rows) // 2, (width - columns) // 2
     part = pixels[..., top : top + rows, left : left + columns]
-    return F.interpolate(part[None], size=(height, width), mode="bilinear", antialias=True)[0]
+    return _resized(part, (height, width))
+
+
+def _resized(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    images = pixels if pixels.ndim == 4 else pixels[None]
+    return F.interpolate(images, size=size, mode="bilinear", antialias=True).view(*pixels.shape[:-2], *size)
+
+
+def _still(clip: torch.Tensor) -> torch.Tensor:
+    """The first frame `(F, C, H, W)`, F times."""
+    return clip[:1].expand_as(clip)
 
 
 def _noise(pixels: torch.Tensor) -> torch.Tensor:
@@ -50,6 +60,7 @@ def _noise(pixels: torch.Tensor) -> torch.Tensor:
 
 
 CORRUPTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"blur": _blur, "crop": _crop, "noise": _noise}
+CLIP_CORRUPTIONS = {**CORRUPTIONS, "first frame only": _still}
 
 
 @dataclass
@@ -60,10 +71,13 @@ class EncoderReport:
     Args:
         numbers (`dict`): measure -> column ([`OURS`], [`UNTRAINED`], [`PIXELS`]) -> value; accuracies in [0, 1].
         verdict (`str`): of [`collapse_report`] for this encoder.
-        pixels (`torch.FloatTensor` of shape `(m, C, H, W)`): the test images, as the encoder sees them.
+        pixels (`torch.FloatTensor` of shape `(m, C, H, W)`): the test images, as the encoder sees them; of clips the
+            frame in the middle.
         features (`torch.FloatTensor` of shape `(m, D)`): this encoder's, mean over patch tokens.
         tokens (`torch.FloatTensor` of shape `(m, N, D)`): its patch tokens.
         chance (`float`, *optional*): share of the most frequent test class, where there are labels.
+        rows (`dict`): examples of each split.
+        clips (`torch.FloatTensor` of shape `(up to 4, F, C, H, W)`, *optional*): the first test clips.
     """
 
     numbers: dict[str, dict[str, float]]
@@ -73,6 +87,7 @@ class EncoderReport:
     tokens: torch.Tensor
     chance: float | None = None
     rows: dict[str, int] = field(default_factory=dict)
+    clips: torch.Tensor | None = None
 
 
 def untrained_like(model: PreTrainedModel, repo_or_path: str | Path, revision: str | None, seed: int) -> Any:
@@ -92,7 +107,12 @@ def untrained_like(model: PreTrainedModel, repo_or_path: str | Path, revision: s
 
 
 def patches(pixels: torch.Tensor, num_tokens: int) -> torch.Tensor | None:
-    """`(n, C, H, W)` images as `(n, N, values)` patches, N as the encoder's tokens; None if these tile no image."""
+    """
+    `(n, C, H, W)` images as `(n, N, values)` patches, N as the encoder's tokens; None if these tile no image. Of clips
+    `(n, F, C, H, W)` each frame is a token.
+    """
+    if pixels.ndim == 5:
+        return pixels.flatten(2)
     height, width = pixels.shape[-2:]
     try:
         rows, columns = token_grid(num_tokens, height, width, "the encoder")
@@ -105,11 +125,9 @@ def patches(pixels: torch.Tensor, num_tokens: int) -> torch.Tensor | None:
 def report_encoder(
     model: PreTrainedModel,
     untrained: PreTrainedModel,
-    transform: ImageTransform,
+    samples_of: Callable[[Any, Callable | None], Any],
     train: Any | None,
     test: Any,
-    image_column: str = "image",
-    label_column: str | None = "label",
     k: int = 20,
     few_labels: Sequence[int] = FEW_LABELS,
     batch_size: int = 64,
@@ -119,18 +137,18 @@ def report_encoder(
     progress: bool = False,
 ) -> EncoderReport:
     """
-    Measures frozen features of images: k-NN and ridge probes of the mean patch token, an attentive probe of all patch
-    tokens, ridge probes of a few labels per class, how far features have collapsed, and what a corruption of the test
-    images costs (`knn, blur`, ...; `cosine, blur`: between the features of an image before and after).
+    Measures frozen features of images or clips: k-NN and ridge probes of the mean patch token, an attentive probe of
+    all patch tokens, ridge probes of a few labels per class, how far features have collapsed, and what a corruption of
+    the test rows costs (`knn, blur`, ...; `cosine, blur`: between the features of an image before and after).
 
     Args:
-        model (`PreTrainedModel`): an image encoder.
+        model (`PreTrainedModel`): an encoder.
         untrained (`PreTrainedModel`): to compare with, see [`untrained_like`].
-        transform (`Callable`): PIL image -> float32 tensor `(C, H, W)`.
-        train (`datasets.Dataset`, *optional*): rows that probes are fitted on; without them (or a label column) only
-            what needs no labels is measured.
+        samples_of (`Callable`): rows, and what changes their normalised pixels (or `None`) -> what
+            [`extract_features`] takes, with labels where probes are to be fitted.
+        train (`datasets.Dataset`, *optional*): rows that probes are fitted on; without them only what needs no labels
+            is measured.
         test (`datasets.Dataset`): rows that are scored.
-        image_column (`str`), label_column (`str`, *optional*): columns of both.
         k (`int`): neighbours.
         few_labels (`Sequence[int]`): labels per class; a number that a class lacks is left out.
         batch_size (`int`), num_workers (`int`), seed (`int`), device (`str`, *optional*), progress (`bool`).
@@ -142,18 +160,16 @@ def report_encoder(
         ValueError: as the probes do, and for a model that gives no tokens.
     """
     reading = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress, "device": device}
-    has_labels = train is not None and label_column is not None
-    label = label_column if has_labels else None
+    has_labels = train is not None
     encoders: dict[str, Any] = {OURS: model, UNTRAINED: untrained, PIXELS: None}
 
     def tokens_of(name: str, rows: Any, corruption: Callable | None = None) -> tuple[torch.Tensor, Any]:
-        changed = transform if corruption is None else lambda image: corruption(transform(image))
-        samples = SeededImageDataset(rows, changed, image_column, label, seed=seed)
+        samples = samples_of(rows, corruption)
         if encoders[name] is not None:
             return extract_features(encoders[name], samples, pool="none", **reading)
-        read = [samples[index] for index in range(len(samples))]
-        labels = torch.tensor([sample["label"] for sample in read]) if has_labels else None
-        return torch.stack([sample["pixel_values"] for sample in read]), labels
+        read = [_shrunk(samples[index]) for index in range(len(samples))]
+        labels = torch.tensor([label for _, label in read]) if has_labels else None
+        return torch.stack([pixels for pixels, _ in read]), labels
 
     pixels, labels = tokens_of(PIXELS, test)
     numbers: dict[str, dict[str, float]] = {}
@@ -184,7 +200,7 @@ def report_encoder(
             for amount in few_labels:
                 if amount <= rarest:
                     note(f"{amount} per class", name, low_shot_accuracy(*split, amount, seed=seed).mean)
-        for kind, corruption in CORRUPTIONS.items():
+        for kind, corruption in (CORRUPTIONS if pixels.ndim == 4 else CLIP_CORRUPTIONS).items():
             spoilt = tokens_of(name, test, corruption)[0]
             spoilt = spoilt.flatten(1) if name == PIXELS else spoilt.mean(dim=1)
             if has_labels:
@@ -202,4 +218,19 @@ def report_encoder(
                     note(measure, name, health[measure])
     counts = {"test": len(test)} | ({"train": len(train)} if has_labels else {})
     chance = labels.bincount().max().item() / len(labels) if has_labels else None
-    return EncoderReport(numbers, found["verdict"], pixels, found["features"], found["tokens"], chance, counts)
+    shown = {"pixels": pixels, "features": found["features"], "tokens": found["tokens"]}
+    if pixels.ndim == 5:
+        samples = samples_of(test, None)
+        middle = [samples[index]["pixel_values_videos"][pixels.shape[1] // 2].clone() for index in range(len(test))]
+        first = [samples[index]["pixel_values_videos"] for index in range(min(4, len(test)))]
+        shown |= {"pixels": torch.stack(middle), "clips": torch.stack(first)}
+    return EncoderReport(numbers, found["verdict"], chance=chance, rows=counts, **shown)
+
+
+def _shrunk(sample: dict[str, Any]) -> tuple[torch.Tensor, int | None]:
+    """Pixels and label of a sample, the frames of a clip shrunk to [`FRAME_SIDE`]."""
+    if "pixel_values" in sample:
+        return sample["pixel_values"], sample.get("label")
+    clip = sample["pixel_values_videos"]
+    height, width = (min(side, FRAME_SIDE) for side in clip.shape[-2:])
+    return _resized(clip, (height, width)), sample.get("label")

@@ -1,19 +1,23 @@
 """One page on the features of an encoder: what `hf-jepa report` writes."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..data.loading import open_images
+from ..data.dataset import SeededImageDataset
+from ..data.loading import open_images, open_videos
 from ..data.train_and_test import SplitChoice
 from ..encoders import is_video_encoder
-from ..evaluation import load_encoder, load_image_transform
+from ..evaluation import ClipProtocol, load_encoder, load_image_transform
+from ..evaluation.clips import clip_dataset, clip_transform
 from ..evaluation.encoder_report import (
+    CLIP_CORRUPTIONS,
     COLLAPSE,
-    CORRUPTIONS,
     FEW_LABELS,
+    FRAME_SIDE,
     OURS,
     PIXELS,
     UNTRAINED,
@@ -21,8 +25,8 @@ from ..evaluation.encoder_report import (
     report_encoder,
     untrained_like,
 )
-from ..token_layouts import token_grid
-from ..visualization import plot_feature_pca, plot_neighbours
+from ..token_layouts import clip_grid, token_grid
+from ..visualization import plot_feature_pca, plot_neighbours, plot_video_pca
 
 _COLUMNS = (OURS, UNTRAINED, PIXELS)
 _PAGE = """# Features of {name}
@@ -61,12 +65,14 @@ def write_report(
     revision: str | None = None,
     subfolder: str = "",
     imagenet_statistics: bool = False,
+    clips: ClipProtocol | None = None,
+    video_column: str = "video",
     progress: bool = True,
     command: str = "",
 ) -> Path:
     """
-    Measures an image encoder and writes `report.md`, `report.json`, `neighbours.png` and, where patch tokens tile the
-    image, `pca.png`.
+    Measures an encoder of images, or with `clips` of videos, and writes `report.md`, `report.json` and, of grey or
+    coloured pixels, `neighbours.png` and, where patch tokens tile the image, `pca.png`.
 
     Args:
         repo_or_path (`str` or `Path`): repository or folder of the encoder.
@@ -76,7 +82,8 @@ def write_report(
         image_column (`str`), label_column (`str`): columns of the dataset.
         unlabelled (`bool`): measure what needs no labels, on the test split alone.
         k, batch_size, num_workers, seed, device: see [`~hf_jepa.evaluation.encoder_report.report_encoder`].
-        revision, subfolder, imagenet_statistics: see [`~hf_jepa.evaluation.evaluate_model`].
+        revision, subfolder, imagenet_statistics, clips, video_column: see [`~hf_jepa.evaluation.evaluate_model`];
+            of a video there is one clip.
         progress (`bool`): show progress bars.
         command (`str`): that is noted on the page.
 
@@ -84,31 +91,42 @@ def write_report(
         `Path`: the page.
 
     Raises:
-        ValueError: for an encoder of videos, or as [`~hf_jepa.evaluation.evaluate_model`].
+        ValueError: for an encoder of videos without `clips`, several clips of a video, or as
+            [`~hf_jepa.evaluation.evaluate_model`].
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_encoder(repo_or_path, revision, subfolder).to(device)
-    if is_video_encoder(model):
+    if clips is not None and (clips.segments, clips.views) != (1, 1):
         raise ValueError(
-            f"{type(model).__name__} takes clips; the report is of image encoders. `hf-jepa evaluate {repo_or_path} "
-            "--num-frames 16 --task attentive` scores it."
+            f"The report is of one clip per video, got {clips.segments} segments and {clips.views} views; "
+            "`hf-jepa evaluate` takes several."
         )
+    model = load_encoder(repo_or_path, revision, subfolder).to(device)
+    if clips is None and is_video_encoder(model):
+        raise ValueError(f"{type(model).__name__} takes clips: say of how many frames, such as --num-frames 16.")
     choice = SplitChoice(
         dataset, train_split, test_split, train_dataset, test_dataset, holdout, max_train, max_test, seed
     )
     label = None if unlabelled else label_column
-    rows = choice.rows(
-        lambda name, split: open_images(name, split, image_column, label), image_column, label, fits=not unlabelled
-    )
+    opener, column = (open_images, image_column) if clips is None else (open_videos, video_column)
+    rows = choice.rows(lambda name, split: opener(name, split, column, label), column, label, fits=not unlabelled)
+    if clips is None:
+        transform = load_image_transform(repo_or_path, model, revision, imagenet_statistics)
+    else:
+        transform = clip_transform(repo_or_path, model, 1, revision, imagenet_statistics)
+
+    def samples_of(part: Any, change: Callable | None) -> Any:
+        changed = transform if change is None else lambda pixels: change(transform(pixels))
+        if clips is None:
+            return SeededImageDataset(part, changed, column, label, seed=seed)
+        return clip_dataset(part, clips, changed, column, label)
+
     untrained = untrained_like(model, repo_or_path, revision, seed).to(device)
     report = report_encoder(
         model,
         untrained,
-        load_image_transform(repo_or_path, model, revision, imagenet_statistics),
+        samples_of,
         rows.train,
         rows.test,
-        image_column,
-        label,
         k,
         FEW_LABELS,
         batch_size,
@@ -118,11 +136,12 @@ def write_report(
         progress,
     )
     output.mkdir(parents=True, exist_ok=True)
-    pictures = _draw(report, output)
+    pictures = _draw(report, model, output)
     facts = {
         "model": str(repo_or_path),
         "model_class": type(model).__name__,
         "data": {"name": str(choice.test_name), "split": rows.split, "num_examples": report.rows},
+        **({} if clips is None else {"clips": clips.description()}),
         "seed": seed,
         "k": k,
         "command": command,
@@ -137,19 +156,29 @@ def write_report(
     return page
 
 
-def _draw(report: EncoderReport, output: Path) -> list[tuple[str, str]]:
+def _draw(report: EncoderReport, model: Any, output: Path) -> list[tuple[str, str]]:
     """The pictures as (file, caption); of other channels than grey or colour there are none."""
     if report.pixels.shape[1] not in (1, 3):
         return []
-    plot_neighbours(report.pixels, report.features, output / "neighbours.png")
-    pictures = [("neighbours.png", "Test images and those with the nearest features (cosine).")]
+    pictures = []
+    if len(report.pixels) > 1:
+        plot_neighbours(report.pixels, report.features, output / "neighbours.png")
+        caption = "Test images and those with the nearest features (cosine)."
+        if report.clips is not None:
+            caption = "Test clips, by the frame in the middle, and those with the nearest features (cosine)."
+        pictures.append(("neighbours.png", caption))
+    caption = "The first three principal components of the patch tokens as colours."
     try:
-        grid = token_grid(report.tokens.shape[1], *report.pixels.shape[-2:], "the encoder")
+        if report.clips is None:
+            grid = token_grid(report.tokens.shape[1], *report.pixels.shape[-2:], "the encoder")
+            plot_feature_pca(report.pixels[:12], report.tokens[:12], grid, output / "pca.png")
+        else:
+            grid = clip_grid(model.config, report.tokens.shape[1], report.clips, "the encoder")
+            plot_video_pca(report.clips, report.tokens[: len(report.clips)], grid, output / "pca.png")
+            caption += " Above, a frame of each time slot."
     except ValueError:
         return pictures
-    plot_feature_pca(report.pixels[:12], report.tokens[:12], grid, output / "pca.png")
-    pictures.append(("pca.png", "The first three principal components of the patch tokens as colours."))
-    return pictures
+    return [*pictures, ("pca.png", caption)]
 
 
 def _table(title: str, numbers: dict[str, dict[str, float]], measures: list[str], percent: bool) -> str:
@@ -167,14 +196,16 @@ def _table(title: str, numbers: dict[str, dict[str, float]], measures: list[str]
 
 def _page(facts: dict[str, Any], pictures: list[tuple[str, str]]) -> str:
     numbers, data = facts["numbers"], facts["data"]
+    kind = "images" if facts.get("clips") is None else "clips"
     probes = ["k-NN", "ridge", "attentive", *(f"{amount} per class" for amount in FEW_LABELS)]
     tables = _table("accuracy, %", numbers, probes, percent=True)
-    tables += _table("accuracy of spoilt images, %", numbers, [f"k-NN, {kind}" for kind in CORRUPTIONS], percent=True)
-    tables += _table("features of an image before and after", numbers, [f"cosine, {k}" for k in CORRUPTIONS], False)
+    spoilt = {measure: [f"{measure}, {name}" for name in CLIP_CORRUPTIONS] for measure in ("k-NN", "cosine")}
+    tables += _table(f"accuracy of spoilt {kind}, %", numbers, spoilt["k-NN"], percent=True)
+    tables += _table("cosine of features before and after", numbers, spoilt["cosine"], percent=False)
     tables += _table(f"collapse: {facts['verdict']}", numbers, list(COLLAPSE), percent=False)
     if facts["chance"] is not None:
         tables += (
-            f"The most frequent class is {100 * facts['chance']:.1f} % of the test images. k-NN ({facts['k']} "
+            f"The most frequent class is {100 * facts['chance']:.1f} % of the test {kind}. k-NN ({facts['k']} "
             "neighbours), ridge and few labels (mean of 5 draws) are of the mean patch token, attentive of all patch "
             "tokens.\n\n"
         )
@@ -182,14 +213,18 @@ def _page(facts: dict[str, Any], pictures: list[tuple[str, str]]) -> str:
         "Blur: Gaussian, std a 28th of the side; crop: the central 70 %; noise: std 0.5 on normalised pixels. "
         "A `relative_std` below 0.01 is a collapse; `effective_rank_centered` is at most the width.\n\n"
     )
+    if kind == "clips":
+        tables += (
+            f"Raw pixels: every frame at {FRAME_SIDE} pixels a side at most; attentive reads frames one by one.\n\n"
+        )
     for file, caption in pictures:
         tables += f"![{caption}]({file})\n\n*{caption}*\n\n"
-    counts = ", ".join(f"{count:,} {name} images" for name, count in data["num_examples"].items())
+    counts = ", ".join(f"{count:,} {name} {kind}" for name, count in data["num_examples"].items())
     return _PAGE.format(
         name=facts["model"],
         encoder=f"`{facts['model_class']}`",
         data=f"{data['name']} ({data['split']})",
-        rows=counts,
+        rows=counts + "".join(f", {name} {value}" for name, value in facts.get("clips", {}).items()),
         columns=f"Beside it: the same architecture with fresh weights, and raw pixels; seed {facts['seed']}.",
         tables=tables,
         command=facts["command"],

@@ -152,20 +152,18 @@ def _read_clips(
 def _draw_videos(model: PreTrainedModel, clips: torch.Tensor, kind: str, output: Path, seed: int) -> Path:
     from ..evaluation import pooled_features
     from ..masking import LONG_RANGE, SHORT_RANGE, MultiBlock3DMaskGenerator
-    from ..token_layouts import token_grid
+    from ..token_layouts import clip_grid
     from . import plot_clip_masks, plot_surprise, plot_video_pca
 
     if kind == "surprise":
         return plot_surprise(clips, model.energy(clips, per_time_step=True), output)
-    frames, config = clips.shape[1], getattr(model.config, "encoder_config", model.config)
-    tubelet = getattr(config, "tubelet_size", 1)
-    steps = max(1, frames // (tubelet if isinstance(tubelet, int) else tubelet[0]))
     if kind == "pca":
         features = pooled_features(model, clips, "none")
-        rows = token_grid(features.shape[1] // steps, *clips.shape[3:], type(model).__name__)
-        return plot_video_pca(clips, features, (steps, *rows), output)
+        grid = clip_grid(model.config, features.shape[1], clips, type(model).__name__)
+        return plot_video_pca(clips, features, grid, output)
+    frames, config = clips.shape[1], getattr(model.config, "encoder_config", model.config)
     patch = _patch_size(model)
-    grid = (steps, clips.shape[3] // patch[0], clips.shape[4] // patch[1])
+    grid = (max(1, frames // config.tubelet_size), clips.shape[3] // patch[0], clips.shape[4] // patch[1])
     masks = [
         MultiBlock3DMaskGenerator(
             tuple(clips.shape[3:]), patch, frames, config.tubelet_size, **recipe, mode="balanced", seed=seed

@@ -2,14 +2,12 @@
 
 import argparse
 
-from .._command import given, write_results
+from .._command import add_clip_options, clip_protocol, given, write_results
 
 # As in hf_jepa.evaluation.TASKS, which takes torch to import.
 TASKS = ("knn", "linear", "ridge", "attentive", "lowshot", "collapse", "classification")
 # Flags that only make sense where something is fitted.
 FITTING = ("train_split", "train_dataset", "max_train", "holdout")
-# Fields of hf_jepa.evaluation.ClipProtocol.
-CLIP_OPTIONS = ("num_frames", "frame_step", "frames_per_second", "segments", "views")
 OPTIONS = (
     "dataset", "task", "train_split", "test_split", "image_column", "label_column", "batch_size", "max_train",
     "max_test", "device", "bf16", "num_workers", "seed", "k", "revision", "subfolder", "imagenet_statistics",
@@ -29,23 +27,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-probe-blocks", type=int, default=1, help="--task attentive: 1 is quick, V-JEPA 2 published 4"
     )
-    parser.add_argument("--num-frames", type=int, help="evaluate on videos, with clips of this many frames")
-    parser.add_argument("--frame-step", type=int, help="videos: every so many frames (default: 4)")
-    parser.add_argument("--frames-per-second", type=int, help="videos: of the clip, instead of a step")
-    parser.add_argument("--segments", type=int, help="videos: clips per video, pooled together (default: 1)")
-    parser.add_argument("--views", type=int, help="videos: crops per test clip (default: 1)")
+    add_clip_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    from ...evaluation import ClipProtocol, evaluate_model
+    from ...evaluation import evaluate_model
 
-    clips = None
-    protocol = given(args, CLIP_OPTIONS)
-    if args.num_frames is not None:
-        clips = ClipProtocol(**{name: value for name, value in protocol.items() if value is not None})
-    elif any(value is not None for value in protocol.values()):
-        raise ValueError("--frame-step, --frames-per-second, --segments and --views are of clips: give --num-frames.")
-    results = evaluate_model(args.repo, clips=clips, command=args.command_line, **given(args, OPTIONS))
+    results = evaluate_model(args.repo, clips=clip_protocol(args), command=args.command_line, **given(args, OPTIONS))
     for entry in results["evaluations"]:
         value = "no number" if entry["value"] is None else f"{entry['value']:.4f}"
         print(f"{entry['task']}  {entry['metric']} ({entry['features']}): {value}")
