@@ -6,15 +6,30 @@ Runs notebooks from top to bottom, each in an empty folder, and keeps their outp
 
 import argparse
 import os
+import re
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 from typing import Any
 
-import nbformat
-from nbclient import NotebookClient
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "notebooks"
+_COLAB = "https://colab.research.google.com/"
 
-FOLDER = Path(__file__).parents[1] / "notebooks"
+
+def badge(name: str) -> str:
+    """
+    How a notebook's first cell begins its line on Colab: with a link that opens it from the repository that
+    `[project.urls]` of `pyproject.toml` names, or while none is named with how to bring it there.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    repository = project.get("urls", {}).get("Repository")
+    picture = f"[![Open in Colab]({_COLAB}assets/colab-badge.svg)]"
+    if repository is None:
+        return f"{picture}({_COLAB}) *File, Upload notebook; then run*"
+    place = repository.removeprefix("https://github.com/").rstrip("/")
+    return f"{picture}({_COLAB}github/{place}/blob/main/notebooks/{name}.ipynb) *First run*"
 
 
 def execute(path: Path, timeout: int = 600) -> Any:
@@ -29,6 +44,9 @@ def execute(path: Path, timeout: int = 600) -> Any:
     Raises:
         `nbclient.exceptions.CellExecutionError`: if a cell fails.
     """
+    import nbformat
+    from nbclient import NotebookClient
+
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(notebook, timeout=timeout, resources={"metadata": {"path": folder}})
@@ -54,11 +72,16 @@ def tidy(notebook: Any, folder: str) -> None:
 
 
 def main() -> None:
+    import nbformat
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="default: all")
     for name in parser.parse_args().names or sorted(path.stem for path in FOLDER.glob("*.ipynb")):
         path = FOLDER / f"{name}.ipynb"
-        nbformat.write(execute(path), path)
+        notebook = execute(path)
+        first = notebook.cells[0]
+        first.source = re.sub(r"^\[!\[Open in Colab.*?\*.*?\*", badge(name), first.source, flags=re.M)
+        nbformat.write(notebook, path)
         print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB", flush=True)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from scripts import run_notebooks
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 LAUNCHERS = sorted((ROOT / "trainers").glob("*.py"))
@@ -41,7 +43,7 @@ def test_notebooks_are_run_small_and_tell_nothing_of_a_machine(path):
     assert len(text) < 200_000
     assert not re.search(r"/home/|/work/|/tmp/|/root/|hf_[A-Za-z0-9]{30}", text)
     cells = json.loads(text)["cells"]
-    assert "colab.research.google.com" in "".join(cells[0]["source"])
+    assert "\n" + run_notebooks.badge(path.stem) + " `%pip install" in "".join(cells[0]["source"])
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     counts = [cell["execution_count"] for cell in code]
     assert all(counts)
@@ -55,11 +57,16 @@ def test_notebooks_are_run_small_and_tell_nothing_of_a_machine(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path):
-    # `make test-slow` installs what runs it.
-    from scripts.run_notebooks import execute
-
-    code = [cell for cell in execute(path).cells if cell.cell_type == "code"]
+    code = [cell for cell in run_notebooks.execute(path).cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in code)
+
+
+def test_a_badge_opens_the_notebook_once_the_repository_has_an_address(tmp_path, monkeypatch):
+    (tmp_path / "pyproject.toml").write_text('[project.urls]\nRepository = "https://github.com/us/zoo"\n')
+    monkeypatch.setattr(run_notebooks, "ROOT", tmp_path)
+    assert "](https://colab.research.google.com/github/us/zoo/blob/main/notebooks/planning.ipynb) *" in (
+        run_notebooks.badge("planning")
+    )
 
 
 def test_badges_say_what_the_package_says():

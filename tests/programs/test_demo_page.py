@@ -71,7 +71,7 @@ def test_bad_input(pipeline, picture, tmp_path):
 def test_without_gradio_or_a_model_the_command_says_what_is_missing(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["demo", str(tmp_path)]) == 1
-    assert "pip install hf-jepa[demo]" in capsys.readouterr().err
+    assert "pip install 'hf-jepa[demo]'" in capsys.readouterr().err
 
 
 def test_a_space_is_written_for_releases_of_the_hub_alone(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -140,3 +141,12 @@ def test_images_of_many_bands_have_numbers_and_no_pictures(tmp_path):
     report = SimpleNamespace(pixels=torch.zeros(4, 12, 16, 16))
     assert _draw(report, None, tmp_path) == []
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_report_lacks_is_said_before_the_work(release, photos, tmp_path, monkeypatch, capsys):
+    one = stand_ins.save_photos(tmp_path / "one", 1)
+    assert main(["report", str(release), "--dataset", str(one), "--unlabelled"]) == 1
+    assert "at least two test rows, got 1" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["report", "not/opened", "--dataset", str(photos)]) == 1
+    assert "hf-jepa[viz]" in capsys.readouterr().err

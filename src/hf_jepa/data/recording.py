@@ -24,7 +24,7 @@ def make_environment(name: str) -> Any:
         import gymnasium
     except ImportError as error:
         raise ImportError(
-            "Environments need gymnasium, which is not installed: `pip install hf-jepa[planning]`."
+            "Environments need gymnasium, which is not installed: `pip install 'hf-jepa[planning]'`."
         ) from error
     try:
         environment = gymnasium.make(name, render_mode="rgb_array")

@@ -78,7 +78,7 @@ class DroidTrajectories(Trajectories):
             import h5py
         except ImportError as error:
             raise ImportError(
-                "DROID's trajectory.h5 needs h5py, which is not installed: `pip install hf-jepa[planning]`."
+                "DROID's trajectory.h5 needs h5py, which is not installed: `pip install 'hf-jepa[planning]'`."
             ) from error
         notes = sorted(folder.glob("metadata_*.json"))
         if not notes or not (folder / "trajectory.h5").is_file():

@@ -61,8 +61,8 @@ def video_backend(head: bytes | None = None) -> str:
         import av  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            "Decoding videos needs PyAV: pip install hf-jepa[video]. torchcodec, with FFmpeg libraries, is used where "
-            "it is installed, for MP4, MOV, MKV and WebM."
+            "Decoding videos needs PyAV: pip install 'hf-jepa[video]'. torchcodec, with FFmpeg libraries, is used "
+            "where it is installed, for MP4, MOV, MKV and WebM."
         ) from error
     return "pyav"
 

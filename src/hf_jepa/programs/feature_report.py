@@ -27,6 +27,7 @@ from ..evaluation.encoder_report import (
 )
 from ..token_layouts import clip_grid, token_grid
 from ..visualization import plot_feature_pca, plot_neighbours, plot_video_pca
+from ..visualization._figure import check_matplotlib
 
 _COLUMNS = (OURS, UNTRAINED, PIXELS)
 _PAGE = """# Features of {name}
@@ -91,9 +92,11 @@ def write_report(
         `Path`: the page.
 
     Raises:
-        ValueError: for an encoder of videos without `clips`, several clips of a video, or as
+        ImportError: without matplotlib.
+        ValueError: for fewer than two test rows, an encoder of videos without `clips`, several clips of a video, or as
             [`~hf_jepa.evaluation.evaluate_model`].
     """
+    check_matplotlib()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if clips is not None and (clips.segments, clips.views) != (1, 1):
         raise ValueError(
@@ -109,6 +112,8 @@ def write_report(
     label = None if unlabelled else label_column
     opener, column = (open_images, image_column) if clips is None else (open_videos, video_column)
     rows = choice.rows(lambda name, split: opener(name, split, column, label), column, label, fits=not unlabelled)
+    if len(rows.test) < 2:
+        raise ValueError(f"The spread of features is measured over at least two test rows, got {len(rows.test)}.")
     if clips is None:
         transform = load_image_transform(repo_or_path, model, revision, imagenet_statistics)
     else:

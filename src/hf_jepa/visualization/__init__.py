@@ -1,7 +1,7 @@
 """Pictures of a run: training curves, collapse, masks and PCA feature maps (over time for clips), prediction
 similarity, hidden-part retrieval, surprise over time.
 
-Importing this package does not import matplotlib; drawing does (`pip install hf-jepa[viz]`).
+Importing this package does not import matplotlib; drawing does (`pip install 'hf-jepa[viz]'`).
 """
 
 from .clip_masks import plot_clip_masks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,13 +24,18 @@ HIDDEN = (0.78, 0.84, 0.92)
 FONT_SIZE = 9
 
 
+def check_matplotlib() -> None:
+    """`ImportError` without matplotlib: for whoever draws after long work."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("Pictures need matplotlib, which is not installed: `pip install 'hf-jepa[viz]'`.")
+
+
 def new_figure(width: float, height: float, layout: str = "compressed") -> Figure:
     """A figure bound to the Agg canvas: no display, and no pyplot state shared with the caller's own plots."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("Pictures need matplotlib, which is not installed: `pip install hf-jepa[viz]`.") from error
+    check_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure

@@ -51,7 +51,7 @@ def build_page(repos: Sequence[str], device: str | None = None) -> Any:
         import gradio as gr
         from gradio.utils import get_upload_folder
     except ImportError as error:
-        raise ImportError("The page needs gradio, which is not installed: `pip install hf-jepa[demo]`.") from error
+        raise ImportError("The page needs gradio, which is not installed: `pip install 'hf-jepa[demo]'`.") from error
     from . import images, plans, texts, videos
 
     if not repos:
