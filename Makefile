@@ -95,7 +95,7 @@ cards: $(STAMP)
 docs: $(STAMP)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet -f docs/mkdocs.yml
-	@echo "wrote outputs/docs/index.html"
+	@echo "wrote outputs/docs/index.html; its search works where it is served: python -m http.server -d outputs/docs"
 
 notebooks: $(STAMP)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[notebooks]'

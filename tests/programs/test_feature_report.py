@@ -147,6 +147,10 @@ def test_what_a_report_lacks_is_said_before_the_work(release, photos, tmp_path, 
     one = stand_ins.save_photos(tmp_path / "one", 1)
     assert main(["report", str(release), "--dataset", str(one), "--unlabelled"]) == 1
     assert "at least two test rows, got 1" in capsys.readouterr().err
+    assert main(["report", str(release), "--dataset", str(one), "--holdout", "0.2"]) == 1
+    assert "--unlabelled" in capsys.readouterr().err
+    assert main(["report", "no/such", "--dataset", str(one), "--unlabelled"]) == 1
+    assert "'no/such', which is no folder here" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["report", "not/opened", "--dataset", str(photos)]) == 1
     assert "hf-jepa[viz]" in capsys.readouterr().err

@@ -15,8 +15,8 @@ _ARCHIVES = {".tar": "webdataset"}
 # A folder that has files of these names has these splits; other files of its top are notes.
 SPLIT_NAMES = ("train", "training", "validation", "valid", "val", "dev", "test", "eval")
 WAYS_OUT = (
-    "Ways out: parts of a split ('train[:80%]' and 'train[80%:]', or 'train[:1000]'); in `hf-jepa evaluate` a dataset "
-    "for each (--train-dataset and --test-dataset) or rows held out at random (--holdout 0.2)."
+    "Ways out: parts of a split ('train[:80%]' and 'train[80%:]', or 'train[:1000]'); in `hf-jepa evaluate` and "
+    "`report` a dataset for each (--train-dataset and --test-dataset) or rows held out at random (--holdout 0.2)."
 )
 
 

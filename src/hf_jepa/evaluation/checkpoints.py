@@ -78,7 +78,8 @@ def _load(
         auto_class = of_vjepa2 if config.model_type == "vjepa2" else auto_class
         model, info = load_auto(auto_class, repo_or_path, **place, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError) as error:
-        raise ValueError(f"Cannot load a model from {str(repo_or_path)!r}: {error}") from error
+        where = "" if Path(repo_or_path).exists() else ", which is no folder here"
+        raise ValueError(f"Cannot load a model from {str(repo_or_path)!r}{where}: {error}") from error
     missing = sorted(key for key in info["missing_keys"] if optional not in key)
     if missing:
         raise ValueError(f"{repo_or_path} lacks weights of {type(model).__name__}: {', '.join(missing[:5])} ...")

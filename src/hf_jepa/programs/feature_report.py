@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..data.dataset import SeededImageDataset
+from ..data.dataset import MissingLabelsError, SeededImageDataset
 from ..data.loading import open_images, open_videos
 from ..data.train_and_test import SplitChoice
 from ..encoders import is_video_encoder
@@ -111,7 +111,10 @@ def write_report(
     )
     label = None if unlabelled else label_column
     opener, column = (open_images, image_column) if clips is None else (open_videos, video_column)
-    rows = choice.rows(lambda name, split: opener(name, split, column, label), column, label, fits=not unlabelled)
+    try:
+        rows = choice.rows(lambda name, split: opener(name, split, column, label), column, label, fits=not unlabelled)
+    except MissingLabelsError as error:
+        raise MissingLabelsError(f"{error} --unlabelled measures what needs no labels.") from error
     if len(rows.test) < 2:
         raise ValueError(f"The spread of features is measured over at least two test rows, got {len(rows.test)}.")
     if clips is None:
@@ -146,9 +149,9 @@ def write_report(
         "model": str(repo_or_path),
         "model_class": type(model).__name__,
         "data": {"name": str(choice.test_name), "split": rows.split, "num_examples": report.rows},
-        **({} if clips is None else {"clips": clips.description()}),
+        **({} if clips is None else {"clips": _frames(clips)}),
         "seed": seed,
-        "k": k,
+        "k": k if rows.train is None else min(k, len(rows.train)),
         "command": command,
         "verdict": report.verdict,
         "numbers": report.numbers,
@@ -159,6 +162,11 @@ def write_report(
     page = output / "report.md"
     page.write_text(_page(facts, pictures), encoding="utf-8")
     return page
+
+
+def _frames(clips: ClipProtocol) -> dict[str, int]:
+    """What there is to say of one clip per video."""
+    return {name: value for name, value in clips.description().items() if name not in ("segments", "views")}
 
 
 def _draw(report: EncoderReport, model: Any, output: Path) -> list[tuple[str, str]]:
