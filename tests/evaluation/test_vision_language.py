@@ -111,7 +111,7 @@ def test_retrieval_counts_equal_texts_as_right(model_folder, rows, tmp_path):
     by_text = [texts[best] == text for best, text in zip(cosine.argmax(dim=0).tolist(), texts, strict=True)]
     found = values(results)
     assert found["retrieval at 1"] == pytest.approx(sum(by_image) / 6)
-    assert found["text-to-video retrieval at 1"] == pytest.approx(sum(by_text) / 6)
+    assert found["text-to-media retrieval at 1"] == pytest.approx(sum(by_text) / 6)
     assert found["retrieval at 10"] == 1
 
 

@@ -175,7 +175,7 @@ def _retrieval(pipeline: VLJepaPipeline, embeds: torch.Tensor, texts: list[str])
     targets = pipeline.encode_text(list(unique))[groups]
     report = retrieval_report(embeds, targets, groups)
     return {
-        name.replace("reverse_", "text-to-video ").replace("_", " "): value
+        name.replace("reverse_", "text-to-media ").replace("_", " "): value
         for name, value in report.items()
         if "median" not in name
     }
