@@ -74,6 +74,12 @@ _PAGES = {
     "llm_jepa": "llm_jepa",
     "vl_jepa": "vl_jepa",
 }
+# Methods without classes of their own: whose converters read their files, and what to build.
+_CONVERTED_AS = {"vjepa2_1": "vjepa2"}
+_BUILT_BY = {
+    "vjepa2_1": '`VJepa2ForPreTraining`, of `VJepa2PreTrainingConfig.from_size(SIZE, "2.1")`',
+    "vit_mae": "in-tree `ViTMAEForPreTraining`, by the recipe `mae_fashion_mnist`",
+}
 
 
 def methods_page() -> str:
@@ -89,7 +95,8 @@ def methods_page() -> str:
     for method in METHODS.values():
         page = _PAGES.get(method.name)
         title = f"[{method.title}]({page}.md)" if page else method.title
-        converters = ", ".join(f"`hf-jepa convert {converter.name}`" for converter in method.converters)
+        converters = METHODS[_CONVERTED_AS.get(method.name, method.name)].converters
+        converters = ", ".join(f"`hf-jepa convert {converter.name}`" for converter in converters)
         lines.append(f"| {title} | {method.batches or 'images or clips'} | {converters} |")
     lines.append("")
     for method in METHODS.values():
@@ -98,7 +105,7 @@ def methods_page() -> str:
             config, model = classes.load("config"), classes.load("model")
             autos = ", ".join(f"`{name}`" for name in classes.auto_classes)
             lines.append(f"- `{model.__name__}` (`{config.__name__}`, type `{config.model_type}`): {autos}")
-        lines.append("")
+        lines += [f"- {_BUILT_BY[method.name]}", ""] if method.name in _BUILT_BY else [""]
     lines += ["## How to cite them", "", "```bibtex"]
     lines += ["\n\n".join(dict.fromkeys(m.citation for m in METHODS.values() if m.citation)), "```", ""]
     return "\n".join(lines)
