@@ -70,6 +70,18 @@ def test_the_page_has_the_probes_numbers(release, photos, tmp_path, capsys):
     assert page in capsys.readouterr().out
 
 
+def test_pictures_show_every_class(release, photos, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        "hf_jepa.programs.feature_report.plot_neighbours", lambda pixels, *_: drawn.update(pixels=pixels)
+    )
+    for split in ("train", "test"):
+        rows = Dataset.from_parquet(str(photos / f"{split}.parquet"), cache_dir=str(tmp_path / "cache"))
+        rows.sort("label").to_parquet(str(tmp_path / "sorted" / f"{split}.parquet"))
+    report(release, tmp_path / "sorted", tmp_path / "report", "--unlabelled")
+    assert len(drawn["pixels"][:6].mean(dim=(2, 3)).argmax(dim=1).unique()) == 3
+
+
 def test_a_collapsed_encoder_is_called_so_without_labels(release, photos, tmp_path):
     encoder = AutoModel.from_pretrained(release)
     with torch.no_grad():

@@ -134,7 +134,8 @@ def write_report(
         untrained,
         samples_of,
         rows.train,
-        rows.test,
+        # Pictures show the first rows, and those of class folders are all of one class.
+        rows.test.shuffle(seed=seed),
         k,
         FEW_LABELS,
         batch_size,
