@@ -32,7 +32,7 @@ def badge(name: str) -> str:
     return f"{picture}({_COLAB}github/{place}/blob/main/notebooks/{name}.ipynb) *First run*"
 
 
-def execute(path: Path, timeout: int = 600) -> Any:
+def execute(path: Path, timeout: int = 1800) -> Any:
     """
     Args:
         path (`Path`): of a notebook.

@@ -123,6 +123,9 @@ def test_in_a_browser_every_tab_gives_a_result(page, width, write_video, tmp_pat
         faults = []
         tab.on("pageerror", lambda error: faults.append(str(error)))
         tab.goto(page)
+        # A file that is given before the page listens is lost.
+        tab.get_by_role("tab").first.wait_for(**wait)
+        tab.wait_for_load_state("networkidle")
 
         def show(title: str) -> None:
             names = tab.get_by_role("tab")
