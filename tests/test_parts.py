@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForPreTraining,
     Data2VecVisionConfig,
     Data2VecVisionModel,
@@ -182,6 +183,21 @@ def test_a_field_of_another_version_is_named(tmp_path, monkeypatch):
     assert IJepaPreTrainingConfig.from_pretrained(tmp_path, attn_implementation="eager").predictor_hidden_size == 48
     assert len(said) == 1
     assert "no field `of_tomorrow`" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("config_class", "name", "kept"), [(VJepaConfig, "use_swiglu", False), (VLJepaConfig, "projection_bias", True)]
+)
+def test_an_option_that_is_gone_names_the_version_that_has_it(tmp_path, monkeypatch, config_class, name, kept):
+    config_class().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    written = json.loads(path.read_text())
+    monkeypatch.setattr("hf_jepa.parts.logger.warning", pytest.fail)
+    path.write_text(json.dumps({**written, name: kept}))
+    AutoConfig.from_pretrained(tmp_path)
+    path.write_text(json.dumps({**written, name: not kept}))
+    with pytest.raises(ValueError, match=f"`{name}={not kept}` cannot be built any more.*hf_jepa 0.1.0 is the last"):
+        AutoConfig.from_pretrained(tmp_path)
 
 
 def test_a_checkpoint_of_another_method_is_called_by_its_name(tmp_path):

@@ -26,6 +26,8 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
         yield
     except ImportError:
         raise
+    except IsADirectoryError as error:
+        raise ValueError(f"{str(error.filename or path)!r} is a folder; give a file in it.") from error
     except Exception as error:  # of PyArrow, safetensors, PyYAML, torch, or a type that a hostile file did not have
         is_plain = isinstance(error, (ValueError, OSError))
         if is_plain and (Path(path).name in str(error) or getattr(error, "errno", None) in _OF_THE_DISK):

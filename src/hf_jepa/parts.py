@@ -38,12 +38,21 @@ class StrictConfig(PreTrainedConfig):
 
     Raises:
         `ValueError`: for a keyword that is no field, which transformers would keep; of a file, which another version
-            may have written, it is a warning.
+            may have written, it is a warning. For one of `gone_fields` of another value than the one that is left.
     """
+
+    # Options of older versions, by name, and the value that is still built.
+    gone_fields = {}
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        own = [name for name in kwargs if not _is_no_field(name)]
+        for name, kept in self.gone_fields.items():
+            if kwargs.get(name, kept) != kept:
+                raise ValueError(
+                    f"`{name}={kwargs[name]!r}` cannot be built any more, only {kept}: hf_jepa 0.1.0 is the last "
+                    "version that reads such a model; use it with that, or train or convert one anew."
+                )
+        own = [name for name in kwargs if not _is_no_field(name) and name not in self.gone_fields]
         try:
             refuse_unknown_fields(type(self), own, {name: getattr(self, name) for name in self.sub_configs_defaults})
         except ValueError as error:
@@ -106,10 +115,13 @@ def _missing_folders_are_named(source: Any) -> Iterator[None]:
         yield
     except OSError as error:
         if isinstance(error.__cause__, HFValidationError):
-            raise NoSuchFolderError(
-                f"There is no folder {str(source)!r}, and it is not the name of a repository."
-            ) from error
+            raise no_such_folder(source) from error
         raise
+
+
+def no_such_folder(source: Any) -> NoSuchFolderError:
+    """The error for a source that is neither a folder nor a name."""
+    return NoSuchFolderError(f"There is no folder {str(source)!r}, and it is not the name of a repository.")
 
 
 def build_part(config: PreTrainedConfig, auto_class: type = AutoModel) -> PreTrainedModel:

@@ -103,6 +103,15 @@ def test_a_used_folder_is_refused_resumed_or_emptied(program, recipe, tmp_path):
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
+def test_a_file_is_no_folder_of_a_run(program, recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_jepa.programs.run.load_rows", lambda *_: pytest.fail("work began"))
+    file = tmp_path / "taken"
+    file.write_text("")
+    for folder in (file, file / "run"):
+        with pytest.raises(ValueError, match=r"`output_dir` is .*taken' is a file; give a folder: --output_dir"):
+            program.main([*recipe, "--output_dir", str(folder)])
+
+
 def test_the_command_trains_and_shows_tracebacks_on_demand(recipe, tmp_path, capsys):
     assert command(["train", *recipe, "--max_steps", "1"]) == 0
     assert release_of(tmp_path)["training"]["steps"] == 1

@@ -11,7 +11,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = add_command(
         commands, "card", run, "render a model card from results.json", "hf-jepa card results.json --output README.md"
     )
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", type=Path, help="results.json, or the folder of a release")
     parser.add_argument("--output", type=Path, help="default: print it")
 
 

@@ -278,6 +278,7 @@ def render_card(results: dict[str, Any]) -> str:
 
 
 def render_card_file(path: Path) -> str:
-    """`render_card` of a JSON file; `ValueError` names the file if it is no valid results file."""
+    """`render_card` of a JSON file, or a release's; `ValueError` names the file if it is no valid results file."""
+    path = path / "results.json" if path.is_dir() else path
     with naming(path):
         return render_card(json.loads(path.read_text(encoding="utf-8")))

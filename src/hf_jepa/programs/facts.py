@@ -6,7 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
 from ..methods import Method, method_of
+from ..parts import no_such_folder
 
 
 def method_for(args: Any, program: str) -> Method:
@@ -55,8 +59,13 @@ def licence_of(licence: str | None, *sources: str | None) -> str:
     for source in sources:
         results = Path(source) / "results.json"
         if not results.is_file():
+            missing = "" if Path(source).exists() else f"There is no folder {source!r}, and the repository "
+            try:
+                validate_repo_id(source if missing else "any")
+            except HFValidationError as error:
+                raise no_such_folder(source) from error
             raise ValueError(
-                f"{source} does not say its licence, which the release must carry on; give --licence "
+                f"{missing}{source} does not say its licence, which the release must carry on; give --licence "
                 "(facebook/ijepa_*: cc-by-nc-4.0)."
             )
         known.add(json.loads(results.read_text(encoding="utf-8"))["licence"])

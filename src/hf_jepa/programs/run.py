@@ -89,9 +89,12 @@ def check_output_dir(args: TrainingArguments, resumes: bool, overwrite: bool) ->
     Keeps one run from mixing with another in a folder.
 
     Raises:
-        ValueError: for a folder with checkpoints or a release, unless they are resumed or to be deleted.
+        ValueError: for a folder with checkpoints or a release, unless they are resumed or to be deleted; for a file.
     """
     folder = Path(args.output_dir)
+    file = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
+    if file is not None:
+        raise ValueError(f"`output_dir` is {str(folder)!r}, but {str(file)!r} is a file; give a folder: --output_dir.")
     used = [path for path in (*folder.glob("checkpoint-*"), folder / RELEASE_FOLDER) if path.is_dir()]
     if not used or resumes:
         return

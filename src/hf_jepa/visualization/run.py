@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..file_errors import naming
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -84,7 +86,11 @@ def _read_images(
     from ..evaluation import load_image_transform
 
     transform = load_image_transform(repo, model, revision, imagenet_statistics)
-    return torch.stack([transform(decode_image(str(path))) for path in files])
+    images = []
+    for path in files:
+        with naming(path):
+            images.append(transform(decode_image(str(path))))
+    return torch.stack(images)
 
 
 def _draw_images(model: PreTrainedModel, pixels: torch.Tensor, kind: str, output: Path, seed: int) -> Path:

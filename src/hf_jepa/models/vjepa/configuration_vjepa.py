@@ -108,6 +108,7 @@ class VJepaConfig(StrictConfig):
     """
 
     model_type = "vjepa"
+    gone_fields = {"use_swiglu": False}
 
     patch_size: int = 16
     crop_size: int = 256

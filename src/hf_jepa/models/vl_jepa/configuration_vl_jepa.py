@@ -77,6 +77,7 @@ class VLJepaConfig(RegularizedPreTrainingConfig):
     """
 
     model_type = "vl_jepa"
+    gone_fields = {"projection_bias": True}
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="vjepa2"),
         "predictor_config": SubConfigSpec(
