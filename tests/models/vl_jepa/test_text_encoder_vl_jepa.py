@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, VJEPA2VideoProcessor
+from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel, VJEPA2VideoProcessor
 
 from hf_jepa import VLJepaProcessor
 from hf_jepa.models.vl_jepa import load_text_tower
@@ -193,6 +193,16 @@ def test_a_text_longer_than_the_positions_is_refused(make_model):
     with pytest.raises(ValueError, match=f"has {limit + 1} tokens, but the Y-encoder has {limit} positions; shorten"):
         make_model().y_encoder(ids)
     assert make_model().y_encoder(ids[:, 1:]).isfinite().all()
+
+
+def test_positions_begin_behind_padding_in_a_roberta(make_model):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = RobertaConfig(**sizes, vocab_size=60, max_position_embeddings=10)
+    encoder = make_model(y_encoder=RobertaModel(config, add_pooling_layer=False)).y_encoder
+    ids = torch.full((2, 9), 5)
+    with pytest.raises(ValueError, match="has 9 tokens, but the Y-encoder has 8 positions; shorten"):
+        encoder(ids)
+    assert encoder(ids[:, 1:]).isfinite().all()
 
 
 def test_hashes_tell_texts_apart_and_ignore_padding():

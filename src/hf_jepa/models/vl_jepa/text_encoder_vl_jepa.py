@@ -85,7 +85,7 @@ class VLJepaTextEncoder(VLJepaPreTrainedModel):
         """The embeddings before `projection`, `(batch, width of the Y-encoder)`; arguments as in `forward`."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        limit = getattr(self.model.config, "max_position_embeddings", None)
+        limit = usable_positions(self.model)
         if limit is not None and input_ids.shape[1] > limit:
             raise ValueError(
                 f"A text has {input_ids.shape[1]} tokens, but the Y-encoder has {limit} positions; shorten it, or set "
@@ -96,6 +96,17 @@ class VLJepaTextEncoder(VLJepaPreTrainedModel):
         for layer, linear in zip(self.config.y_dense_layers, self.dense, strict=True):
             embeds = _ACTIVATIONS[layer["activation"]](linear(embeds.to(linear.weight.dtype)))
         return embeds
+
+
+def usable_positions(model: PreTrainedModel) -> int | None:
+    """
+    The most tokens that a text encoder takes, `None` where its config does not say. A table of positions with a
+    padding index, as RoBERTa's, begins behind that.
+    """
+    limit = getattr(model.config, "max_position_embeddings", None)
+    table = next((part for name, part in model.named_modules() if name.endswith("position_embeddings")), None)
+    padding = getattr(table, "padding_idx", None)
+    return limit if limit is None or padding is None else limit - padding - 1
 
 
 def pool_tokens(states: torch.Tensor, attention_mask: torch.Tensor, pooling: str = "mean") -> torch.Tensor:
