@@ -296,10 +296,21 @@ class JepaPreTrainedModel(TrainableParts, StrictLoading, PreTrainedModel):
 
     @classmethod
     def read_teacher(cls, teacher: str | PreTrainedModel) -> PreTrainedModel:
-        """The encoder that can be a model's teacher: a loaded one, or that of a model id or local folder."""
+        """
+        The encoder that can be a model's teacher: a loaded one, or that of a model id or local folder.
+
+        Raises:
+            `ValueError`: for one that reads no pixels.
+        """
         if not isinstance(teacher, str):
             return teacher
-        return load_auto(AutoModel, teacher, dtype=torch.float32)
+        name, teacher = teacher, load_auto(AutoModel, teacher, dtype=torch.float32)
+        if not teacher.main_input_name.startswith("pixel_values"):
+            raise ValueError(
+                f"The teacher {name!r} is a {type(teacher).__name__}, which reads {teacher.main_input_name}, no "
+                "pixels: choose a vision encoder."
+            )
+        return teacher
 
     @torch.no_grad()
     def sync_target(self) -> None:

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForPreTraining, IJepaConfig, ViTConfig, ViTModel
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoModel, AutoModelForPreTraining, BertConfig, BertModel, IJepaConfig, ViTConfig, ViTModel
 
 from hf_jepa import IJepaForPreTraining, IJepaPreTrainingConfig, JepaTrainer, JepaTrainingArguments
 from hf_jepa.hub.release import save_release
@@ -102,6 +103,19 @@ def test_the_trainer_leaves_the_teacher_alone(teacher, tmp_path):
 def test_faults(teacher, call, match):
     with pytest.raises(Exception, match=match):
         call(teacher)
+
+
+def test_a_teacher_that_reads_texts_is_named(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(**sizes, vocab_size=20)).save_pretrained(tmp_path / "bert")
+    with pytest.raises(ValueError, match="bert' is a BertModel, which reads input_ids, no pixels: choose"):
+        IJepaForPreTraining.read_teacher(str(tmp_path / "bert"))
+
+
+def test_channels_of_another_number_are_named():
+    config = ViTConfig(hidden_size=24, **SIZES, num_channels=1)
+    with pytest.raises(StrictDataclassError, match="teacher takes images of 1 channels, the student of 3: choose"):
+        student(ViTModel(config, add_pooling_layer=False))
 
 
 def test_patches_of_another_size_are_named(teacher, inputs):

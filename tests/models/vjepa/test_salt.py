@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForPreTraining
 
 from hf_jepa import VJepaForPreTraining, VJepaModel
@@ -30,6 +31,13 @@ def test_pixels_are_each_tubelets_by_its_own_mean_and_deviation(inputs):
     output.loss.backward()
     unread = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert unread == []
+
+
+@pytest.mark.parametrize("name", ["patch_size", "tubelet_size", "in_chans"])
+def test_tokens_of_another_kind_than_the_teachers_are_refused(name):
+    config = build("2", target="pixels").config.encoder_config
+    with pytest.raises(StrictDataclassError, match=f"teacher's `{name}` is 1, the student's {getattr(config, name)}"):
+        build("2", target="frozen", teacher_config=type(config)(**{**config.to_diff_dict(), name: 1}))
 
 
 @pytest.mark.parametrize("width", [24, 36])

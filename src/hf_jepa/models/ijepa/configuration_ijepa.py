@@ -165,6 +165,12 @@ class IJepaPreTrainingConfig(RegularizedPreTrainingConfig):
             raise ValueError("C-JEPA's projector is for the encoder's own tokens; it takes no frozen teacher.")
         if encoder.model_type != "ijepa":
             raise ValueError(f"`encoder_config` must be of model type 'ijepa', got {encoder.model_type!r}.")
+        known = (getattr(self.teacher_config, name, None) for name in ("num_channels", "in_chans"))
+        if (channels := next(filter(None, known), encoder.num_channels)) != encoder.num_channels:
+            raise ValueError(
+                f"The teacher takes images of {channels} channels, the student of {encoder.num_channels}: choose a "
+                f"teacher of {encoder.num_channels}, or set the student's `num_channels` to {channels}."
+            )
         image, patch = pair(encoder.image_size), pair(encoder.patch_size)
         counted = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_channels")
         least = min(*image, *patch, self.predictor_hidden_size, *(getattr(encoder, name) for name in counted))

@@ -97,6 +97,13 @@ class VJepaPreTrainingConfig(CompositeConfig):
                 f'target="frozen" and `teacher_config` belong together, got target={self.target!r} '
                 f"{'without' if self.teacher_config is None else 'with'} a teacher."
             )
+        for name in ("patch_size", "tubelet_size", "in_chans") if self.target == "frozen" else ():
+            own, other = getattr(encoder, name), getattr(self.teacher_config, name, None)
+            if own != other:
+                raise ValueError(
+                    f"The teacher's `{name}` is {other}, the student's {own}; a target is one token of both: set the "
+                    f"student's to {other}, or choose another teacher."
+                )
         if self.target != "ema" and (encoder.predicted_levels > 1 or self.context_loss_weight):
             raise ValueError(
                 f"target={self.target!r} is one level of hidden tokens: leave `hierarchical_layers` and "
