@@ -50,7 +50,12 @@ def run_encoder(encoder: PreTrainedModel, pixel_values: torch.Tensor, **options:
         options["interpolate_pos_encoding"] = True
     if encoder.config.model_type == "vit_mae":
         return _run_without_masking(encoder, pixel_values, options)
-    return encoder(pixel_values, **options)
+    if not hasattr(encoder, "timm_model"):
+        return encoder(pixel_values, **options)
+    try:
+        return encoder(pixel_values, **options)
+    except AssertionError as error:  # of a size that does not fit
+        raise ValueError(f"The encoder takes no images of {tuple(pixel_values.shape[-2:])} pixels: {error}") from error
 
 
 def cls_token(encoder: ViTModel, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -355,14 +360,17 @@ def normalized_frames(
                 "the model normalise them."
             )
         return frames.to(dtype)
-    if frames.dtype != torch.uint8 or image_mean is None:
+    if frames.dtype != torch.uint8:
         raise ValueError(
-            f"{frames.dtype} frames need `image_mean` and `image_std` in the config to be normalised, and only uint8 "
-            "ones can be."
+            f"Frames are uint8, or normalised floats, not {frames.dtype}: convert them, `.to(torch.uint8)`."
         )
+    if image_mean is None:
+        raise ValueError("uint8 frames need `image_mean` and `image_std` in the config to be normalised.")
     if len(image_mean) not in (1, frames.shape[-3]):
         raise ValueError(
-            f"Frames of {frames.shape[-3]} channels cannot be normalised with an `image_mean` of {len(image_mean)}."
+            f"Frames of {frames.shape[-3]} channels cannot be normalised with an `image_mean` of {len(image_mean)}: "
+            f"frames are (..., channels, height, width), got {tuple(frames.shape)}; convert them to {len(image_mean)} "
+            "channels, or set `image_mean` and `image_std` for theirs."
         )
     frames = frames.to(dtype) / 255
     if size is not None and tuple(frames.shape[-2:]) != size:

@@ -358,6 +358,10 @@ class WorldModelMixin:
         self._check_length(1, actions)
         for name, (tensor, width) in conditions.items():
             self._check_condition(name, tensor, (batch, time - 1, width))
+            if tensor is not None and tensor.shape[1] > time:
+                raise ValueError(
+                    f"`{name}` tells of {tensor.shape[1]} frames, but the window has {time}: cut it to those frames."
+                )
         return [actions, *(None if tensor is None else tensor[:, : time - 1] for tensor, _ in conditions.values())]
 
     def _check_length(self, context: int, actions: torch.Tensor) -> None:
@@ -374,7 +378,8 @@ class WorldModelMixin:
         batch, frames, width = least
         if tensor.ndim != 3 or tensor.shape[0] != batch or tensor.shape[1] < frames or tensor.shape[2] != width:
             raise ValueError(
-                f"`{name}` must be ({batch}, at least {frames} frames, {width}), got shape {tuple(tensor.shape)}."
+                f"`{name}` must be ({batch}, at least {frames} frames, {width}), got shape {tuple(tensor.shape)}; the "
+                "width is the config's."
             )
         check_finite(tensor, f"`{name}`", "repair or leave out the frames that they come from")
 

@@ -16,6 +16,7 @@ from hf_jepa.data import (
     TooManyBadEpisodesError,
     TrajectoryWindows,
     action_statistics,
+    collate_windows,
 )
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -124,6 +125,13 @@ def test_episodes_that_cannot_be_read_are_counted_and_replaced():
         [strict[index] for index in range(len(strict))]
 
 
+def test_frames_of_two_sizes_are_named():
+    sizes = {"actions": torch.zeros(2, 1), "action_mask": torch.ones(2, dtype=torch.bool)}
+    samples = [{"pixel_values": torch.zeros(2, 3, side, 8, dtype=torch.uint8), **sizes} for side in (8, 4)]
+    with pytest.raises(ValueError, match=r"\(2, 3, 4, 8\) and \(2, 3, 8, 8\): give all episodes one size"):
+        collate_windows(samples)
+
+
 def test_states_are_checked():
     states = [np.arange(8, dtype=np.float32).reshape(4, 2), np.full((4, 2), np.nan, dtype=np.float32)]
     actions = [np.zeros((3, 2))] * 2
@@ -132,8 +140,8 @@ def test_states_are_checked():
     assert windows[1]["states"].tolist() == [[2, 3], [4, 5]]
     # The second episode is left out for its NaN.
     assert windows[3]["states"].tolist() == windows[0]["states"].tolist()
-    with pytest.raises(TooManyBadEpisodesError, match="no states"):
-        TrajectoryWindows(episodes(4), 2, 1, **UNIT, states=True)[0]
+    with pytest.raises(ValueError, match="no states.*`state_column`"):
+        TrajectoryWindows(episodes(4), 2, 1, **UNIT, states=True)
 
 
 @pytest.mark.parametrize(

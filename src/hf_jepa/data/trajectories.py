@@ -141,7 +141,9 @@ def action_statistics(trajectories: Trajectories, episodes: Sequence[int] | None
     rows = [trajectories.actions(episode).astype(np.float64) for episode in chosen]
     known = np.concatenate(rows)[np.isfinite(np.concatenate(rows)).all(axis=1)] if rows else np.zeros((0, 1))
     if not len(known):
-        raise ValueError("There is no row with an action to take statistics of.")
+        raise ValueError(
+            "There is no row with an action to take statistics of: record episodes of two rows or more, with actions."
+        )
     std = known.std(axis=0)
     if (std < 1e-8).any():
         still = np.flatnonzero(std < 1e-8).tolist()

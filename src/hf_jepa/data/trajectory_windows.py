@@ -61,6 +61,11 @@ class TrajectoryWindows(Dataset):
             raise ValueError(f"num_steps and frameskip must be at least 1, got {num_steps} and {frameskip}.")
         if len(mean) != trajectories.action_dim or len(std) != trajectories.action_dim or min(std) <= 0:
             raise ValueError(f"mean and std need {trajectories.action_dim} numbers each, every std above 0.")
+        if states and len(trajectories) and trajectories.states(0) is None:
+            raise ValueError(
+                "These trajectories have no states, which this model reads: name their column (`state_column`), or "
+                "train a model that needs none (`latent_world_model`)."
+            )
         self.trajectories, self.num_steps, self.frameskip = trajectories, num_steps, frameskip
         self.mean, self.std = np.array(mean, dtype=np.float32), np.array(std, dtype=np.float32)
         self.with_states, self.max_bad_fraction = states, max_bad_fraction
@@ -131,8 +136,6 @@ class TrajectoryWindows(Dataset):
         }
         if self.with_states:
             states = self.trajectories.states(episode)
-            if states is None:
-                raise ValueError("These trajectories have no states.")
             sample["states"] = torch.from_numpy(np.asarray(states[steps], dtype=np.float32))
             if not sample["states"].isfinite().all():
                 raise ValueError("its states hold NaN or infinite values")
@@ -142,4 +145,13 @@ class TrajectoryWindows(Dataset):
 def collate_windows(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """Stacks what windows hold, the data collator of world models; what a trainer adds to a sample is left out."""
     names = ("pixel_values", "latents", "actions", "action_mask", "states")
-    return {name: torch.stack(tensors_of(samples, name)) for name in names if name in samples[0]}
+    batch = {}
+    for name in (name for name in names if name in samples[0]):
+        tensors = tensors_of(samples, name)
+        shapes = sorted({tuple(tensor.shape) for tensor in tensors})
+        if len(shapes) > 1:
+            raise ValueError(
+                f"`{name}` of one batch has the shapes {' and '.join(map(str, shapes))}: give all episodes one size."
+            )
+        batch[name] = torch.stack(tensors)
+    return batch

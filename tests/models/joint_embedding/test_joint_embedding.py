@@ -149,6 +149,19 @@ def test_projectors_are_the_originals():
     torch.testing.assert_close(std, torch.tensor((3 * 512) ** -0.5), rtol=0.02, atol=0)
 
 
+@pytest.mark.parametrize("channels", [1, 12])
+def test_a_timm_encoder_of_another_size_and_channels(channels):
+    config = TimmWrapperConfig(
+        architecture="vit_tiny_patch16_224", model_args={"depth": 1, "embed_dim": 24, "in_chans": channels}
+    )
+    model = LeJepaForPreTraining(LeJepaPreTrainingConfig(encoder_config=config, image_size=48)).eval()
+    assert model.get_features(torch.randn(2, channels, 48, 48)).shape == (2, 9, 24)
+    with pytest.raises(ValueError, match=r"takes no images of \(50, 50\) pixels: .* divisible by patch size"):
+        model.get_features(torch.randn(2, channels, 50, 50))
+    with pytest.raises(ValueError, match=r"takes no images of \(40, 40\) pixels"):
+        LeJepaForPreTraining(LeJepaPreTrainingConfig(encoder_config=config, image_size=40))
+
+
 def test_a_timm_encoder_keeps_timms_own_initialisation():
     import timm
 

@@ -176,6 +176,10 @@ def test_raw_frames_are_squeezed_and_normalised():
         model.encode(pixels.float())
     with pytest.raises(ValueError, match="Frames must have shape"):
         model.encode(torch.randn(2, 3, 16, 16))
+    with pytest.raises(ValueError, match=r"not torch.int64: convert them, `.to\(torch.uint8\)`"):
+        model.encode(pixels.long())
+    with pytest.raises(ValueError, match=r"Frames of 16 channels.*got \(2, 3, 16, 16, 3\)"):
+        model.encode(pixels.movedim(2, -1))
 
 
 @torch.no_grad()
@@ -320,6 +324,7 @@ def test_weights_start_as_released():
         ({"states": torch.zeros(2, 5, 6)}, "`states` must be"),
         ({"states": torch.full((2, 5, 7), float("nan"))}, "`states` hold NaN"),
         ({"states": torch.zeros(2, 2, 7)}, "at least 4 frames"),
+        ({"states": torch.zeros(2, 6, 7)}, "tells of 6 frames, but the window has 5"),
         ({"actions": torch.zeros(2, 5, 7)}, "need `actions` of shape"),
         ({"actions": torch.zeros(2, 4, 6)}, "need `actions` of shape"),
         ({"actions": torch.full((2, 4, 7), float("inf"))}, "`actions` hold NaN or infinite"),
