@@ -4,7 +4,6 @@ import argparse
 import json
 from pathlib import Path
 
-from ..parts import load_auto
 from ._command import add_command
 
 
@@ -37,6 +36,7 @@ def run(args: argparse.Namespace) -> None:
     from ..hub.release import load_pretraining, save_release
     from ..hub.sources import carry_sources, source_names
     from ..hub.text_release import save_text_release
+    from ..parts import load_auto
     from ..training.results import checkpoint_results
 
     model = load_pretraining(args.checkpoint, **({"subfolder": args.subfolder} if args.subfolder else {}))
