@@ -8,11 +8,15 @@ pixels, the untrained encoder and the same encoder trained on the probe's labels
 import argparse
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from scripts.search.demo_recipes import PROBES
 from scripts.search.image_trials import bounds, run_trials
+from scripts.tables import percent
 
 FILE = Path("model_cards/comparisons/search_cluttered_{}.json")
 GREY = [0.5, 0.5, 0.5]
@@ -26,16 +30,46 @@ WORLD = {
     "bf16": True,
     "use_cpu": True,
 }
-IJEPA = WORLD | {"patch_size": 8, "max_steps": 600, "warmup_steps": 60, "learning_rate": 1e-3}
-REGULARIZED = "{target: ema, regularizer: %s, regularizer_weight: %s}"
+IJEPA = WORLD | {"patch_size": 8, "max_steps": 900, "warmup_steps": 60, "learning_rate": 5e-4}
+VISREG = {"target": "ema", "regularizer": "visreg", "regularizer_weight": 0.02}
+LEJEPA = WORLD | {"max_steps": 200, "warmup_steps": 20}
 RECIPES = {"ijepa": "ijepa_fashion_mnist", "lejepa": "lejepa_fashion_mnist"}
 TRIALS = {
     "ijepa": {
         "I-JEPA": IJEPA,
-        "I-JEPA with VISReg": IJEPA | {"method": REGULARIZED % ("visreg", 0.02)},
+        "I-JEPA with VISReg": IJEPA | {"method": VISREG},
     },
-    "lejepa": {"LeJEPA": WORLD | {"max_steps": 200, "warmup_steps": 20}},
+    "lejepa": {
+        "LeJEPA": LEJEPA,
+        "LeJEPA, any hue": LEJEPA | {"color_jitter": [0.4, 0.4, 0.4, 0.5], "grayscale_probability": 0.2},
+    },
 }
+
+
+def trials() -> Iterator[tuple[str, dict[str, Any]]]:
+    for family, named in TRIALS.items():
+        for flags in named.values():
+            yield RECIPES[family], flags
+
+
+def render(logs: Sequence[dict[str, Any]]) -> str:
+    """Probes in % of what was trained and of what it lies between, on the validation split."""
+    lines = [f"| features | {' | '.join(PROBES.values())} |", f"|{'---|' * (1 + len(PROBES))}"]
+
+    def row(name: str, runs: list[dict[str, float]]) -> None:
+        cells = [percent([run[key] for run in runs if key in run]) for key in PROBES]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+
+    for log in logs:
+        found = [trial for trial in log["trials"] if trial["split"] == "validation"]
+        for name in dict.fromkeys(trial["name"] for trial in found):
+            runs = [trial for trial in found if trial["name"] == name]
+            row(f"{name}, untrained", [run["untrained"] for run in runs])
+            row(name, [run["trained"] for run in runs])
+        for name in ("supervised", "raw pixels"):
+            if runs := [bound[name] for bound in log.get("bounds", [])]:
+                row(f"{name}, {log['recipe']}", runs)
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -49,11 +83,11 @@ def main() -> None:
     torch.set_num_threads(1)
     command = " ".join(["python -m scripts.search.cluttered", *sys.argv[1:]])
     file, recipe = Path(str(FILE).format(options.family)), RECIPES[options.family]
-    trials = TRIALS[options.family]
-    chosen = {name: trials[name] for name in options.trials or trials}
+    known = TRIALS[options.family]
+    chosen = {name: known[name] for name in options.trials or known}
     run_trials(file, recipe, chosen, options.seeds, options.split, command)
     if options.bounds:
-        flags = next(iter(trials.values()))
+        flags = next(iter(known.values()))
         log = json.loads(file.read_text())
         for seed in options.seeds:
             entry = {"seed": seed, "split": options.split, **bounds(recipe, flags, seed, options.split)}

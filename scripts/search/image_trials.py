@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_jepa.data import SeededImageDataset
-from hf_jepa.evaluation import knn_accuracy, rankme, ridge_probe
+from hf_jepa.evaluation import attentive_probe, knn_accuracy, rankme, ridge_probe
 from hf_jepa.evaluation.diagnostics import content_share
 from hf_jepa.programs.image_arguments import DataArguments, MaskArguments, ModelArguments
 from hf_jepa.programs.pretrain_image import build_trainer
@@ -38,14 +38,15 @@ def tokens_of(model: PreTrainedModel, images: torch.Tensor) -> torch.Tensor:
 def probes(
     train: tuple[torch.Tensor, torch.Tensor], test: tuple[torch.Tensor, torch.Tensor], tokens: Sequence[torch.Tensor]
 ) -> dict[str, float]:
-    """k-NN and ridge on mean-pooled tokens, ridge on all of them (at most 3,000 labels), and signs of collapse."""
+    """k-NN and ridge on pooled tokens, ridge (at most 3,000 labels) and attention on all, and signs of collapse."""
     pooled, test_pooled = (part.mean(dim=1) for part in tokens)
     splits = (pooled, train[1], test_pooled, test[1])
     few = (tokens[0][:TOKEN_ROWS].flatten(1), train[1][:TOKEN_ROWS], tokens[1].flatten(1), test[1])
-    return {
-        "knn": knn_accuracy(*splits),
-        "ridge": ridge_probe(*splits).accuracy,
-        "ridge_tokens": ridge_probe(*few).accuracy,
+    found = {"knn": knn_accuracy(*splits), "ridge": ridge_probe(*splits).accuracy}
+    if tokens[0].shape[1] > 1:
+        found["ridge_tokens"] = ridge_probe(*few).accuracy
+        found["attentive"] = float(attentive_probe(tokens[0], train[1], tokens[1], test[1]))
+    return found | {
         "content_share": content_share(tokens[1][:1000]) if tokens[1].shape[1] > 1 else 1.0,
         "std": test_pooled.std(dim=0).mean().item(),
         "rankme": rankme(test_pooled),

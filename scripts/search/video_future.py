@@ -14,6 +14,7 @@ import copy
 import json
 import sys
 import time
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from hf_jepa.data.defaults import clip_collator
+from hf_jepa.data.clip_batches import clip_collator
 from hf_jepa.evaluation import knn_accuracy, ridge_probe
 from hf_jepa.programs.facts import settings
 from hf_jepa.programs.pretrain_video import build_model
 from hf_jepa.programs.recipes import parse_recipe
 from hf_jepa.programs.video_arguments import VideoDataArguments, VideoMaskArguments, VideoModelArguments
 from hf_jepa.training import JepaTrainer, JepaTrainingArguments
+from scripts.tables import percent
 from trainers.worlds.moving_fashion import MovingFashion
 
 RECIPE = files("hf_jepa") / "recipes" / "video" / "vjepa2_moving_fashion.yaml"
@@ -38,10 +40,16 @@ FAST = {"bf16": True, "use_cpu": True, "attn_implementation": "cpu_bf16"}
 TRIALS = {
     "recipe": FAST,
     "recipe, 300 steps": FAST | {"max_steps": 300, "warmup_steps": 30},
-    "future masks only": FAST | {"num_blocks": [1], "spatial_scale": [0.15], "max_temporal_keep": [0.5]},
+    "future masks only, 1400 steps": FAST
+    | {"max_steps": 1400, "warmup_steps": 140, "num_blocks": [1], "spatial_scale": [0.15], "max_temporal_keep": [0.5]},
 }
 LABELLED, SCORED = 2000, 1000
 TUBELET, CELLS = 2, 3
+
+
+def trials() -> Iterator[tuple[str, dict[str, Any]]]:
+    for flags in TRIALS.values():
+        yield str(RECIPE), flags
 
 
 def cells(dataset: MovingFashion) -> torch.Tensor:
@@ -129,6 +137,18 @@ def run_trial(flags: dict[str, Any], seed: int, split: str) -> dict[str, Any]:
         MovingFashion(split, SCORED, seed=1001, **shape),
     ]
     return found | {"untrained": measure(untrained, sets), "trained": measure(model, sets)}
+
+
+def render(trials: list[dict[str, Any]]) -> str:
+    """Mean ± standard deviation over the seeds of the test split, in %, of every task and probe."""
+    lines = ["| trial, seeds | task, probe | untrained | trained |", "|---|---|---|---|"]
+    for name in dict.fromkeys(trial["name"] for trial in trials if trial["split"] == "test"):
+        runs = [trial for trial in trials if (trial["name"], trial["split"]) == (name, "test")]
+        for task, found in runs[0]["trained"].items():
+            for probe in found:
+                cells = [percent([run[state][task][probe] for run in runs]) for state in ("untrained", "trained")]
+                lines.append(f"| {name}, {len(runs)} | {task}, {probe} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:

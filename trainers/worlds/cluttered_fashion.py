@@ -16,14 +16,14 @@ from PIL import Image
 
 from trainers.worlds.moving_fashion import DATA, load_garments
 
-CANVAS, FRAGMENTS = 64, 6
-SMALLEST, LARGEST = 28, 48
+CANVAS, FRAGMENTS = 64, 4
+SMALLEST, LARGEST = 32, 52
 SIZES = {"train": 20_000, "validation": 4_000, "test": 4_000}
 
 
 def tint(rng: np.random.Generator) -> np.ndarray:
-    """A colour in [0, 1], no darker than 0.35 in any channel and 1 in one."""
-    colour = rng.uniform(0.35, 1.0, 3)
+    """A colour in [0, 1], no darker than 0.6 in any channel and 1 in one."""
+    colour = rng.uniform(0.6, 1.0, 3)
     colour[rng.integers(3)] = 1.0
     return colour
 
@@ -50,7 +50,7 @@ def render(photos: np.ndarray, row: int, seed: int) -> np.ndarray:
         `np.ndarray` of shape `(64, 64, 3)`, uint8.
     """
     rng = np.random.default_rng([seed, row])
-    canvas = np.broadcast_to(rng.uniform(0, 0.5, 3), (CANVAS, CANVAS, 3)).astype(np.float32)
+    canvas = np.broadcast_to(rng.uniform(0, 0.25, 3), (CANVAS, CANVAS, 3)).astype(np.float32)
     for _ in range(FRAGMENTS):
         other = photos[rng.integers(len(photos))]
         top, left = rng.integers(0, 15, 2)
