@@ -33,10 +33,22 @@ PROBES = ("k-NN, pooled", "ridge, pooled", "ridge, all tokens", "attentive", "10
 
 
 def read_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
-    """Normalised images `(n, 1, 28, 28)` float32 and labels `(n,)` of "train" or "t10k", from gzipped idx files."""
+    """
+    Normalised images `(n, channels, height, width)` float32 and labels `(n,)` of "train", "validation" or "test", from
+    the parquet files of a world of `trainers/worlds`, else from gzipped idx files (which have no "validation").
+    """
+    if (parquet := folder / f"{split}.parquet").exists():
+        from datasets import Dataset
+
+        rows = Dataset.from_parquet(str(parquet)).with_format("torch")
+        images = torch.stack([image.float() for image in rows["image"]]) / 255
+        return (images - 0.5) / 0.25, torch.as_tensor(rows["label"])
+    if split == "validation":
+        raise SystemExit(f"{folder} holds no validation.parquet, and idx files have no validation split.")
+    prefix = "t10k" if split == "test" else split
 
     def values(kind: str, offset: int) -> Tensor:
-        path = folder / f"{split}-{kind}-ubyte.gz"
+        path = folder / f"{prefix}-{kind}-ubyte.gz"
         if not path.exists():
             raise SystemExit(f"{path} is missing: install the Debian package dataset-fashion-mnist or pass --data.")
         return torch.frombuffer(bytearray(gzip.decompress(path.read_bytes())[offset:]), dtype=torch.uint8)
@@ -120,8 +132,10 @@ def run_one(name: str, args: argparse.Namespace) -> dict:
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     images, labels = read_split(args.data, "train")
-    test_images, test_labels = read_split(args.data, "t10k")
+    test_images, test_labels = read_split(args.data, args.split)
+    args.num_channels = images.shape[1]
     contestant = CONTESTANTS[name](args)
+    contestant.rate = args.rate
     result: dict = {"name": name, "settings": contestant.settings}
     if name not in UNTRAINED:
         trainable = sum(p.numel() for p in contestant.parameters() if p.requires_grad)
@@ -150,6 +164,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--output", type=Path, default=Path("model_cards/comparisons/peers.json"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--split", choices=("validation", "test"), default="test")
+    parser.add_argument("--rate", type=float, default=1.0, help="multiplies the contestants' learning rates")
     parser.add_argument("--train-limit", type=int, default=10_000, help="labelled training images of the probes")
     parser.add_argument("--test-limit", type=int, default=10_000)
     sizes = parser.add_argument_group("sizes and dtype, the same for everyone")

@@ -46,6 +46,7 @@ class Contestant(nn.Module):
     """Progress is the share of the CPU budget spent; schedules are functions of it."""
 
     crop_scale, flip = 0.3, False
+    rate = 1.0
     settings: dict = {}
 
     def loss(self, images: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ class Contestant(nn.Module):
 
     def before_step(self, optimizer: torch.optim.Optimizer, progress: float) -> None:
         for group in optimizer.param_groups:
-            group["lr"] = self.learning_rate(progress)
+            group["lr"] = self.rate * self.learning_rate(progress)
 
     def after_step(self, progress: float) -> None:
         pass
@@ -88,7 +89,7 @@ class HfJepa(Contestant):
             layer_norm_eps=1e-6,
             image_size=args.image_size,
             patch_size=args.patch_size,
-            num_channels=1,
+            num_channels=args.num_channels,
         )
         config = IJepaPreTrainingConfig(
             encoder_config=encoder,
@@ -163,7 +164,7 @@ def _timm_vit(args: argparse.Namespace) -> nn.Module:
     return VisionTransformer(
         img_size=args.image_size,
         patch_size=args.patch_size,
-        in_chans=1,
+        in_chans=args.num_channels,
         embed_dim=args.width,
         depth=args.depth,
         num_heads=args.heads,
