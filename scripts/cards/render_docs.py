@@ -18,6 +18,7 @@ import hf_jepa  # noqa: F401  (registers the methods)
 from hf_jepa.methods import METHODS
 
 from .planning_page import planning_page
+from .small_scale_page import small_scale_page
 
 _COLUMNS = {
     "max_steps": "steps",
@@ -111,7 +112,12 @@ def methods_page() -> str:
     return "\n".join(lines)
 
 
-PAGES = {"reference/recipes.md": recipe_page, "methods/index.md": methods_page, "planning.md": planning_page}
+PAGES = {
+    "reference/recipes.md": recipe_page,
+    "methods/index.md": methods_page,
+    "planning.md": planning_page,
+    "small_scale.md": small_scale_page,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
