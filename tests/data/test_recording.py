@@ -135,7 +135,7 @@ def test_actions_that_are_not_bounded_vectors_are_refused_before_anything_is_rec
 
 def test_environments_need_gymnasium(monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    with pytest.raises(ImportError, match=r"pip install hf-jepa\[planning\]"):
+    with pytest.raises(ImportError, match=r"pip install 'hf-jepa\[planning\]'"):
         make_environment("Pendulum-v1")
 
 

@@ -132,6 +132,6 @@ def test_without_any_decoder_the_extra_is_named(tmp_path, write_video, monkeypat
     for module in ("av", "torchcodec", "torchcodec.decoders"):
         monkeypatch.setitem(sys.modules, module, None)
     decoding.torchcodec_works.cache_clear()
-    with pytest.raises(ImportError, match=r"pip install hf-jepa\[video\]"):
+    with pytest.raises(ImportError, match=r"pip install 'hf-jepa\[video\]'"):
         decode_frames(path, [0])
     decoding.torchcodec_works.cache_clear()

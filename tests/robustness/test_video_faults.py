@@ -223,6 +223,6 @@ def test_a_missing_decoder_is_said_before_the_run(good, monkeypatch):
     for module in ("av", "torchcodec", "torchcodec.decoders"):
         monkeypatch.setitem(sys.modules, module, None)
     decoding.torchcodec_works.cache_clear()
-    with pytest.raises(ImportError, match=r"pip install hf-jepa\[video\]"):
+    with pytest.raises(ImportError, match=r"pip install 'hf-jepa\[video\]'"):
         SeededVideoDataset(dataset, ClipSampler(4, fps=4), whole)
     decoding.torchcodec_works.cache_clear()
