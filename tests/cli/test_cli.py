@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections import OrderedDict
 from pathlib import Path
 
@@ -83,6 +84,12 @@ def test_examples_parse():
     for parser in commands().values():
         for line in parser.epilog.splitlines()[1:]:
             build_parser().parse_args(line.split()[1:])
+
+
+def test_a_notebooks_backend_for_figures_is_not_taken_over(monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "module://not_installed")
+    main(["recipes"])
+    assert os.environ["MPLBACKEND"] == "Agg"
 
 
 def test_tasks_are_those_of_evaluation():

@@ -78,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argcomplete.autocomplete(build_parser())
     args = build_parser().parse_args(argv)
     args.command_line = shlex.join(["hf-jepa", *argv])
+    # Commands write pictures to files; the backend of a notebook that calls them may not import in their environment.
+    os.environ["MPLBACKEND"] = "Agg"
     try:
         return args.function(args) or 0
     except KeyboardInterrupt as error:
