@@ -77,10 +77,9 @@ def main() -> None:
     for recipe in options.recipes:
         for seed in options.seeds:
             with tempfile.TemporaryDirectory() as folder:
-                flags: dict[str, Any] = dict(FAST)
-                if recipe in TEACHERS:
-                    flags["teacher"] = train_teacher(TEACHERS[recipe], folder, seed)
-                run_trials(options.file, recipe, {recipe: flags}, [seed], options.split, command)
+                needs = TEACHERS.get(recipe)
+                places = {"teacher": train_teacher(needs, folder, seed)} if needs else {}
+                run_trials(options.file, recipe, {recipe: FAST}, [seed], options.split, command, **places)
 
 
 if __name__ == "__main__":

@@ -123,9 +123,15 @@ def classify(
 
 
 def run_trials(
-    file: Path, recipe: str, trials: dict[str, dict[str, Any]], seeds: Sequence[int], split: str, command: str
+    file: Path,
+    recipe: str,
+    trials: dict[str, dict[str, Any]],
+    seeds: Sequence[int],
+    split: str,
+    command: str,
+    **places: str,
 ) -> list[dict[str, Any]]:
-    """Runs what `file` does not hold yet, and writes it after every trial."""
+    """Runs what `file` does not hold yet, and writes it after every trial, but for the flags in `places`."""
     torch.set_num_threads(1)
     log = json.loads(file.read_text()) if file.exists() else {"recipe": recipe, "trials": []}
     log["command"] = command
@@ -134,7 +140,7 @@ def run_trials(
         for name, flags in trials.items():
             if (name, seed, split) in done:
                 continue
-            found = run_trial(recipe, flags, seed, split)
+            found = run_trial(recipe, flags | places, seed, split)
             log["trials"].append({"name": name, "flags": flags, "seed": seed, "split": split, **found})
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(log, indent=1) + "\n")
