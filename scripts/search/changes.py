@@ -9,13 +9,12 @@ a slow teacher leaves again after thousands of updates, which is the recipe of t
 I-JEPA with SIGReg instead of an EMA target: its weight, which was 0.05.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scripts.search.image_trials import run_trials
+from scripts.search.image_trials import run_trials, trial_options
 
 
 def layers(target_layers: int | list[int], **fields: Any) -> dict[str, Any]:
@@ -60,18 +59,9 @@ def trials() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("family", choices=TRIALS)
-    parser.add_argument("--trials", nargs="+")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--split", choices=("validation", "test"), default="validation")
-    options = parser.parse_args()
-    known = TRIALS[options.family]
-    if unknown := set(options.trials or ()) - known.keys():
-        parser.error(f"no trial is called {', '.join(sorted(unknown))}; there are: {', '.join(known)}")
+    options, chosen = trial_options(__doc__, TRIALS)
     file = Path(f"model_cards/comparisons/search_{options.family}.json")
     command = " ".join(["python -m scripts.search.changes", *sys.argv[1:]])
-    chosen = {name: known[name] for name in options.trials or known}
     run_trials(file, f"{options.family}_fashion_mnist", chosen, options.seeds, options.split, command)
 
 

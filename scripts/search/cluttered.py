@@ -5,7 +5,6 @@ pixels, the untrained encoder and the same encoder trained on the probe's labels
     python -m scripts.search.cluttered ijepa|lejepa [--trials NAME ...] [--seeds 0] [--split validation] [--bounds]
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 
 from scripts.search.demo_recipes import PROBES
-from scripts.search.image_trials import bounds, run_trials
+from scripts.search.image_trials import bounds, run_trials, trial_options
 from scripts.tables import percent
 
 FILE = Path("model_cards/comparisons/search_cluttered_{}.json")
@@ -73,21 +72,13 @@ def render(logs: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("family", choices=RECIPES)
-    parser.add_argument("--trials", nargs="+")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--split", choices=("validation", "test"), default="validation")
-    parser.add_argument("--bounds", action="store_true", help="raw pixels and the supervised encoder too")
-    options = parser.parse_args()
+    options, chosen = trial_options(__doc__, TRIALS, {"--bounds": "raw pixels and the supervised encoder too"})
     torch.set_num_threads(1)
     command = " ".join(["python -m scripts.search.cluttered", *sys.argv[1:]])
     file, recipe = Path(str(FILE).format(options.family)), RECIPES[options.family]
-    known = TRIALS[options.family]
-    chosen = {name: known[name] for name in options.trials or known}
     run_trials(file, recipe, chosen, options.seeds, options.split, command)
     if options.bounds:
-        flags = next(iter(known.values()))
+        flags = next(iter(TRIALS[options.family].values()))
         log = json.loads(file.read_text())
         for seed in options.seeds:
             entry = {"seed": seed, "split": options.split, **bounds(recipe, flags, seed, options.split)}

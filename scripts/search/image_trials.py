@@ -1,9 +1,10 @@
 """Trials of an image recipe, one after another in one process, every one of them kept in a JSON file."""
 
+import argparse
 import copy
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,24 @@ def classify(
     with torch.no_grad():
         found = head(tokens_of(model, test[0]).mean(dim=1)).argmax(dim=1)
     return (found == test[1]).float().mean().item(), model
+
+
+def trial_options(
+    description: str | None, families: Mapping[str, Mapping[str, dict[str, Any]]], switches: Mapping[str, str] = {}
+) -> tuple[argparse.Namespace, dict[str, dict[str, Any]]]:
+    """The options of a search over named trials of several recipes, and the trials that were asked for."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("family", choices=families)
+    parser.add_argument("--trials", nargs="+")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    for name, text in switches.items():
+        parser.add_argument(name, action="store_true", help=text)
+    options = parser.parse_args()
+    known = families[options.family]
+    if unknown := set(options.trials or ()) - known.keys():
+        parser.error(f"no trial is called {', '.join(sorted(unknown))}; there are: {', '.join(known)}")
+    return options, {name: known[name] for name in options.trials or known}
 
 
 def run_trials(

@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import AutoModelForPreTraining, AutoVideoProcessor
 
 from hf_jepa import VJepaForPreTraining
+from tests.tiny_models import TINY_VJEPA
 
 av = pytest.importorskip("av")
 ROOT = Path(__file__).parents[2]
@@ -53,15 +54,7 @@ def recipe(tmp_path, videos) -> list[str]:
         "model": {
             "family": "vjepa2",
             "image_size": 32,
-            "encoder_args": {
-                "patch_size": 8,
-                "hidden_size": 24,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "pred_hidden_size": 24,
-                "pred_num_hidden_layers": 1,
-                "pred_num_attention_heads": 2,
-            },
+            "encoder_args": {n: v for n, v in TINY_VJEPA.items() if n not in ("crop_size", "frames_per_clip")},
         },
         "data": {"dataset": [str(videos / "train.csv")], "num_frames": [4], "fps": [4]},
         "masks": {"num_blocks": [2, 1], "spatial_scale": [0.2, 0.5]},

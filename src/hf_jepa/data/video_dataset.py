@@ -1,6 +1,6 @@
 """Seeded datasets of clips, and mixtures of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,8 @@ class ClipSamples:
     kind = "video"
     too_many_error = TooManyBadVideosError
     seed: int
+    # Of the class that it is mixed into: counts the row of an index that has fewer frames (the second) than its clip.
+    _note_padded: Callable[[int, int], None]
 
     def _sample_clips(
         self, feature: Any, clip_sampler: ClipSampler, transform: VideoTransform, min_frames: int, backend: str | None
@@ -45,10 +47,6 @@ class ClipSamples:
         self.transform = transform
         self.min_frames = min_frames
         self.backend = backend
-
-    def _note_padded(self, index: int, num_frames: int) -> None:
-        """Counts a row that is shorter than its clip."""
-        raise NotImplementedError
 
     def _load(self, index: int, value: Any, draw: int) -> torch.Tensor:
         """Decodes the clips of a row, `(clips, frames, 3, height, width)`, uint8, or raises."""
