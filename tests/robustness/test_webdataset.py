@@ -105,6 +105,18 @@ def test_a_shard_that_was_cut_is_named(tmp_path: Path, capsys: pytest.CaptureFix
     assert "hf-jepa: error: The stream of images broke off" in capsys.readouterr().err
 
 
+def test_a_shard_that_was_cut_between_files_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shards = write_shards(tmp_path / "shards", 1, picture)
+    (shard,) = shards.glob("*.tar")
+    assert len(load_image_dataset(shards, image_column="png")) == 6
+    assert "cut off" not in caplog.text
+    with tarfile.open(shard) as archive:
+        third = [member for member in archive.getmembers() if member.name.endswith(".png")][3]
+    shard.write_bytes(shard.read_bytes()[: third.offset])
+    assert len(load_image_dataset(shards, image_column="png")) < 6
+    assert "train-00000.tar' does not end as tar files do" in caplog.text
+
+
 def test_videos_train_and_release(tmp_path: Path, write_video: Callable[..., Path]) -> None:
     pytest.importorskip("av")
     clip = write_video(tmp_path / "clip.mp4", num_frames=12).read_bytes()

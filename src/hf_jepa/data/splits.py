@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging
+
 from ..file_errors import file_at_fault
 from .manifests import LIST_SUFFIXES
+
+logger = logging.get_logger(__name__)
 
 _TABLES = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 _ARCHIVES = {".tar": "webdataset"}
@@ -202,12 +206,20 @@ def _read_file(path: Path, read_list: Callable[[Path], Any], streaming: bool) ->
 
 
 def _refuse_cut_archive(path: Path) -> None:
-    """One that ends within a header gives fewer rows without a word; tar files consist of blocks of 512 bytes."""
-    if path.stat().st_size % 512:
+    """
+    One that ends within a header gives fewer rows without a word; tar files consist of blocks of 512 bytes. They end
+    with two of zeros, but some writers leave these out, so that their lack is a warning.
+    """
+    size = path.stat().st_size
+    if size % 512:
         raise ValueError(
-            f"{str(path)!r} was cut off: it has {path.stat().st_size} bytes, and tar files have multiples of 512; "
-            "copy or write it again."
+            f"{str(path)!r} was cut off: it has {size} bytes, and tar files have multiples of 512; copy or write it "
+            "again."
         )
+    with path.open("rb") as archive:
+        archive.seek(max(size - 1024, 0))
+        if any(archive.read()):
+            logger.warning(f"{str(path)!r} does not end as tar files do. If it was cut off, rows are missing.")
 
 
 def _broken_line(path: Path) -> str | None:
