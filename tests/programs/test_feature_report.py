@@ -13,6 +13,7 @@ from PIL import Image as PILImage
 from transformers import AutoModel
 
 from hf_jepa.cli import main
+from hf_jepa.data.decoding import decode_image
 from hf_jepa.evaluation import ClipProtocol, evaluate_model
 from hf_jepa.evaluation.encoder_report import CLIP_CORRUPTIONS, CORRUPTIONS, OURS, PIXELS, UNTRAINED
 from hf_jepa.programs.feature_report import _draw
@@ -68,6 +69,19 @@ def test_the_page_has_the_probes_numbers(release, photos, tmp_path, capsys):
         assert f"]({picture})" in page
         assert (tmp_path / "report" / picture).stat().st_size > 1000
     assert page in capsys.readouterr().out
+
+
+def test_a_row_is_decoded_once_for_all_corruptions(release, photos, tmp_path, monkeypatch):
+    decoded = []
+
+    def counted(value):
+        decoded.append(value)
+        return decode_image(value)
+
+    monkeypatch.setattr("hf_jepa.data.dataset.decode_image", counted)
+    report(release, photos, tmp_path / "report", "--num-workers", "0", "--max-test", "12", "--max-train", "30")
+    # One test row is looked at before; training rows are read once for each column.
+    assert len(decoded) == 1 + 12 + 3 * 30
 
 
 def test_pictures_show_every_class(release, photos, tmp_path, monkeypatch):

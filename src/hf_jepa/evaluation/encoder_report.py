@@ -10,17 +10,19 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, PreTrainedModel
 
-from ..data.seeding import forked_rng
+from ..data.seeding import forked_rng, mix_seed
 from ..parts import load_auto
 from ..token_layouts import token_grid
 from .attentive_probe import attentive_probe
 from .closed_form import ridge_probe
 from .diagnostics import collapse_report
-from .features import extract_features
+from .features import allocate, batches, eval_mode, pooled_features
 from .knn import knn_accuracy
 from .low_shot import low_shot_accuracy
 
-OURS, UNTRAINED, PIXELS = "this encoder", "untrained encoder", "raw pixels"
+ENCODINGS = OURS, UNTRAINED, PIXELS = "this encoder", "untrained encoder", "raw pixels"
+# A frame of each test clip, for pictures.
+MIDDLE = "middle frame"
 COLLAPSE = ("feature_std", "normalized_std", "relative_std", "rankme", "effective_rank_centered", "content_share")
 FEW_LABELS = (1, 10)
 # Most pixels per side that the column of raw pixels reads of a frame: a whole clip is too much for a probe.
@@ -125,7 +127,7 @@ def patches(pixels: torch.Tensor, num_tokens: int) -> torch.Tensor | None:
 def report_encoder(
     model: PreTrainedModel,
     untrained: PreTrainedModel,
-    samples_of: Callable[[Any, Callable | None], Any],
+    samples_of: Callable[[Any], Any],
     train: Any | None,
     test: Any,
     k: int = 20,
@@ -144,8 +146,8 @@ def report_encoder(
     Args:
         model (`PreTrainedModel`): an encoder.
         untrained (`PreTrainedModel`): to compare with, see [`untrained_like`].
-        samples_of (`Callable`): rows, and what changes their normalised pixels (or `None`) -> what
-            [`extract_features`] takes, with labels where probes are to be fitted.
+        samples_of (`Callable`): rows -> what [`extract_features`] takes, with labels where probes are to be fitted.
+            Each row is read once.
         train (`datasets.Dataset`, *optional*): rows that probes are fitted on; without them only what needs no labels
             is measured.
         test (`datasets.Dataset`): rows that are scored.
@@ -159,33 +161,59 @@ def report_encoder(
     Raises:
         ValueError: as the probes do, and for a model that gives no tokens.
     """
-    reading = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress, "device": device}
     has_labels = train is not None
-    encoders: dict[str, Any] = {OURS: model, UNTRAINED: untrained, PIXELS: None}
+    # What makes a column of a batch of pixels.
+    columns: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        OURS: lambda pixels: pooled_features(model, pixels.to(device), "none"),
+        UNTRAINED: lambda pixels: pooled_features(untrained, pixels.to(device), "none"),
+        PIXELS: _shrunk,
+    }
 
-    def tokens_of(name: str, rows: Any, corruption: Callable | None = None) -> tuple[torch.Tensor, Any]:
-        samples = samples_of(rows, corruption)
-        if encoders[name] is not None:
-            return extract_features(encoders[name], samples, pool="none", **reading)
-        read = [_shrunk(samples[index]) for index in range(len(samples))]
-        labels = torch.tensor([label for _, label in read]) if has_labels else None
-        return torch.stack([pixels for pixels, _ in read]), labels
+    def read(samples: Any, names: Sequence[str], kinds: Sequence[str] = ()) -> tuple[dict[Any, Any], Any]:
+        """
+        Columns of samples by (name, kind of corruption or ""), and labels. Each sample is decoded once; of spoilt ones
+        the mean token is kept.
+        """
+        found: dict[tuple[str, str], torch.Tensor] = {}
+        labels, start = [], 0
+        for pixels, batch_labels in batches(samples, batch_size, num_workers, progress):
+            parts = {(name, ""): columns[name](pixels) for name in names}
+            for kind in kinds:
+                changed = _spoilt(pixels, kind, seed, start)
+                parts |= {(name, kind): _pooled(name, columns[name](changed).float()) for name in ENCODINGS}
+            for key, part in parts.items():
+                if key not in found:
+                    found[key] = allocate((len(samples), *part.shape[1:]))
+                found[key][start : start + len(part)] = part
+            start += len(pixels)
+            labels += [] if batch_labels is None else [batch_labels]
+        return found, torch.cat(labels) if has_labels else None
 
-    pixels, labels = tokens_of(PIXELS, test)
+    samples = samples_of(test)
+    is_clips = "pixel_values_videos" in samples[0]
+    if is_clips:
+        columns[MIDDLE] = lambda clips: clips[:, clips.shape[1] // 2]
+    kinds = list(CLIP_CORRUPTIONS if is_clips else CORRUPTIONS)
+    with eval_mode(model), eval_mode(untrained), torch.no_grad():
+        tested, labels = read(samples, list(columns), kinds)
+    pixels = tested[PIXELS, ""]
     numbers: dict[str, dict[str, float]] = {}
     found: dict[str, Any] = {}
 
     def note(measure: str, name: str, value: float) -> None:
         numbers.setdefault(measure, {})[name] = value
 
-    for name in encoders:
-        clean = pixels if name == PIXELS else tokens_of(name, test)[0]
-        pooled = clean.flatten(1) if name == PIXELS else clean.mean(dim=1)
+    for name in ENCODINGS:
+        clean = tested[name, ""]
+        pooled = _pooled(name, clean)
         if name == OURS:
             found = {"tokens": clean, "features": pooled}
         if has_labels:
-            known, known_labels = tokens_of(name, train)
-            known_pooled = known.flatten(1) if name == PIXELS else known.mean(dim=1)
+            # One column at a time: tokens of all would not fit where those of one do.
+            with eval_mode(model), eval_mode(untrained), torch.no_grad():
+                fitted, known_labels = read(samples_of(train), [name])
+            known = fitted[name, ""]
+            known_pooled = _pooled(name, known)
             split = (known_pooled, known_labels, pooled, labels)
             neighbours = min(k, len(known_labels))
             note("k-NN", name, knn_accuracy(*split, k=neighbours))
@@ -200,9 +228,8 @@ def report_encoder(
             for amount in few_labels:
                 if amount <= rarest:
                     note(f"{amount} per class", name, low_shot_accuracy(*split, amount, seed=seed).mean)
-        for kind, corruption in (CORRUPTIONS if pixels.ndim == 4 else CLIP_CORRUPTIONS).items():
-            spoilt = tokens_of(name, test, corruption)[0]
-            spoilt = spoilt.flatten(1) if name == PIXELS else spoilt.mean(dim=1)
+        for kind in kinds:
+            spoilt = tested[name, kind]
             if has_labels:
                 value = knn_accuracy(known_pooled, known_labels, spoilt, labels, k=neighbours)
                 note(f"k-NN, {kind}", name, value)
@@ -219,18 +246,29 @@ def report_encoder(
     counts = {"test": len(test)} | ({"train": len(train)} if has_labels else {})
     chance = labels.bincount().max().item() / len(labels) if has_labels else None
     shown = {"pixels": pixels, "features": found["features"], "tokens": found["tokens"]}
-    if pixels.ndim == 5:
-        samples = samples_of(test, None)
-        middle = [samples[index]["pixel_values_videos"][pixels.shape[1] // 2].clone() for index in range(len(test))]
-        first = [samples[index]["pixel_values_videos"] for index in range(min(4, len(test)))]
-        shown |= {"pixels": torch.stack(middle), "clips": torch.stack(first)}
+    if is_clips:
+        shown["clips"] = torch.stack([samples[i]["pixel_values_videos"] for i in range(min(4, len(samples)))])
+        shown["pixels"] = tested[MIDDLE, ""]
     return EncoderReport(numbers, found["verdict"], chance=chance, rows=counts, **shown)
 
 
-def _shrunk(sample: dict[str, Any]) -> tuple[torch.Tensor, int | None]:
-    """Pixels and label of a sample, the frames of a clip shrunk to [`FRAME_SIDE`]."""
-    if "pixel_values" in sample:
-        return sample["pixel_values"], sample.get("label")
-    clip = sample["pixel_values_videos"]
-    height, width = (min(side, FRAME_SIDE) for side in clip.shape[-2:])
-    return _resized(clip, (height, width)), sample.get("label")
+def _shrunk(pixels: torch.Tensor) -> torch.Tensor:
+    """Images as they are, the frames of clips `(n, F, C, H, W)` shrunk to [`FRAME_SIDE`]."""
+    if pixels.ndim == 4:
+        return pixels
+    height, width = (min(side, FRAME_SIDE) for side in pixels.shape[-2:])
+    return _resized(pixels.flatten(0, 1), (height, width)).unflatten(0, pixels.shape[:2])
+
+
+def _pooled(name: str, part: torch.Tensor) -> torch.Tensor:
+    """One vector per row of a column: the mean token, or all pixels."""
+    return part.flatten(1) if name == PIXELS else part.mean(dim=1)
+
+
+def _spoilt(pixels: torch.Tensor, kind: str, seed: int, start: int) -> torch.Tensor:
+    """A corruption of each row of a batch whose first row is number `start`; draws depend on `(seed, row)` alone."""
+    rows = []
+    for number, row in enumerate(pixels, start):
+        with forked_rng(mix_seed(seed, number)):
+            rows.append(CLIP_CORRUPTIONS[kind](row))
+    return torch.stack(rows)

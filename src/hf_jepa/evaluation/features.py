@@ -68,11 +68,11 @@ def extract_features(
     features = labels = None
     autocast = nullcontext() if dtype in (None, torch.float32) else torch.autocast(device.type, dtype)
     start = 0
-    with _eval_mode(model), torch.no_grad(), autocast:
+    with eval_mode(model), torch.no_grad(), autocast:
         for pixel_values, batch_labels in batches(dataset, batch_size, num_workers, progress):
             batch = pooled_features(model, pixel_values.to(device, non_blocking=True), pool, pooling)
             if features is None:
-                features = _allocate((len(dataset), *batch.shape[1:]))
+                features = allocate((len(dataset), *batch.shape[1:]))
                 labels = None if batch_labels is None else torch.empty(len(dataset), dtype=torch.int64)
             stop = start + len(batch)
             features[start:stop] = batch
@@ -180,7 +180,8 @@ def _whole_image_kwargs(backbone: nn.Module, pixel_values: torch.Tensor) -> dict
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Within, the model is in eval mode; after it, in the mode that it was in."""
     was_training = model.training
     model.eval()
     try:
@@ -196,7 +197,8 @@ def _collate(samples: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor 
     return pixel_values, labels
 
 
-def _allocate(shape: tuple[int, ...]) -> torch.Tensor:
+def allocate(shape: tuple[int, ...]) -> torch.Tensor:
+    """Room for float32 features of a shape on the CPU; a `ValueError` where there is too little."""
     needed = 4 * torch.Size(shape).numel()
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():

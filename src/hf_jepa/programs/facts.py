@@ -59,11 +59,13 @@ def licence_of(licence: str | None, *sources: str | None) -> str:
     for source in sources:
         results = Path(source) / "results.json"
         if not results.is_file():
-            missing = "" if Path(source).exists() else f"There is no folder {source!r}, and the repository "
-            try:
-                validate_repo_id(source if missing else "any")
-            except HFValidationError as error:
-                raise no_such_folder(source) from error
+            missing = ""
+            if not Path(source).exists():
+                missing = f"There is no folder {source!r}, and the repository "
+                try:
+                    validate_repo_id(source)
+                except HFValidationError as error:
+                    raise no_such_folder(source) from error
             raise ValueError(
                 f"{missing}{source} does not say its licence, which the release must carry on; give --licence "
                 "(facebook/ijepa_*: cc-by-nc-4.0)."

@@ -1,7 +1,6 @@
 """One page on the features of an encoder: what `hf-jepa report` writes."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -122,11 +121,10 @@ def write_report(
     else:
         transform = clip_transform(repo_or_path, model, 1, revision, imagenet_statistics)
 
-    def samples_of(part: Any, change: Callable | None) -> Any:
-        changed = transform if change is None else lambda pixels: change(transform(pixels))
+    def samples_of(part: Any) -> Any:
         if clips is None:
-            return SeededImageDataset(part, changed, column, label, seed=seed)
-        return clip_dataset(part, clips, changed, column, label)
+            return SeededImageDataset(part, transform, column, label, seed=seed)
+        return clip_dataset(part, clips, transform, column, label)
 
     untrained = untrained_like(model, repo_or_path, revision, seed).to(device)
     report = report_encoder(
