@@ -48,6 +48,22 @@ def test_every_way_to_give_a_video(tmp_path, write_video, frame_numbers, backend
         assert frame_numbers(decode_frames(source, [5, 11], backend)) == [5, 11]
 
 
+def test_a_title_in_another_encoding_is_no_fault(tmp_path, write_video, frame_numbers):
+    import av
+
+    path = write_video(tmp_path / "clip.mkv")
+    with av.open(str(path)) as source, av.open(str(tmp_path / "titled.mkv"), "w") as titled:
+        titled.metadata["title"] = "A TITLE TO SPOIL"
+        stream = titled.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                titled.mux(packet)
+    data = (tmp_path / "titled.mkv").read_bytes()
+    assert data.count(b"A TITLE TO SPOIL") == 1
+    assert frame_numbers(decode_frames(data.replace(b"A TITLE", b"\xdcBERSI"), [5, 11], "pyav")) == [5, 11]
+
+
 def test_a_decoder_of_datasets_is_read_through_its_file(tmp_path, write_video, frame_numbers):
     class Decoder:
         _hf_encoded = {"path": str(write_video(tmp_path / "clip.mp4")), "bytes": None}

@@ -216,7 +216,9 @@ class PyAVReader(VideoReader):
     def _open(self) -> None:
         self.close()
         file = io.BytesIO(self._source) if isinstance(self._source, bytes) else f"file:{self._source}"
-        self._container = self._av.open(file, metadata_errors="ignore")
+        # Titles in other encodings are no reason to refuse frames; from 19 on PyAV itself never refuses them.
+        tolerant = {} if int(self._av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
+        self._container = self._av.open(file, **tolerant)
         self._stream = self._container.streams.best("video")
         if self._stream is None:
             kinds = sorted({stream.type for stream in self._container.streams})
