@@ -128,14 +128,17 @@ def _separate_passes(
 
 
 def _assert_same_gradients(found: torch.Tensor, expected: torch.Tensor, model: torch.nn.Module) -> None:
-    """Gradients of two losses agree to 1e-5 of each parameter's largest; rounding noise below 1e-8 is left out."""
+    """
+    Gradients of two losses agree to 1e-5 of each parameter's largest. Left out are those that are rounding noise
+    alone, as of the keys' biases, which no softmax notices.
+    """
     named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     weights = [weight for _, weight in named]
     pairs = [torch.autograd.grad(loss, weights, materialize_grads=True) for loss in (found, expected)]
     compared = 0
     for (name, _), ours, reference in zip(named, *pairs, strict=True):
         scale = reference.abs().max()
-        if scale > 1e-8:
+        if scale > 1e-6:
             assert (ours - reference).abs().max() <= 1e-5 * max(scale, 1e-2), name
             compared += 1
     assert compared >= 0.9 * len(named)
