@@ -167,6 +167,7 @@ def test_a_field_of_a_part_is_pointed_to(config_class, name, part):
 
 def test_what_transformers_and_releases_add_is_taken():
     added = {"torch_dtype": "float32", "attn_implementation": "eager", "num_labels": 3, "_name_or_path": "x"}
+    added |= {"trained_size": [64, 64], "trained_frames": 8, "from_vjepa_model": True, "jepa_encoder": "target"}
     config = VJepaConfig(**added, has_predictor=False, output_hidden_states=True, problem_type="regression")
     assert config.num_labels == 3
     assert not config.has_predictor

@@ -81,8 +81,8 @@ def bounds(recipe: str, flags: dict[str, Any], seed: int, split: str) -> dict[st
     """
     trainer = build_trainer(*parse_recipe(TYPES, [recipe], seed=seed, probe_split=split, eval_strategy="no", **flags))
     train, test = samples_of(trainer.probe_train_dataset), samples_of(trainer.eval_dataset)
-    flat = [images.flatten(1)[:, None] for images, _ in (train, test)]
-    pixels = {name: value for name, value in probes(train, test, flat).items() if name in ("knn", "ridge")}
+    splits = (train[0].flatten(1), train[1], test[0].flatten(1), test[1])
+    pixels = {"knn": knn_accuracy(*splits), "ridge": ridge_probe(*splits).accuracy}
     started = time.process_time()
     accuracy, model = classify(trainer.model, train, test, trainer.args)
     seconds = round(time.process_time() - started, 1)

@@ -138,8 +138,9 @@ def test_official_rows_in_every_direction(form, direction, position):
     tokenizer = byte_tokenizer(LLAMA3, "<|eot_id|>")
     names = ("<|predictor_1|>", "<|predictor_2|>")
     tokenizer.add_special_tokens({"additional_special_tokens": list(names)}, replace_extra_special_tokens=False)
-    row = {"messages": CHAT, "context": "the context", "ending": [{"role": "assistant", "content": "the ending"}]}
-    fmt = PairFormat.official(text_view_column="context", code_view_column="ending", max_length=96)
+    row = {"talk": CHAT, "context": "the context", "ending": [{"role": "assistant", "content": "the ending"}]}
+    columns = {"messages_column": "talk", "text_view_column": "context", "code_view_column": "ending"}
+    fmt = PairFormat.official(**columns, max_length=96)
     tokens = names if position == "front" else names[::-1]
     collator = OfficialPairCollator(tokenizer, tokens, fmt, -2, form, position, direction)
     batch = collator([row, {**row, "context": "a longer context"}])

@@ -62,7 +62,7 @@ def test_a_notebook_runs(path):
 
 
 def test_a_badge_opens_the_notebook_once_the_repository_has_an_address(tmp_path, monkeypatch):
-    (tmp_path / "pyproject.toml").write_text('[project.urls]\nRepository = "https://github.com/us/zoo"\n')
+    (tmp_path / "pyproject.toml").write_text('[project.urls]\nRepository = "https://github.com/us/zoo/"\n')
     monkeypatch.setattr(run_notebooks, "ROOT", tmp_path)
     assert "](https://colab.research.google.com/github/us/zoo/blob/main/notebooks/planning.ipynb) *" in (
         run_notebooks.badge("planning")

@@ -71,6 +71,13 @@ def test_the_page_has_the_probes_numbers(release, photos, tmp_path, capsys):
     assert page in capsys.readouterr().out
 
 
+def test_batches_change_no_number(release, photos, tmp_path):
+    whole, cut = (report(release, photos, tmp_path / size, "--batch-size", size)["numbers"] for size in ("64", "7"))
+    assert whole.keys() == cut.keys()
+    for measure, values in whole.items():
+        assert values == pytest.approx(cut[measure], rel=1e-4), measure
+
+
 def test_a_row_is_decoded_once_for_all_corruptions(release, photos, tmp_path, monkeypatch):
     decoded = []
 
