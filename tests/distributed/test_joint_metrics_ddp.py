@@ -29,7 +29,18 @@ def features(count: int, length: int, first: int) -> torch.Tensor:
 
 
 def outputs(**fields: object) -> SimpleNamespace:
+    fields = {"predictions": None, "targets": None, **fields}
     return SimpleNamespace(loss=torch.ones(()), loss_components={}, counts={}, logit_scale=None, **fields)
+
+
+def projected(rank: int | None) -> StepMetrics:
+    """Two micro-batches of two views each, of two images on either process, then of one and three."""
+    metrics = StepMetrics()
+    for step, shares in enumerate(((2, 2), (1, 3))):
+        parts = [features(size, 2, 10 * step + first) for first, size in enumerate(shares)]
+        own = torch.cat(parts) if rank is None else parts[rank]
+        metrics.update(outputs(projections=own.transpose(0, 1)), torch.zeros(len(own), 2, 3, 4, 4), step)
+    return metrics
 
 
 def pairs(step: int, rows: slice = slice(None)) -> dict[str, torch.Tensor]:
@@ -46,6 +57,7 @@ def log_all(rank: int | None) -> dict[str, dict[str, float]]:
         metrics = StepMetrics()
         metrics.add({}, torch.ones(()), 0)
         logs[name] = metrics.drain(accelerator, own)
+    logs["projections"] = projected(rank).drain(accelerator, None)
     own = slice(None) if rank is None else slice(4 * rank, 4 * rank + 4)
     hashes = torch.tensor([0, 1, 2, 3, 0, 1, 4, 5])[own]
     for name, target_hash in (("hashes", hashes), ("no hashes", None)):
@@ -80,5 +92,7 @@ def test_two_processes_log_what_one_finds_on_the_joint_batch(tmp_path: Path) -> 
     assert first["even"]["target_std"] == pytest.approx(0.5, rel=0.01)
     assert first["one each"]["target_rankme"] > 1
     assert first["mixed"]["target_std"] < 0.01
+    # Those of one process are nearly equal: half the distance between two of two each, and of one and three.
+    assert first["projections"]["projector_std"] == pytest.approx((0.5 + 0.75**0.5 / 2) / 2, rel=0.01)
     assert {"pred_std", "retrieval_at_1"} <= first["no hashes"].keys()
     assert "margin" in first["pairs on one"]

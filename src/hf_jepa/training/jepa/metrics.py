@@ -1,6 +1,6 @@
 """What a run logs about its steps, gathered on the device and read only when something is logged."""
 
-from collections import Counter
+from collections import Counter, deque
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from ..base_metrics import RunningTerms, non_finite_entry
 _MAX_RANK_ROWS = 1024
 _MAX_IMAGES = 64
 _MAX_CLIPS = 8
+# Micro-batches whose projections are looked at: two numbers of each view and dimension are kept of each.
+_MAX_MOMENTS = 64
 
 
 class StepMetrics(RunningTerms):
@@ -27,6 +29,7 @@ class StepMetrics(RunningTerms):
     def _reset(self) -> None:
         super()._reset()
         self._images = 0
+        self._moments: deque[tuple[int, torch.Tensor, torch.Tensor]] = deque(maxlen=_MAX_MOMENTS)
 
     @torch.no_grad()
     def update(self, outputs: Any, pixel_values: torch.Tensor | list[torch.Tensor] | None, step: int) -> None:
@@ -45,7 +48,10 @@ class StepMetrics(RunningTerms):
             if tensors:
                 values[name] = torch.stack([_token_std(tensor) for tensor in tensors]).mean()
         if getattr(outputs, "projections", None) is not None:
-            values["projector_std"] = feature_std(outputs.projections.detach().transpose(0, 1))
+            projections = outputs.projections.detach().float()
+            mean = projections.mean(dim=1)
+            # The batch is that of all processes, whose moments are joined only when something is logged.
+            self._moments.append((projections.shape[1], mean, (projections - mean[:, None]).square().sum(dim=1)))
         self.add(values, outputs.loss, step)
         if pixel_values is None:
             self._images += len(outputs.targets[0])
@@ -69,8 +75,9 @@ class StepMetrics(RunningTerms):
                 process.
 
         Returns:
-            `dict[str, float]`: the terms of the loss, stds, `images_per_second` (clips, of a video model), what
-            [`joint_spread`] says of the features and, if there was one, `non_finite_step`.
+            `dict[str, float]`: the terms of the loss, stds (`projector_std` is that of the joint batches of all
+            processes, of at most the last 64), `images_per_second` (clips, of a video model), what [`joint_spread`]
+            says of the features and, if there was one, `non_finite_step`.
         """
         if not self._micro_batches:
             return {}
@@ -82,6 +89,8 @@ class StepMetrics(RunningTerms):
         table = accelerator.gather(torch.cat([row, row.new_tensor(shape)])[None]).cpu()
         result = dict(zip(names, table[:, : len(names)].mean(0).tolist(), strict=True))
         result |= joint_spread(row.new_zeros(shape) if features is None else features, table[:, -3:].int().tolist())
+        if self._moments:
+            result["projector_std"] = _joint_std(*zip(*self._moments, strict=True)).item()
         result |= non_finite_entry(table[:, -4])
         result["images_per_second"] = round(self._images * accelerator.num_processes / self._seconds(), 3)
         self._reset()
@@ -93,26 +102,27 @@ def _token_std(tokens: torch.Tensor) -> torch.Tensor:
     return tokens.std(dim=0, correction=0).mean()
 
 
-def feature_std(features: torch.Tensor) -> torch.Tensor:
+def _joint_std(
+    sizes: tuple[int, ...], means: tuple[torch.Tensor, ...], squares: tuple[torch.Tensor, ...]
+) -> torch.Tensor:
     """
-    Standard deviation across images, at each position and dimension, averaged.
-
-    An encoder that has collapsed to positions has varied tokens and a healthy-looking loss, but this is near zero.
-
-    Args:
-        features (`torch.FloatTensor` of shape `(batch, tokens, width)`): target features, at least two images.
-
-    Returns:
-        `torch.FloatTensor` of shape `()`.
+    Standard deviation over the joint batch of all processes, averaged, of every micro-batch's size, mean and sum of
+    squared deviations in this process. Every process has to call this.
     """
-    return features.float().std(dim=0, correction=0).mean()
+    mean = torch.stack(means)
+    size = mean.new_tensor(sizes).view(-1, *[1] * (mean.ndim - 1))
+    total = all_reduce_sum(size)
+    joint = all_reduce_sum(size * mean) / total
+    # Around the joint mean, beside which the spread of collapsed projections is small.
+    return (all_reduce_sum(torch.stack(squares) + size * (mean - joint).square()) / total).sqrt().mean()
 
 
 def joint_spread(features: torch.Tensor, shapes: list[list[int]]) -> dict[str, float]:
     """
-    [`feature_std`] and RankMe of the features of all processes as one batch, from reduced moments and a sample of
-    tokens. Where images and clips, or clips of several lengths, are on processes of their own, those of which there
-    are most stand for all. Every process has to call this.
+    Standard deviation across images, at each position and dimension, averaged, and RankMe, of the features of all
+    processes as one batch, from reduced moments and a sample of tokens. An encoder that has collapsed to positions has
+    varied tokens and a healthy-looking loss, but a std near zero. Where images and clips, or clips of several lengths,
+    are on processes of their own, those of which there are most stand for all. Every process has to call this.
 
     Args:
         features (`torch.FloatTensor` of shape `(batch, tokens, width)`): target features of this process; may be

@@ -59,9 +59,9 @@ class JepaTrainer(BaseTrainer):
     Logged besides `loss`, `grad_norm` and `learning_rate`: the terms of the loss, `ema_momentum`, `weight_decay`,
     `context_loss_weight` (V-JEPA 2.1), `target_std` and `target_rankme` (of the target encoder's tokens of recent
     whole images or clips of all processes), `prediction_token_std` and `target_token_std` (of what the loss compares),
-    `projector_std` (of a joint-embedding model's projections over the batch of a process), `images_per_second` (clips,
-    of a video model; over all processes, probes and saving left out). Means are over the updates since the last log,
-    and over processes.
+    `projector_std` (of a joint-embedding model's projections over the batch of all processes), `images_per_second`
+    (clips, of a video model; over all processes, probes and saving left out). Means are over the updates since the
+    last log, and over processes.
     Evaluation fits probes on the target encoder's pooled features of `probe_train_dataset` and scores them on
     `eval_dataset`: `eval_knn_accuracy`, `eval_ridge_accuracy` (shares in [0, 1]), and the time it took.
 
