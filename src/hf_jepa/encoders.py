@@ -227,9 +227,14 @@ def vision_width(encoder: PreTrainedModel) -> int:
 
 def example_images(config: PreTrainedConfig) -> torch.Tensor:
     """Images of the configured size on the meta device, of shape `(1, channels, height, width)`, for dry runs."""
+    return torch.empty(1, configured_channels(config), *(configured_size(config) or (224, 224)), device="meta")
+
+
+def configured_channels(config: PreTrainedConfig) -> int:
+    """Channels of an encoder's images: what its config calls them, timm's options included, or 3."""
     options = getattr(config, "model_args", None) or {}
     channels = (getattr(config, "num_channels", None), getattr(config, "in_chans", None), options.get("in_chans"), 3)
-    return torch.empty(1, next(filter(None, channels)), *(configured_size(config) or (224, 224)), device="meta")
+    return next(filter(None, channels))
 
 
 def without_predictor(encoder: PreTrainedModel) -> PreTrainedModel:
@@ -381,6 +386,33 @@ def normalized_frames(
     return (frames - mean) / std
 
 
+def check_frames(frames: torch.Tensor, channels: int) -> None:
+    """
+    Checks frames before they are normalised and cut up, so that an error tells of their own shape.
+
+    Args:
+        frames (`torch.Tensor` of shape `(batch, time, channels, height, width)`).
+        channels (`int`): of the encoder.
+
+    Raises:
+        `TypeError`: for anything but a tensor.
+        `ValueError`: for another number of dimensions or channels, or none of anything.
+    """
+    check_tensor(frames, "pixel_values")
+    shape = tuple(frames.shape)
+    if len(shape) != 5 or 0 in shape:
+        raise ValueError(
+            f"Frames must have shape (batch, time, channels, height, width), at least one of each, got {shape}."
+        )
+    if shape[2] != channels:
+        last = shape[-1] == channels
+        raise ValueError(
+            f"Frames of {shape[2]} channels, for an encoder of {channels}: frames are (batch, time, channels, height, "
+            f"width), got {shape}; "
+            + ("move the channels: `.movedim(-1, 2)`." if last else f"convert them to {channels} channels.")
+        )
+
+
 def encode_each_frame(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
     """
     Patch tokens of frames, each encoded by itself: a clip that is encoded as one lets every frame see those after it.
@@ -393,10 +425,6 @@ def encode_each_frame(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> t
         `torch.FloatTensor` of shape `(batch, time, tokens, width)`.
 
     Raises:
-        `ValueError`: for another number of dimensions, or an encoder that gives no tokens.
+        `ValueError`: for an encoder that gives no tokens.
     """
-    if pixel_values.ndim != 5:
-        raise ValueError(
-            f"Frames must have shape (batch, time, channels, height, width), got {tuple(pixel_values.shape)}."
-        )
     return encode_frames(encoder, pixel_values.flatten(0, 1)).unflatten(0, pixel_values.shape[:2])

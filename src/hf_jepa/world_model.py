@@ -255,10 +255,11 @@ class WorldModelMixin:
     def action_bounds(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         """
         The lowest and the highest action, each of shape `(action_dim,)`, in the model's units; `None` where the config
-        has none.
+        has none. In the dtype of `like` if that is a floating one, else in float32: bounds are no integers.
         """
         if self.config.action_low is None:
             return None
+        like = like if like.is_floating_point() else like.float()
         low, high = (
             like.new_tensor(bound).repeat(self.config.frameskip)
             for bound in (self.config.action_low, self.config.action_high)
@@ -375,6 +376,7 @@ class WorldModelMixin:
     def _check_condition(self, name: str, tensor: torch.Tensor | None, least: tuple[int, int, int]) -> None:
         if tensor is None:
             return
+        check_tensor(tensor, name)
         batch, frames, width = least
         if tensor.ndim != 3 or tensor.shape[0] != batch or tensor.shape[1] < frames or tensor.shape[2] != width:
             raise ValueError(

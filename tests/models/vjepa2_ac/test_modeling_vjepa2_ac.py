@@ -207,6 +207,52 @@ def test_numbers_of_double_precision_are_taken():
     torch.testing.assert_close(path, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.float64, torch.float16])
+@torch.no_grad()
+def test_actions_and_states_of_any_dtype_are_numbers(dtype):
+    model, given = new_model(action_low=[-0.5] * 7, action_high=[1.5] * 7), window(3)
+    latents = given["latents"]
+    actions, states = torch.ones(2, 2, 7), torch.randint(0, 3, (2, 3, 7)).float()
+    for name, one in (("actions", actions), ("states", states)):
+        plain = {"actions": actions, "states": states}
+        cast = plain | {name: one.to(dtype)}
+        assert torch.equal(model(latents, **cast).loss, model(latents, **plain).loss), name
+        ahead, expected = (model.rollout(latents[:, :1], **few) for few in (cast, plain))
+        assert torch.equal(ahead, expected), name
+    # Bounds are no whole numbers, whatever actions are.
+    with pytest.raises(ValueError, match=r"bounds \[-0.5.* to \[1.5"):
+        model.rollout(latents[:, :1], (2 * actions).to(dtype), states)
+
+
+@pytest.mark.parametrize("name", ["latents", "actions", "states"])
+def test_lists_are_named(name):
+    given = window()
+    with pytest.raises(TypeError, match=f"`{name}` must be a tensor, got list: `torch.as_tensor"):
+        new_model()(**given | {name: given[name].tolist()})
+
+
+@torch.no_grad()
+def test_errors_of_frames_show_the_shape_that_was_given():
+    model, given = new_model(), window(3)
+    conditions = {name: given[name] for name in ("actions", "states")}
+    clip = torch.randn(2, 3, 3, 16, 16)
+    torch.testing.assert_close(model.encode(clip.double()), model.encode(clip), rtol=0, atol=1e-6)
+    other = "Frames of {} channels, for an encoder of 3.*got {}; {}"
+    to_three = "convert them to 3 channels"
+    faults = {
+        other.format(1, r"\(2, 3, 1, 16, 16\)", to_three): clip[:, :, :1],
+        other.format(16, r"\(2, 3, 16, 16, 3\)", "move the channels: `.movedim"): clip.movedim(2, -1),
+        other.format(4, r"\(2, 3, 4, 16, 16\)", to_three): torch.zeros(2, 3, 4, 16, 16, dtype=torch.uint8),
+        r"at least one of each, got \(2, 0, 3, 16, 16\)": clip[:, :0],
+        r"must have shape .*, got \(2, 3\)": torch.zeros(2, 3, dtype=torch.uint8),
+        "not torch.bool": clip > 0,
+    }
+    for message, frames in faults.items():
+        for read in (model.encode, model.get_features, lambda clip: model(pixel_values_videos=clip, **conditions)):
+            with pytest.raises(ValueError, match=message):
+                read(frames)
+
+
 ENCODERS = {
     "vjepa 2.1": VJepaConfig(
         **{"crop_size": 16, "patch_size": 4, "frames_per_clip": 2, "hidden_size": 32, "num_hidden_layers": 1},

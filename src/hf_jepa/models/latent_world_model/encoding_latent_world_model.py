@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, ViTModel
 from ...encoders import (
     build_encoder,
     cls_token,
+    configured_channels,
     configured_size,
     normalized_frames,
     patch_tokens,
@@ -76,9 +77,7 @@ class FrameEncodingModel(WorldModelMixin, JepaPreTrainedModel):
         return configured_size(self.config.encoder_config)
 
     def _num_channels(self) -> int:
-        options = getattr(self.config.encoder_config, "model_args", None) or {}
-        named = (getattr(self.config.encoder_config, name, None) for name in ("num_channels", "in_chans"))
-        return next(filter(None, named), None) or options.get("in_chans") or 3
+        return configured_channels(self.config.encoder_config)
 
     def _latent_width(self) -> int:
         config = self.config

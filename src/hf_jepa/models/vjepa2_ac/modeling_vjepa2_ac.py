@@ -7,9 +7,17 @@ from torch import nn
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
-from ...encoders import build_encoder, configured_size, encode_each_frame, normalized_frames
+from ...encoders import (
+    build_encoder,
+    check_frames,
+    configured_channels,
+    configured_size,
+    encode_each_frame,
+    normalized_frames,
+)
 from ...modeling_jepa import JepaOutput, JepaPreTrainedModel
 from ...objectives.distances import normalize_targets
+from ...objectives.inputs import check_tensor
 from ...poses import integrate_pose
 from ...world_model import WorldModelMixin
 from ..vjepa.objective_vjepa import power_distance
@@ -84,9 +92,11 @@ class VJepa2ACModel(WorldModelMixin, JepaPreTrainedModel):
             `torch.FloatTensor` of shape `(batch, time, tokens, width)`, layer-normed per token (`normalize_latents`).
 
         Raises:
-            `ValueError`: for another number of dimensions, or frames that are not normalised.
+            `ValueError`: for another number of dimensions or channels, frames that are not normalised, or integer ones
+                other than uint8.
         """
         config = self.config
+        check_frames(pixel_values, configured_channels(config.encoder_config))
         size = None if config.frame_grid else configured_size(config.encoder_config)
         frames = normalized_frames(pixel_values, config.image_mean, config.image_std, size, self.dtype)
         return self._normalized(encode_each_frame(self.encoder, frames))
@@ -315,6 +325,7 @@ class VJepa2ACModel(WorldModelMixin, JepaPreTrainedModel):
         if (latents is None) == (pixel_values is None):
             raise ValueError("Give either `latents` or the clips that they are made of, not both.")
         latents = self.encode(pixel_values) if latents is None else latents
+        check_tensor(latents, "latents")
         self._check_width(latents)
         return latents
 
