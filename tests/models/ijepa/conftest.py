@@ -46,3 +46,7 @@ def official_inputs(official) -> dict:
         "context_mask": [official["input/masks_enc.0"]],
         "target_mask": [official[f"input/masks_pred.{index}"] for index in range(4)],
     }
+
+
+def close(ours: torch.Tensor, reference: torch.Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(ours, reference, rtol=0, atol=tolerance * float(reference.abs().max()))

@@ -12,6 +12,7 @@ from hf_jepa import (
     VJepa2PreTrainingConfig,
     VJepaConfig,
     VJepaForPreTraining,
+    VJepaModel,
     VJepaPreTrainingConfig,
 )
 
@@ -126,3 +127,30 @@ def model_2(official_2) -> VJepa2ForPreTraining:
         pred_num_mask_tokens=4,
     )
     return load_official(VJepa2ForPreTraining(VJepa2PreTrainingConfig(encoder_config=encoder)), official_2)
+
+
+SIZES = {
+    "crop_size": 24,
+    "patch_size": 4,
+    "frames_per_clip": 8,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "pred_hidden_size": 36,
+    "pred_num_hidden_layers": 2,
+    "pred_num_attention_heads": 3,
+    "pred_num_mask_tokens": 3,
+    "initializer_range": 0.2,
+}
+
+
+def tiny(**kwargs) -> VJepaModel:
+    return VJepaModel(VJepaConfig(**{**SIZES, **kwargs})).eval()
+
+
+def clips(batch: int = 2, frames: int = 8, height: int = 24, width: int = 24) -> torch.Tensor:
+    return torch.randn(batch, frames, 3, height, width)
+
+
+def random_mask(batch: int, kept: int, tokens: int) -> torch.Tensor:
+    return torch.stack([torch.randperm(tokens)[:kept].sort().values for _ in range(batch)])
