@@ -8,7 +8,6 @@ import hashlib
 import json
 import re
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +15,11 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
-# Faults that name no status: the connection ends in the middle of the answer.
-RESET = 0
+# Faults that name no status. The connection ends instead of an answer; it ends after what was asked for is done; it
+# stays open, with no answer or half of one's body; the body comes in eight parts, a fifth of a second apart.
+RESET, LOST, SILENT, HALF, TRICKLE = range(5)
+# Seconds, after which a silent server lets go a client that still waits.
+_PATIENCE = 3.0
 _ERROR_CODES = {"gated": "GatedRepo", "repository": "RepoNotFound", "revision": "RevisionNotFound"}
 
 
@@ -48,7 +50,8 @@ class LoopbackHub:
         self.objects: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
         self.tokens = {"write": "me"}
-        self.delay = 0.0
+        # Clients that a silent server had to let go.
+        self.let_go = 0
         # Whether weights are kept by LFS; else all files are parts of the commit, as small ones are.
         self.keeps_lfs = True
         self._faults: dict[str, list[int]] = defaultdict(list)
@@ -57,6 +60,9 @@ class LoopbackHub:
     def fail(self, pattern: str, *statuses: int) -> None:
         """The next requests whose `METHOD path` holds `pattern` get these statuses, one each."""
         self._faults[pattern] += statuses
+
+    def fail_no_more(self) -> None:
+        self._faults.clear()
 
     def next_fault(self, request: str) -> int | None:
         for pattern, statuses in self._faults.items():
@@ -76,14 +82,35 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
             pass
 
         def answer(self, status: int, body: object = b"", **headers: str) -> None:
+            if self.fault == LOST:
+                return self.hang_up()
             content = body if isinstance(body, bytes) else json.dumps(body).encode()
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name.replace("_", "-"), value)
             self.send_header("Content-Length", headers.get("Length", str(len(content))))
             self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(content)
+            if self.command == "HEAD":
+                return
+            size = -(-len(content) // {TRICKLE: 8, HALF: 2}.get(self.fault, 1)) or 1
+            for start in range(0, len(content), size):
+                self.wfile.write(content[start : start + size])
+                if self.fault == HALF:
+                    return self.say_nothing()
+                if self.fault == TRICKLE:
+                    # Not `time.sleep`, which tests take out of the client's tries, in this process.
+                    threading.Event().wait(0.2)
+
+        def say_nothing(self) -> None:
+            """Until the client hangs up."""
+            self.connection.settimeout(_PATIENCE)
+            try:
+                self.connection.recv(1)
+            except TimeoutError:
+                hub.let_go += 1
+            except ConnectionError:
+                pass
+            self.close_connection = True
 
         def refuse(self, status: int, kind: str = "", message: str = "") -> None:
             code = {"X-Error-Code": _ERROR_CODES[kind]} if kind else {}
@@ -97,15 +124,19 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
                 return
             path = unquote(urlsplit(self.path).path)
             hub.requests.append((self.command, path))
-            time.sleep(hub.delay)
-            fault = hub.next_fault(f"{self.command} {path}")
-            if fault == RESET:
-                self.close_connection = True
-                self.connection.close()
-            elif fault is not None:
-                self.refuse(fault, message=f"a {fault} on demand")
+            self.fault = hub.next_fault(f"{self.command} {path}")
+            if self.fault is not None and self.fault >= 100:
+                self.refuse(self.fault, message=f"a {self.fault} on demand")
+            elif self.fault == SILENT:
+                self.say_nothing()
+            elif self.fault == RESET:
+                self.hang_up()
             else:
                 self.route(path, body)
+
+        def hang_up(self) -> None:
+            self.close_connection = True
+            self.connection.close()
 
         do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_any
 
@@ -179,17 +210,14 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
             return getattr(self, name)(parts, repository, files, revision, body)
 
         def preupload(self, parts, repository, files, revision, body) -> None:
-            wanted = json.loads(body)["files"]
-            modes = [
-                {
-                    "path": file["path"],
-                    "uploadMode": "lfs"
-                    if hub.keeps_lfs and file["path"].endswith((".safetensors", ".png"))
-                    else "regular",
-                    "shouldIgnore": False,
-                }
-                for file in wanted
-            ]
+            modes = []
+            for file in json.loads(body)["files"]:
+                by_lfs = hub.keeps_lfs and file["path"].endswith((".safetensors", ".png"))
+                mode = {"path": file["path"], "uploadMode": "lfs" if by_lfs else "regular", "shouldIgnore": False}
+                if (content := files.get(file["path"])) is not None:
+                    blob = b"blob %d\0" % len(content) + content
+                    mode["oid"] = hashlib.sha256(content).hexdigest() if by_lfs else hashlib.sha1(blob).hexdigest()
+                modes.append(mode)
             self.answer(200, {"files": modes})
 
         def lfs(self, parts, repository, files, revision, body) -> None:
@@ -249,7 +277,7 @@ def loopback_hub() -> Iterator[LoopbackHub]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
     server.daemon_threads = True
     hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield hub

@@ -1,5 +1,6 @@
 """Pushing and loading through huggingface_hub itself, over HTTP, from a server on this machine."""
 
+import functools
 import logging
 import os
 import re
@@ -7,18 +8,22 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.utils import get_session
 from transformers import IJepaConfig
 
 from hf_jepa import IJepaForPreTraining, IJepaPreTrainingConfig
-from hf_jepa.hub import PushError, push_release, save_release
+from hf_jepa.hub import PushError, push_release, save_release, silence
+from hf_jepa.hub.inspection import release_folder
+from hf_jepa.hub.silence import limited_silence
 
-from .loopback_hub import RESET, LoopbackHub, loopback_hub
+from .loopback_hub import HALF, RESET, SILENT, TRICKLE, LoopbackHub, loopback_hub
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +51,8 @@ def api(hub, monkeypatch) -> HfApi:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr("huggingface_hub._commit_api.is_xet_available", lambda: False)
-    # huggingface_hub's own waits between its own tries.
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
-    monkeypatch.setattr("hf_jepa.hub.push.time.sleep", lambda seconds: None)
+    # The waits between tries, of huggingface_hub and of ours: `time.sleep` itself, for the whole process.
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     return HfApi(endpoint=hub.url, token="write")
 
 
@@ -57,9 +61,9 @@ def environment(hub: LoopbackHub, **more: str) -> dict[str, str]:
     return {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", **more}
 
 
-def holds(hub: LoopbackHub, folder: Path, revision: str = "main") -> bool:
+def holds(hub: LoopbackHub, folder: Path, revision: str = "main", name: str = "me/tiny") -> bool:
     """The repository has every published file of the folder, to the byte."""
-    files = hub.repositories["me/tiny"].files(revision)
+    files = hub.repositories[name].files(revision)
     wanted = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     return wanted.items() <= files.items()
 
@@ -105,10 +109,80 @@ def test_refusals_end_at_once(hub, api, made, status, where):
     assert hub.count(where) == 1
 
 
-def test_a_slow_link_is_waited_for(hub, api, made):
-    hub.delay = 0.02
+@pytest.fixture
+def wait_for(monkeypatch) -> Callable[[float], None]:
+    """How many seconds the client waits for the next byte."""
+
+    def limit(seconds: float) -> None:
+        monkeypatch.setattr(silence, "MAX_SILENCE", seconds)
+        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", seconds)
+        monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", seconds)
+
+    return limit
+
+
+@pytest.fixture
+def loading(hub, api, tmp_path, monkeypatch) -> Path:
+    """The cache that `release_folder` fills from this server, at first with nothing."""
+    folder = tmp_path / "cache"
+    download = functools.partial(snapshot_download, endpoint=hub.url, token="write", cache_dir=folder)
+    monkeypatch.setattr("hf_jepa.hub.inspection.snapshot_download", download)
+    return folder
+
+
+def test_a_slow_link_is_waited_for(hub, api, made, wait_for, loading):
+    # Each of these answers takes longer than a silence may.
+    wait_for(1.0)
+    for where in ("/preupload/", "/commit/", "GET /me/tiny/resolve/"):
+        hub.fail(where, TRICKLE)
     push_release(made[1], "me/tiny", api=api)
+    assert hub.count("/commit/") == hub.count("/preupload/") == 1
     assert holds(hub, made[1])
+    read = {path.name: path.read_bytes() for path in release_folder("me/tiny").glob("*.*")}
+    assert read.items() <= {path.name: path.read_bytes() for path in made[1].glob("*.*")}.items()
+    assert {"README.md", "config.json", "results.json"} <= read.keys()
+    asked = [path for method, path in hub.requests if method == "GET" and "/resolve/" in path]
+    assert len(asked) == len(set(asked))
+
+
+@pytest.mark.parametrize("where", ["/api/repos/create", "/preupload/", "objects/batch", "PUT /lfs/", "/commit/"])
+def test_a_silent_server_ends_a_try_and_then_the_push(hub, api, made, wait_for, where):
+    wait_for(0.5)
+    hub.fail(where, SILENT)
+    push_release(made[1], "me/first", api=api)
+    assert holds(hub, made[1], name="me/first")
+    # One upload of LFS is tried six times by huggingface_hub itself.
+    hub.objects.clear()
+    hub.fail(where, *[SILENT] * 40)
+    with pytest.raises(PushError, match=r"\(1 try\).*The release is complete in .*: hf upload me/tiny"):
+        push_release(made[1], "me/tiny", attempts=1, api=api)
+    assert hub.let_go == 0
+    assert "me/tiny" not in hub.repositories or hub.repositories["me/tiny"].files("main") == {}
+
+
+@pytest.mark.parametrize("fault", [SILENT, HALF])
+def test_nothing_half_read_is_taken_for_whole(hub, api, made, wait_for, loading, fault):
+    wait_for(0.5)
+    push_release(made[1], "me/tiny", api=api)
+    hub.fail("GET /me/tiny/resolve/", *[fault] * 99)
+    with pytest.raises(ValueError, match="the Hub cannot be asked for a repository of that name"):
+        release_folder("me/tiny")
+    assert hub.let_go == 0
+    hub.fail_no_more()
+    folder = release_folder("me/tiny")
+    for file in ("README.md", "config.json", "results.json"):
+        assert (folder / file).read_bytes() == (made[1] / file).read_bytes()
+
+
+def test_limits_that_a_caller_has_set_stay(monkeypatch):
+    client = get_session()
+    with limited_silence():
+        assert client.timeout.read == client.timeout.write == silence.MAX_SILENCE
+    assert client.timeout.read is None
+    monkeypatch.setattr(client, "timeout", 7)
+    with limited_silence():
+        assert client.timeout.read == 7
+    assert client.timeout.read == 7
 
 
 @pytest.fixture(scope="module")

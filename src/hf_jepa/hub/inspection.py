@@ -24,6 +24,7 @@ from ..methods import METHODS
 from ..methods.method import model_classes
 from .checks import ADAPTER_CONFIG, PRETRAINING_FOLDER
 from .processors import PROCESSOR_FILES
+from .silence import is_connection_error
 from .sources import HUB_NAME
 
 _SMALL = ["*.json", "*.yaml", "*.md", f"{PRETRAINING_FOLDER}/config.json"]
@@ -56,7 +57,10 @@ def release_folder(repo_or_path: str | os.PathLike, revision: str | None = None)
         raise ValueError(
             f"There is no folder and no repository {name!r}; if it is private, `hf auth login` first."
         ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+    except Exception as error:
+        known = (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError)
+        if not isinstance(error, known) and not is_connection_error(error):
+            raise
         raise ValueError(
             f"There is no folder {name!r}, and the Hub cannot be asked for a repository of that name: "
             f"{str(error).splitlines()[0]}"

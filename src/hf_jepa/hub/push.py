@@ -13,6 +13,7 @@ from transformers.utils import logging
 from .card import render_card
 from .checks import EVAL_RESULTS, check_release
 from .replacing import replace_text
+from .silence import is_connection_error, limited_silence
 
 logger = logging.get_logger(__name__)
 
@@ -31,9 +32,7 @@ def _is_transient(error: BaseException) -> bool:
     response = getattr(error, "response", None)
     if isinstance(error, HfHubHTTPError) and response is not None:
         return response.status_code in _TRANSIENT
-    # httpx's timeouts and connection errors (OSError does not cover them) share this base's name across its versions.
-    names = {base.__name__ for base in type(error).__mro__}
-    if isinstance(error, TimeoutError | ConnectionError) or "TransportError" in names:
+    if is_connection_error(error):
         return True
     # An upload of one of several files hides what happened behind an error of its own.
     return error.__cause__ is not None and _is_transient(error.__cause__)
@@ -79,9 +78,10 @@ def push_release(
     api: HfApi | None = None,
 ) -> str:
     """
-    Uploads a release in one commit, which also removes weights and adapters that an earlier release has left there.
-    The folder is checked first, and stays as it is whatever happens. Rate limits, server errors and timeouts are
-    retried, waiting twice as long each time.
+    Uploads a release in one commit, which also removes weights and adapters that an earlier release has left there;
+    with `hf_xet`, `huggingface_hub` divides over 250 files into several. The folder is checked first, and stays as it
+    is whatever happens. Rate limits, server errors and five minutes of silence are retried, waiting twice as long each
+    time.
 
     Args:
         folder (`str` or `PathLike`): the release, on disk.
@@ -112,18 +112,19 @@ def push_release(
     while True:
         attempt += 1
         try:
-            # The answer holds the full name where only a repository's own was given.
-            full_name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            if revision is not None and not revision.startswith("refs/"):
-                api.create_branch(full_name, branch=revision, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=full_name,
-                folder_path=folder,
-                commit_message=commit_message,
-                revision=revision,
-                ignore_patterns=["checkpoint-*", *hidden],
-                delete_patterns=_WEIGHTS,
-            )
+            with limited_silence():
+                # The answer holds the full name where only a repository's own was given.
+                full_name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+                if revision is not None and not revision.startswith("refs/"):
+                    api.create_branch(full_name, branch=revision, exist_ok=True)
+                commit = api.upload_folder(
+                    repo_id=full_name,
+                    folder_path=folder,
+                    commit_message=commit_message,
+                    revision=revision,
+                    ignore_patterns=["checkpoint-*", *hidden],
+                    delete_patterns=_WEIGHTS,
+                )
             return str(commit)
         except Exception as error:
             if attempt >= attempts or not _is_transient(error):
