@@ -1,6 +1,7 @@
 """Pushing and loading through huggingface_hub itself, over HTTP, from a server on this machine."""
 
 import functools
+import itertools
 import logging
 import os
 import re
@@ -23,7 +24,7 @@ from hf_jepa.hub import PushError, push_release, save_release, silence
 from hf_jepa.hub.inspection import release_folder
 from hf_jepa.hub.silence import limited_silence
 
-from .loopback_hub import HALF, RESET, SILENT, TRICKLE, LoopbackHub, loopback_hub
+from .loopback_hub import HALF, LOST, RESET, SILENT, TRICKLE, LoopbackHub, loopback_hub
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,12 @@ def holds(hub: LoopbackHub, folder: Path, revision: str = "main", name: str = "m
     files = hub.repositories[name].files(revision)
     wanted = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     return wanted.items() <= files.items()
+
+
+def commits(hub: LoopbackHub) -> list[dict[str, bytes]]:
+    """That changed something, oldest first, without the empty one that a repository begins with."""
+    made = hub.repositories["me/tiny"].branches["main"]
+    return [after for before, after in itertools.pairwise(made) if after != before]
 
 
 @pytest.mark.parametrize("private", [True, False, None])
@@ -205,6 +212,19 @@ def test_a_large_release_goes_on_where_it_was_cut_off(hub, api, large):
     assert holds(hub, large)
     # Nothing that had arrived was sent again.
     assert hub.count("PUT /lfs/") == shards + 30
+    # What readers see is whole at once.
+    assert len(commits(hub)) == 1
+
+
+@pytest.mark.parametrize("pipeline", [False, True])
+def test_a_commit_whose_answer_is_lost_is_not_made_again(hub, api, large, monkeypatch, pipeline):
+    # In its pipeline of large folders huggingface_hub itself sends the commit again, which then changes nothing.
+    hub.keeps_lfs = not pipeline
+    monkeypatch.setattr("huggingface_hub.hf_api.is_xet_available", lambda: pipeline)
+    hub.fail("/commit/", LOST)
+    push_release(large, "me/tiny", api=api)
+    assert holds(hub, large)
+    assert len(commits(hub)) == 1
 
 
 def test_the_pipeline_of_large_folders_makes_one_commit(hub, api, large, monkeypatch):
@@ -217,7 +237,7 @@ def test_the_pipeline_of_large_folders_makes_one_commit(hub, api, large, monkeyp
     hub.fail("/preupload/", 503)
     hub.fail("/commit/", 500)
     push_release(large, "me/tiny", api=api)
-    assert len(hub.repositories["me/tiny"].branches["main"]) == 2
+    assert len(commits(hub)) == 1
     assert holds(hub, large)
     assert "adapter_config.json" not in hub.repositories["me/tiny"].files("main")
     assert hub.repositories["me/tiny"].files("main")["kept.txt"] == b"x"
