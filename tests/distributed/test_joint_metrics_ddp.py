@@ -33,14 +33,17 @@ def outputs(**fields: object) -> SimpleNamespace:
     return SimpleNamespace(loss=torch.ones(()), loss_components={}, counts={}, logit_scale=None, **fields)
 
 
-def projected(rank: int | None) -> StepMetrics:
-    """Two micro-batches of two views each, of two images on either process, then of one and three."""
+def log_projections(rank: int | None, accelerator: Accelerator) -> dict[str, float]:
+    """Of two micro-batches of two views each, of two images on either process, then of one and three."""
     metrics = StepMetrics()
-    for step, shares in enumerate(((2, 2), (1, 3))):
+    for step, shares in enumerate(((2, 2), (2, 2), (1, 3))):
         parts = [features(size, 2, 10 * step + first) for first, size in enumerate(shares)]
         own = torch.cat(parts) if rank is None else parts[rank]
+        if step == 1:
+            # A log before them has taken the first.
+            metrics.drain(accelerator, None)
         metrics.update(outputs(projections=own.transpose(0, 1)), torch.zeros(len(own), 2, 3, 4, 4), step)
-    return metrics
+    return metrics.drain(accelerator, None)
 
 
 def pairs(step: int, rows: slice = slice(None)) -> dict[str, torch.Tensor]:
@@ -57,7 +60,7 @@ def log_all(rank: int | None) -> dict[str, dict[str, float]]:
         metrics = StepMetrics()
         metrics.add({}, torch.ones(()), 0)
         logs[name] = metrics.drain(accelerator, own)
-    logs["projections"] = projected(rank).drain(accelerator, None)
+    logs["projections"] = log_projections(rank, accelerator)
     own = slice(None) if rank is None else slice(4 * rank, 4 * rank + 4)
     hashes = torch.tensor([0, 1, 2, 3, 0, 1, 4, 5])[own]
     for name, target_hash in (("hashes", hashes), ("no hashes", None)):
