@@ -312,11 +312,19 @@ class JepaPreTrainedModel(TrainableParts, StrictLoading, PreTrainedModel):
             )
         return teacher
 
+    def _twins(self) -> list[tuple[nn.Module, nn.Module]]:
+        """What is a moving average, and of what."""
+        return [(self.target_encoder, self.encoder)] if self.has_target_encoder else []
+
+    def _copy_buffers(self, target: nn.Module, source: nn.Module) -> None:
+        for own, other in zip(target.buffers(), source.buffers(), strict=True):
+            own.copy_(other)
+
     @torch.no_grad()
     def sync_target(self) -> None:
-        """Makes the target encoder, if there is one, a copy of the context encoder."""
-        if self.has_target_encoder:
-            self.target_encoder.load_state_dict(self.encoder.state_dict())
+        """Makes the target encoder, if there is one, and what else is averaged, a copy of the context encoder."""
+        for target, source in self._twins():
+            target.load_state_dict(source.state_dict())
 
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:
@@ -336,8 +344,9 @@ class JepaPreTrainedModel(TrainableParts, StrictLoading, PreTrainedModel):
             raise ValueError(f"The EMA momentum must lie in [0, 1], got {momentum}.")
         if not self.has_target_encoder:
             return
-        targets = list(self.target_encoder.parameters())
-        sources = list(self.encoder.parameters())
+        twins = self._twins()
+        targets = [parameter for target, _ in twins for parameter in target.parameters()]
+        sources = [parameter for _, source in twins for parameter in source.parameters()]
         low = next((p.dtype for p in targets + sources if p.dtype not in (torch.float32, torch.float64)), None)
         if low is not None:
             raise ValueError(
@@ -345,8 +354,8 @@ class JepaPreTrainedModel(TrainableParts, StrictLoading, PreTrainedModel):
                 'away. Load the model with `dtype="float32"` and use `bf16=True` (autocast) for speed.'
             )
         torch._foreach_lerp_(targets, sources, 1.0 - momentum)
-        for target, source in zip(self.target_encoder.buffers(), self.encoder.buffers(), strict=True):
-            target.copy_(source)
+        for target, source in twins:
+            self._copy_buffers(target, source)
 
     def export_encoder(self, which: Literal["target", "context"] = "target") -> PreTrainedModel:
         """

@@ -119,7 +119,7 @@ def data2vec(output: Path, sharded: bool) -> Any:
     return image_trainer(hf_jepa.Data2VecVisionForPreTraining(config), collator, output, sharded)
 
 
-def lejepa(output: Path, sharded: bool, encoder: Any = None) -> Any:
+def lejepa(output: Path, sharded: bool, encoder: Any = None, **fields: Any) -> Any:
     config = hf_jepa.LeJepaPreTrainingConfig(
         encoder_config=encoder or ViTConfig(**VIT, **IMAGE),
         embedding_size=8,
@@ -127,6 +127,7 @@ def lejepa(output: Path, sharded: bool, encoder: Any = None) -> Any:
         projection_size=4,
         num_slices=16,
         image_size=48,
+        **fields,
     )
     model = hf_jepa.LeJepaForPreTraining(config)
     return image_trainer(model, MultiViewCollator(), output, sharded, (2, 3, 48, 48))
@@ -135,6 +136,10 @@ def lejepa(output: Path, sharded: bool, encoder: Any = None) -> Any:
 def lejepa_timm(output: Path, sharded: bool) -> Any:
     sizes = {"img_size": 48, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
     return lejepa(output, sharded, TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args=sizes))
+
+
+def lejepa_averaged(output: Path, sharded: bool) -> Any:
+    return lejepa(output, sharded, target="ema", centre="global_views")
 
 
 def vjepa2(output: Path, sharded: bool) -> Any:
@@ -164,7 +169,8 @@ def vl_jepa(output: Path, sharded: bool) -> Any:
 
 
 FAMILIES: dict[str, Callable[[Path, bool], Any]] = {
-    each.__name__: each for each in (ijepa, cjepa, data2vec, lejepa, lejepa_timm, vjepa2, llm_jepa, vl_jepa)
+    each.__name__: each
+    for each in (ijepa, cjepa, data2vec, lejepa, lejepa_timm, lejepa_averaged, vjepa2, llm_jepa, vl_jepa)
 }
 
 

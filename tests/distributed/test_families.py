@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 PROGRAM = Path(__file__).parent / "families_program.py"
-FAMILIES = ("ijepa", "cjepa", "data2vec", "lejepa", "lejepa_timm", "vjepa2", "llm_jepa", "vl_jepa")
+FAMILIES = ("ijepa", "cjepa", "data2vec", "lejepa", "lejepa_timm", "lejepa_averaged", "vjepa2", "llm_jepa", "vl_jepa")
 COMPARED = ("loss", "prediction_loss", "lm_loss", "jepa_loss", "vicreg", "sigreg", "grad_norm")
 COMPARED += ("eval_knn_accuracy", "eval_ridge_accuracy", "eval_loss", "eval_margin", "eval_retrieval_at_1")
 

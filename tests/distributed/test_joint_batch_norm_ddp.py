@@ -24,7 +24,19 @@ def models() -> list[nn.Module]:
     torch.manual_seed(5)
     encoder = AutoConfig.for_model("resnet", embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
     shared = {"image_size": 16}
+    averaged = LeJepaForPreTraining(
+        LeJepaPreTrainingConfig(
+            encoder_config=copy.deepcopy(encoder),
+            projector_hidden_size=16,
+            projection_size=4,
+            centre="global_views",
+            target="ema",
+            **shared,
+        )
+    )
+    averaged.update_target(0.5)
     return [
+        averaged,
         LeJepaForPreTraining(
             LeJepaPreTrainingConfig(
                 encoder_config=copy.deepcopy(encoder),
@@ -86,7 +98,7 @@ def test_two_processes_equal_one(tmp_path):
 
 
 def test_conversion_keeps_names_and_behaviour_in_one_process():
-    model = models()[2].train()
+    model = models()[3].train()
     converted = copy.deepcopy(model)
     count = sum(type(module) in (nn.BatchNorm1d, nn.BatchNorm2d) for module in model.modules())
     assert synchronize_batch_norm(converted) == count > 0

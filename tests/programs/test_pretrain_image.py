@@ -127,6 +127,32 @@ def test_a_dry_run_of_views_counts_parts(program, view_recipe, capsys):
     assert printed["recipe"]["lars_trust_coefficient"] == 0.02
 
 
+@pytest.mark.parametrize("view_recipe", ["lejepa"], indirect=True)
+def test_lejepas_averaged_network_is_an_option_of_a_recipe(program, view_recipe, tmp_path, capsys):
+    content = yaml.safe_load(Path(view_recipe[0]).read_text())
+    model = content["model"]
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size"):
+        del model[name]
+    model["encoder"] = "timm/vit_tiny_patch16_224"
+    model["encoder_args"] = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    model["method"] |= {"target": "ema", "centre": "global_views"}
+    content["training"]["ema_momentum"] = 0.9
+    Path(view_recipe[0]).write_text(yaml.safe_dump(content))
+    program.main([*view_recipe, "--dry-run"])
+    counts = yaml.safe_load(capsys.readouterr().out)["parameters"]
+    for name in ("encoder", "embedding", "projector"):
+        assert counts[name] == counts[f"target_{name}"]
+    program.main(view_recipe)
+    release = tmp_path / "run" / "release"
+    composite = AutoModelForPreTraining.from_pretrained(release, subfolder="pretraining")
+    encoder = AutoModel.from_pretrained(release)
+    images = program.torch.randn(2, 1, 16, 16)
+    with program.torch.no_grad():
+        found = encoder(images).last_hidden_state
+    program.torch.testing.assert_close(found[:, 1:], composite.get_features(images), rtol=1e-5, atol=1e-6)
+    assert not program.torch.equal(found[:, 1:], composite.get_features(images, which="context"))
+
+
 def test_dry_run_prints_and_writes_nothing(program, recipe, tmp_path, capsys):
     program.main([*recipe, "--dry-run", "--max_steps=-1", "--num_train_epochs=2"])
     printed = yaml.safe_load(capsys.readouterr().out)

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForPreTraining, TimmWrapperConfig
 import hf_jepa
 from hf_jepa import JepaTrainer, JepaTrainingArguments
 from hf_jepa.data import MultiViewCollator, MultiViewTransform, SeededImageDataset, ViewAugmentation, eval_transform
+from hf_jepa.hub.release import save_release
 from hf_jepa.training.jepa.trainer import parameter_groups
 from tests.processes import run_script
 
@@ -38,7 +39,14 @@ def resnet() -> Any:
 
 @pytest.fixture
 def make(pictures: Dataset, tmp_path: Path) -> Callable[..., JepaTrainer]:
-    def build(name: str = "LeJepa", encoder: Any = None, seed: int = 0, folder: str = "run", **args) -> JepaTrainer:
+    def build(
+        name: str = "LeJepa",
+        encoder: Any = None,
+        seed: int = 0,
+        folder: str = "run",
+        fields: dict[str, Any] | None = None,
+        **args,
+    ) -> JepaTrainer:
         torch.manual_seed(seed)
         sizes = {"LeJepa": {"num_slices": 16}, "RectifiedLpJepa": {"num_projections": 16}}.get(name, {})
         config = getattr(hf_jepa, f"{name}PreTrainingConfig")(
@@ -47,6 +55,7 @@ def make(pictures: Dataset, tmp_path: Path) -> Callable[..., JepaTrainer]:
             projection_size=8,
             **sizes,
             **({} if name == "SimSiam" else {"projector_hidden_size": 16}),
+            **(fields or {}),
         )
         transform = MultiViewTransform(2 * [ViewAugmentation(32)], [] if name == "SimSiam" else [ViewAugmentation(16)])
         probes = SeededImageDataset(pictures, eval_transform(32), label_column="label")
@@ -115,6 +124,42 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make, tmp_path, n
     assert int(states[0][counter]) == 10
     saved = load_file(tmp_path / "run" / "checkpoint-2" / "model.safetensors")
     assert int(saved[counter]) == 4
+
+
+def test_an_averaged_target_is_moved_logged_resumed_and_released(make, tmp_path):
+    fields = {"target": "ema", "centre": "global_views"}
+    settings = {"max_steps": 5, "gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    settings |= {"fields": fields, "ema_momentum": 0.5, "ema_momentum_end": 0.9}
+    whole = make(**settings)
+    start = {name: value.clone() for name, value in whole.model.state_dict().items()}
+    whole.train()
+    logged = [log["ema_momentum"] for log in whole.state.log_history if "ema_momentum" in log]
+    assert logged == pytest.approx([0.5, 0.58, 0.66, 0.74, 0.82])
+    state = whole.model.state_dict()
+    for part in ("encoder", "embedding", "projector"):
+        for name, parameter in getattr(whole.model, part).named_parameters():
+            moved = state[f"target_{part}.{name}"]
+            assert not torch.equal(moved, start[f"{part}.{name}"])
+            assert not torch.equal(moved, parameter)
+    trained = {id(p) for group in whole.optimizer.param_groups for p in group["params"]}
+    assert trained.isdisjoint(id(p) for name, p in whole.model.named_parameters() if name.startswith("target_"))
+
+    resumed = make(seed=7, **{**settings, "save_strategy": "no"})
+    torch.manual_seed(99)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert all(torch.equal(state[name], value) for name, value in resumed.model.state_dict().items())
+
+    whole.evaluate()
+    root = whole.write_release()
+    card = (root / "README.md").read_text()
+    assert "the **target encoder**" in card
+    assert "pooled target encoder output" in card
+    context = save_release(whole.model, tmp_path / "context", results=whole.measured_results(), which="context")
+    for folder, part in ((root, "target_encoder"), (context, "encoder")):
+        saved = load_file(folder / "model.safetensors")
+        own = getattr(whole.model, part).state_dict()
+        assert saved.keys() == own.keys()
+        assert all(torch.equal(saved[name], value) for name, value in own.items())
 
 
 def test_small_batches_are_warned_of_before_training(make, caplog):

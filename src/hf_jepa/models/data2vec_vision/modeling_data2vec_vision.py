@@ -188,17 +188,8 @@ class Data2VecVisionForPreTraining(JepaPreTrainedModel):
         """The original's rule: the class token does not decay; mask token and position bias table do."""
         return parameter.ndim > 1 and not name.endswith((".bias", ".cls_token"))
 
-    @torch.no_grad()
-    def sync_target(self) -> None:
-        """Makes the teacher a copy of the student."""
-        super().sync_target()
-        self.target_head.load_state_dict(self.head.state_dict())
-
-    @torch.no_grad()
-    def update_target(self, momentum: float) -> None:
-        super().update_target(momentum)
-        targets, sources = list(self.target_head.parameters()), list(self.head.parameters())
-        torch._foreach_lerp_(targets, sources, 1.0 - momentum)
+    def _twins(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [*super()._twins(), (self.target_head, self.head)]
 
     @torch.no_grad()
     def initialize_weights(self) -> None:

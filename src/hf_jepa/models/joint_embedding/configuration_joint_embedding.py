@@ -107,6 +107,12 @@ class LeJepaPreTrainingConfig(JointEmbeddingPreTrainingConfig):
             `invariance + lambda * regularizer` (the survey's eq. 20 too).
         centre (`"all_views"`, `"global_views"` or `"pairs"`): which views' mean every view is compared with, never
             detached; or every view with every other.
+        target (`"shared"` or `"ema"`): whose embeddings the centre is the mean of: the trained network's, with
+            gradient; or those of an exponential moving average of it, without, for `centre="global_views"` only. The
+            paper calls the latter SWA and lists it as optional for ViTs; the released ImageNet script turns it on.
+            What it averages with is not written there: that the average is exponential is this package's choice, and
+            so is the schedule of its momentum, [`JepaTrainingArguments`]' `ema_momentum` to `ema_momentum_end`. The
+            released encoder is then the averaged one.
         reduction (`"mean"` or `"sum"`): of the squared differences over the width.
         num_slices (`int`, defaults to 256): random directions per step; Weak-SIGReg's rows.
         sigreg_form (`"package"`, `"paper"` or `"survey"`): see [`~hf_jepa.objectives.sigreg`].
@@ -115,7 +121,8 @@ class LeJepaPreTrainingConfig(JointEmbeddingPreTrainingConfig):
         flatten_views (`bool`): one statistic over all views' embeddings instead of one per view.
 
     Raises:
-        `ValueError`: for sizes below 1, a negative weight, or a convex one above 1.
+        `ValueError`: for sizes below 1, a negative weight, a convex one above 1, or an averaged target whose centre is
+            not that of the global views.
     """
 
     model_type = "lejepa_pretraining"
@@ -131,6 +138,7 @@ class LeJepaPreTrainingConfig(JointEmbeddingPreTrainingConfig):
     regularizer_weight: float | int = 0.02
     combination: Literal["convex", "additive"] = "convex"
     centre: Literal["all_views", "global_views", "pairs"] = "all_views"
+    target: Literal["shared", "ema"] = "shared"
     reduction: Literal["mean", "sum"] = "mean"
     num_slices: int = 256
     sigreg_form: Literal["package", "paper", "survey"] = "package"
@@ -143,6 +151,14 @@ class LeJepaPreTrainingConfig(JointEmbeddingPreTrainingConfig):
         """Refuses a convex weight above 1, which would push views apart."""
         if self.combination == "convex" and self.regularizer_weight > 1:
             raise ValueError(f"`regularizer_weight` is {self.regularizer_weight}; convex weights lie in [0, 1].")
+
+    def validate_target(self) -> None:
+        """Refuses an averaged network that would see what no centre is made of."""
+        if self.target == "ema" and self.centre != "global_views":
+            raise ValueError(
+                f'target="ema" embeds the global views for their centre, got centre={self.centre!r}: set '
+                'centre="global_views", or target="shared".'
+            )
 
 
 @strict

@@ -47,8 +47,8 @@ def pairwise_distance(projections: torch.Tensor) -> torch.Tensor:
 class JointEmbeddingPreTrainedModel(JepaPreTrainedModel):
     """
     Base of the joint-embedding models: `encoder`, any vision encoder that `AutoModel` builds, and `projector`. There
-    is no target encoder. The projector has torch's default initialisation, a timm encoder timm's own, which its
-    in-tree wrapper would overwrite.
+    is no target encoder but with LeJEPA's `target="ema"`. The projector has torch's default initialisation, a timm
+    encoder timm's own, which its in-tree wrapper would overwrite.
     """
 
     config: JointEmbeddingPreTrainingConfig
@@ -71,6 +71,7 @@ class JointEmbeddingPreTrainedModel(JepaPreTrainedModel):
         self.post_init()
         if self.device.type != "meta":
             self._restore_timm_initialization()
+            self.sync_target()
         self.apply_requires_grad()
 
     def build_head(self, config: JointEmbeddingPreTrainingConfig) -> None:
@@ -128,17 +129,18 @@ class JointEmbeddingPreTrainedModel(JepaPreTrainedModel):
         # The timm wrapper has a way of its own.
         self.encoder._set_gradient_checkpointing(enable, *args, **kwargs)
 
-    def _pool(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        outputs = run_encoder(self.encoder, pixel_values)
-        return pooled_output(self.encoder, outputs, pixel_values, self.config.pooling)
+    def _pool(self, pixel_values: torch.Tensor, which: str = "context") -> torch.Tensor:
+        encoder = self._encoder(which)
+        outputs = run_encoder(encoder, pixel_values)
+        return pooled_output(encoder, outputs, pixel_values, self.config.pooling)
 
-    def _encode_views(self, views: torch.Tensor) -> torch.Tensor:
+    def _encode_views(self, views: torch.Tensor, which: str = "context") -> torch.Tensor:
         """(batch, views, C, H, W) -> (views, batch, pooled width)."""
         batch, count = views.shape[:2]
         by_view = views.transpose(0, 1)
         if self.config.batch_norm == "per_view" and self.training and self._encoder_has_batch_norm:
-            return torch.stack([self._pool(view) for view in by_view])
-        return self._pool(by_view.flatten(0, 1)).unflatten(0, (count, batch))
+            return torch.stack([self._pool(view, which) for view in by_view])
+        return self._pool(by_view.flatten(0, 1), which).unflatten(0, (count, batch))
 
     def _apply_head(self, layers: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
         """A head applied to (views, batch, width), with batch norm over all views or over each."""
@@ -213,7 +215,7 @@ class JointEmbeddingPreTrainedModel(JepaPreTrainedModel):
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`).
-            which (`str`): `"target"` or `"context"`; there is one encoder.
+            which (`str`): `"target"` or `"context"`; one and the same but with LeJEPA's `target="ema"`.
 
         Returns:
             `torch.FloatTensor` of shape `(batch, tokens, width)`: the patch tokens, a ConvNet's feature map flattened,
@@ -227,17 +229,18 @@ class JointEmbeddingPreTrainedModel(JepaPreTrainedModel):
         return patch_tokens(encoder, states, pixel_values)
 
     @torch.no_grad()
-    def get_pooled_features(self, pixel_values: torch.FloatTensor) -> torch.FloatTensor:
+    def get_pooled_features(self, pixel_values: torch.FloatTensor, which: str = "target") -> torch.FloatTensor:
         """
         What the model is trained to make of whole images, before the projector.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`).
+            which (`str`): as in `get_features`.
 
         Returns:
             `torch.FloatTensor` of shape `(batch, pooled width)`.
         """
-        return self._pool(pixel_values)
+        return self._pool(pixel_values, which)
 
     @torch.no_grad()
     def energy(

@@ -1,9 +1,11 @@
 """LeJEPA: views of an image agree, embeddings are an isotropic Gaussian (arXiv 2511.08544)."""
 
+import copy
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.utils.generic import can_return_tuple
 
 from ...modeling_jepa import JepaOutput
@@ -14,12 +16,16 @@ from .modeling_joint_embedding import JointEmbeddingPreTrainedModel, mlp, pairwi
 
 Centre = Literal["all_views", "global_views", "pairs"]
 
+# With `target="ema"`, parts that have a moving average.
+_AVERAGED = ("encoder", "embedding", "projector")
+
 
 def view_distance(
     projections: torch.Tensor,
     centre: Centre = "all_views",
     num_global_views: int | None = None,
     reduction: Literal["mean", "sum"] = "mean",
+    targets: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     How far an image's views lie apart.
@@ -30,12 +36,15 @@ def view_distance(
             all views; the mean is not detached. `"pairs"`: squared distance of two views, averaged over all pairs.
         num_global_views (`int`, *optional*): needed for `"global_views"`.
         reduction (`str`): over the width.
+        targets (`torch.FloatTensor` of shape `(global views, batch, width)`, *optional*): whose mean the centre is
+            instead, for `"global_views"`: what another network makes of the global views.
 
     Returns:
         `torch.FloatTensor` of shape `(batch,)`, float32 (float64 stays).
 
     Raises:
-        `ValueError`: for an unknown centre or reduction, or global views that are not counted.
+        `ValueError`: for an unknown centre or reduction, global views that are not counted, or targets of another
+            centre.
     """
     if reduction not in ("mean", "sum"):
         raise ValueError(f'`reduction` must be "mean" or "sum", got {reduction!r}.')
@@ -45,11 +54,15 @@ def view_distance(
         raise ValueError(
             f"`num_global_views` must count the first of {len(projections)} views, got {num_global_views}."
         )
+    if targets is not None and centre != "global_views":
+        raise ValueError(f'`targets` are global views, whose mean is `centre="global_views"`, not {centre!r}.')
     projections = at_least_float32(projections)
     scale = projections.shape[-1] if reduction == "sum" else 1
     if centre == "pairs":
         return pairwise_distance(projections) * scale
-    middle = projections[: num_global_views if centre == "global_views" else None].mean(dim=0)
+    if targets is None:
+        targets = projections[: num_global_views if centre == "global_views" else None]
+    middle = at_least_float32(targets).mean(dim=0)
     return (middle - projections).square().mean(dim=(0, 2)) * scale
 
 
@@ -97,6 +110,13 @@ class LeJepaForPreTraining(JointEmbeddingPreTrainedModel):
     the embeddings' distribution an isotropic Gaussian, which rules out collapse. No target encoder, no predictor, no
     stop-gradient. Which of the published losses is a matter of the config; the default is the authors' MINIMAL.md.
 
+    With `target="ema"` (the paper's optional SWA) there are `target_encoder`, `target_embedding` and
+    `target_projector`, moving averages of the parts that train, updated by [`update_target`]. What they make of the
+    global views gives the centre, without gradient; SIGReg sees the trained network's projections as ever. Nothing is
+    dropped in them (dropout, paths, patches). Their batch norms normalise by the global views' own statistics in
+    training, and keep running ones of these for evaluation, instead of taking those of the trained network, whose
+    activations are others.
+
     SIGReg is a statistic of the batch: its value and gradient are those of the joint batch of all processes, but of
     each micro-batch under gradient accumulation, which is hence another objective than one large batch.
 
@@ -131,12 +151,46 @@ class LeJepaForPreTraining(JointEmbeddingPreTrainedModel):
         else:
             kind = {"visreg": VISReg, "weak_sigreg": WeakSIGReg}[config.regularizer]
             self.add_module(config.regularizer, kind(config.num_slices))
+        if config.target == "ema":
+            for name in _AVERAGED:
+                self.add_module(f"target_{name}", copy.deepcopy(getattr(self, name)))
+
+    def _teachers(self) -> list[nn.Module]:
+        return [target for target, _ in self._twins()]
+
+    def _twins(self) -> list[tuple[nn.Module, nn.Module]]:
+        names = _AVERAGED if self.has_target_encoder else ()
+        return [(getattr(self, f"target_{name}"), getattr(self, name)) for name in names]
+
+    def _copy_buffers(self, target: nn.Module, source: nn.Module) -> None:
+        for own, other in zip(target.modules(), source.modules(), strict=True):
+            if isinstance(own, _BatchNorm):
+                continue
+            for buffer, new in zip(own.buffers(recurse=False), other.buffers(recurse=False), strict=True):
+                buffer.copy_(new)
+
+    def train(self, mode: bool = True) -> "LeJepaForPreTraining":
+        super().train(mode)
+        for part in self._teachers():
+            for module in part.modules():
+                if isinstance(module, _BatchNorm):
+                    # Not `train()`: timm's may hold a dropout.
+                    module.training = mode
+        return self
 
     def _project(self, pooled: torch.Tensor) -> torch.Tensor:
         return super()._project(self.embedding(pooled))
 
-    def _distances(self, projections: torch.Tensor, num_global_views: int) -> torch.Tensor:
-        return view_distance(projections, self.config.centre, num_global_views, self.config.reduction)
+    @torch.no_grad()
+    def _targets(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        pooled = self._encode_views(pixel_values, "target")
+        return self._apply_head(self.target_projector, self.target_embedding(pooled))
+
+    def _distances(self, projections: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        targets = self._targets(pixel_values) if self.has_target_encoder else None
+        return view_distance(
+            projections, self.config.centre, pixel_values.shape[1], self.config.reduction, targets=targets
+        )
 
     @can_return_tuple
     def forward(
@@ -155,7 +209,7 @@ class LeJepaForPreTraining(JointEmbeddingPreTrainedModel):
             `ValueError`: for fewer than two views, a batch of one, or views that do not fit.
         """
         pooled, projections = self.embed(pixel_values, local_pixel_values)
-        invariance = self._distances(projections, pixel_values.shape[1]).mean()
+        invariance = self._distances(projections, pixel_values).mean()
         name = self.config.regularizer
         regularizer = getattr(self, name)(projections)
         loss = _combine(invariance, regularizer, self.config.regularizer_weight, self.config.combination)
@@ -207,4 +261,4 @@ class LeJepaForPreTraining(JointEmbeddingPreTrainedModel):
             `torch.FloatTensor` of shape `(batch,)`.
         """
         _, projections = self.embed(pixel_values, local_pixel_values)
-        return self._distances(projections, pixel_values.shape[1])
+        return self._distances(projections, pixel_values)

@@ -402,7 +402,7 @@ class JepaTrainer(BaseTrainer):
     def _reported(self, rows: Any) -> list[dict[str, Any]]:
         features = f"mean-pooled {'target ' * self.has_target}encoder tokens"
         if hasattr(self.model, "get_pooled_features"):
-            features = "pooled encoder output"
+            features = f"pooled {'target ' * self.has_target}encoder output"
         return [
             {"name": f"{task}_accuracy", "task": task, "metric": "accuracy", "features": features}
             for task in ("knn", "ridge")
