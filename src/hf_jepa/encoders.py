@@ -2,6 +2,8 @@
 
 import copy
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -315,11 +317,56 @@ def _timm_for_views(config: PreTrainedConfig, image_size: int | tuple[int, int])
     import timm
 
     config, given = copy.deepcopy(config), dict(config.model_args or {})
-    with torch.device("meta"):
-        known = inspect.signature(type(timm.create_model(config.architecture, num_classes=0, **given))).parameters
+    try:
+        with torch.device("meta"):
+            built = timm.create_model(config.architecture, num_classes=0, **given)
+    except (TypeError, AssertionError) as error:
+        raise ValueError(
+            f"timm builds no {config.architecture!r} with model_args {given} "
+            f"({str(error) or 'a value out of range'}): leave out what this architecture has not (`patch_drop_rate` "
+            "is one of plain ViTs and EVA), or choose another."
+        ) from error
+    known = inspect.signature(type(built)).parameters
     wanted = {"img_size": pair(image_size), "dynamic_img_size": True, "strict_img_size": False, "dynamic_mask": True}
     config.model_args = {**{name: value for name, value in wanted.items() if name in known}, **given}
     return config
+
+
+@contextmanager
+def whole_images(encoder: PreTrainedModel) -> Iterator[None]:
+    """
+    A context in which an encoder in training mode drops no patches, as timm's ViTs do with `patch_drop_rate`, so that
+    its tokens are those of all patches, in order. All else is as in training.
+
+    Args:
+        encoder (`PreTrainedModel`): any vision encoder.
+    """
+    dropping = getattr(getattr(encoder, "timm_model", None), "patch_drop", None)
+    if dropping is None:
+        yield
+        return
+    mode, dropping.training = dropping.training, False
+    try:
+        yield
+    finally:
+        dropping.training = mode
+
+
+def refuse_patch_dropping(config: PreTrainedConfig) -> None:
+    """
+    Args:
+        config (`PreTrainedConfig`): of an encoder.
+
+    Raises:
+        `ValueError`: for a `patch_drop_rate`, which no in-tree config has and any would keep unread: in timm's it is
+            one of `model_args`.
+    """
+    if hasattr(config, "patch_drop_rate"):
+        raise ValueError(
+            f"`patch_drop_rate` is no option of a {config.model_type!r} encoder. timm's ViTs have it: "
+            'TimmWrapperConfig(architecture="vit_small_patch16_224", model_args={"patch_drop_rate": 0.3}), in a '
+            "recipe `encoder: timm/vit_small_patch16_224` with `encoder_args: {patch_drop_rate: 0.3}`."
+        )
 
 
 def keep_timm_size(config: PreTrainedConfig, encoder: PreTrainedModel) -> None:

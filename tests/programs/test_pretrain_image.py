@@ -104,6 +104,8 @@ def test_views_recipes_become_releases(program, view_recipe, tmp_path):
         (["--method", "{projectin_size: 3}"], "projectin_size"),
         (["--method", "3"], "mapping"),
         (["--encoder_args", "{depthz: 3}"], "depthz"),
+        (["--encoder_args", "{patch_drop_rate: 0.3}"], "timm's ViTs have it"),
+        (["--encoder", "timm/resnet10t", "--encoder_args", "{patch_drop_rate: 0.3}"], "timm builds no 'resnet10t'"),
         (["--encoder", "nonsense"], "nonsense"),
         (["--from_encoder", "somewhere", "--licence", "mit"], "Give one of"),
         (["--family", "dino"], "dino"),
@@ -128,13 +130,13 @@ def test_a_dry_run_of_views_counts_parts(program, view_recipe, capsys):
 
 
 @pytest.mark.parametrize("view_recipe", ["lejepa"], indirect=True)
-def test_lejepas_averaged_network_is_an_option_of_a_recipe(program, view_recipe, tmp_path, capsys):
+def test_lejepas_averaged_network_and_dropped_patches_are_options_of_a_recipe(program, view_recipe, tmp_path, capsys):
     content = yaml.safe_load(Path(view_recipe[0]).read_text())
     model = content["model"]
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size"):
         del model[name]
     model["encoder"] = "timm/vit_tiny_patch16_224"
-    model["encoder_args"] = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    model["encoder_args"] = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "patch_drop_rate": 0.3}
     model["method"] |= {"target": "ema", "centre": "global_views"}
     content["training"]["ema_momentum"] = 0.9
     Path(view_recipe[0]).write_text(yaml.safe_dump(content))

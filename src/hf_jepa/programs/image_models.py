@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, Data2VecVisionConfig, IJepaConfig, PreTrainedModel, ViTMAEConfig
 
 from ..data.model_sizes import num_channels
+from ..encoders import refuse_patch_dropping
 from ..methods import Method
 from ..models.data2vec_vision.configuration_data2vec_vision import ENCODER_DEFAULTS
 from .image_arguments import ModelArguments
@@ -157,6 +158,7 @@ def build_joint_embedding_model(method: Method, args: ModelArguments) -> PreTrai
         if args.hidden_size is not None:
             options = own_vit_sizes(args) | options
         encoder = AutoConfig.for_model(args.encoder, **options)
+        refuse_patch_dropping(encoder)
         refuse_unknown("encoder_args", options, type(encoder))
     return model_class(config_class(encoder_config=encoder, **chosen))
 

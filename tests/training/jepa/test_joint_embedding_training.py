@@ -162,6 +162,22 @@ def test_an_averaged_target_is_moved_logged_resumed_and_released(make, tmp_path)
         assert all(torch.equal(saved[name], value) for name, value in own.items())
 
 
+def test_dropped_patches_leave_the_collapse_numbers_alone(make):
+    """What is logged of features compares positions: patches in random order would look spread out."""
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "dynamic_img_size": True}
+    seen = []
+    for rate in (0.0, 0.5):
+        options = {**sizes, "patch_drop_rate": rate}
+        trainer = make(encoder=TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args=options), max_steps=1)
+        with torch.no_grad():
+            # Collapsed to positions: every image's tokens are the same.
+            trainer.model.encoder.timm_model.patch_embed.proj.weight.zero_()
+        trainer.args.learning_rate = trainer.args.learning_rate_start = 0.0
+        trainer.train()
+        seen.append(trainer.state.log_history[0]["target_std"])
+    assert max(seen) < 1e-3
+
+
 def test_small_batches_are_warned_of_before_training(make, caplog):
     from transformers.utils import logging
 

@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from ...encoders import refuse_patch_dropping
 from ...parts import CompositeConfig
 
 # MINIMAL.md's encoder, timm's vit_small_patch8_224 at 128 pixels, in-tree.
@@ -27,8 +28,10 @@ class JointEmbeddingPreTrainingConfig(CompositeConfig):
 
     Args:
         encoder_config (`dict` or `PreTrainedConfig`, *optional*): any vision encoder that `AutoModel` builds: the ViT
-            family, ConvNets, or any timm model through `TimmWrapperConfig(architecture=..., model_args={...})`.
-            Defaults to a ResNet-50 (LeJEPA: a ViT-S/8 at 128 pixels).
+            family, ConvNets, or any timm model through `TimmWrapperConfig(architecture=..., model_args={...})`. Of
+            timm's ViTs `model_args={"patch_drop_rate": 0.3}` drops random patches of every view in training, and none
+            from features. LeJEPA's released ImageNet script has a `patch_mask_ratio` of 0.3; how patches are drawn,
+            and of which views, is timm's here. Defaults to a ResNet-50 (LeJEPA: a ViT-S/8 at 128 pixels).
         image_size (`int` or `(height, width)`, *optional*): of the global views, in pixels; says what size the
             released encoder expects. Defaults to the encoder's, or 224.
         pooling (`"auto"`, `"cls"`, `"mean"` or `"pooler"`): what stands for a view; see
@@ -39,7 +42,7 @@ class JointEmbeddingPreTrainingConfig(CompositeConfig):
             size take one pass through the encoder.
 
     Raises:
-        `ValueError`: for sizes below 1.
+        `ValueError`: for sizes below 1, or a `patch_drop_rate` where no encoder would read it.
     """
 
     sub_configs_defaults = {"encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="resnet")}
@@ -61,6 +64,10 @@ class JointEmbeddingPreTrainingConfig(CompositeConfig):
         """Channels of the images that the encoder takes."""
         options = getattr(self.encoder_config, "model_args", None) or {}
         return getattr(self.encoder_config, "num_channels", None) or options.get("in_chans") or 3
+
+    def validate_encoder(self) -> None:
+        """Refuses options of the encoder that nothing would read."""
+        refuse_patch_dropping(self.encoder_config)
 
     def validate_numbers(self) -> None:
         """Refuses sizes below 1 and negative weights; runs whenever a config is made."""

@@ -8,7 +8,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-from ...encoders import Pooling, build_encoder, keep_timm_size, pooled_output, resolve_pooling, run_encoder
+from ...encoders import (
+    Pooling,
+    build_encoder,
+    keep_timm_size,
+    pooled_output,
+    resolve_pooling,
+    run_encoder,
+    whole_images,
+)
 from ...modeling_jepa import JepaPreTrainedModel, check_pixels
 from ...objectives.distributed import world_size
 from ...objectives.inputs import at_least_float32
@@ -222,7 +230,8 @@ class JointEmbeddingPreTrainedModel(JepaPreTrainedModel):
             or for encoders that give a pooled vector only that one vector.
         """
         encoder = self._encoder(which)
-        outputs = run_encoder(encoder, pixel_values)
+        with whole_images(encoder):
+            outputs = run_encoder(encoder, pixel_values)
         states = getattr(outputs, "last_hidden_state", None)
         if not isinstance(states, torch.Tensor) or states.ndim not in (3, 4):
             return pooled_output(encoder, outputs, pixel_values, self.config.pooling).unsqueeze(1)
@@ -240,7 +249,8 @@ class JointEmbeddingPreTrainedModel(JepaPreTrainedModel):
         Returns:
             `torch.FloatTensor` of shape `(batch, pooled width)`.
         """
-        return self._pool(pixel_values, which)
+        with whole_images(self._encoder(which)):
+            return self._pool(pixel_values, which)
 
     @torch.no_grad()
     def energy(
