@@ -42,6 +42,13 @@ def test_a_flag_takes_back_what_a_recipe_says(tmp_path):
     (small,) = parse_recipe([Small], [path, "--name", "null"])
     assert small.name is None
     assert resolved(small) == {"steps": None}
+    # Of numbers too, but of none that has to be one.
+    path = write(tmp_path, "steps: 3\n")
+    assert parse_recipe([Small], [path, "--steps", "null"])[0].steps is None
+    assert parse_recipe([Small], [path, "--steps=4"])[0].steps == 4
+    for flag in ("--steps=nul", "--hidden_size=null"):
+        with pytest.raises(ValueError, match=f"invalid int value: '{flag.split('=')[1]}'"):
+            parse_recipe([Small], [path, flag])
 
 
 def test_two_dataclasses_share_one_file(tmp_path):

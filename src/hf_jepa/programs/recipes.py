@@ -8,11 +8,12 @@ import contextlib
 import dataclasses
 import difflib
 import enum
+import functools
 import os
 import reprlib
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -164,6 +165,8 @@ def given_flags(dataclass_types: Sequence[type], argv: Sequence[str]) -> dict[st
     parser = HfArgumentParser(list(dataclass_types), exit_on_error=False, allow_abbrev=False)
     for action in parser._actions:
         action.default = argparse.SUPPRESS
+        if action.nargs is None and action.choices is None and types.NoneType in _options(hints.get(action.dest)):
+            action.type = _or_null(action.type or str)
     try:
         found, rest = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
@@ -175,6 +178,17 @@ def given_flags(dataclass_types: Sequence[type], argv: Sequence[str]) -> dict[st
     if rest:
         raise ValueError(f"Cannot place {' '.join(rest)!r}; flags look like --key value.")
     return vars(found)
+
+
+def _or_null(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """What `read` makes of a flag's text, and of a number too the `null` that takes back what a recipe says."""
+
+    # Errors tell its name.
+    @functools.wraps(read)
+    def read_or_leave(text: str) -> Any:
+        return text if text == "null" else read(text)
+
+    return read_or_leave
 
 
 def _refuse_unknown(keys: Iterable[str], known: Iterable[str], prefix: str = "") -> None:
