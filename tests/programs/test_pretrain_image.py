@@ -51,6 +51,9 @@ JOINT_EMBEDDING = {
     ),
 }
 
+# What takes back the sizes of the recipe's ViT.
+NO_SIZES = [word for name in JOINT_EMBEDDING["lejepa"][1] for word in (f"--{name}", "null")]
+
 
 @pytest.fixture(params=JOINT_EMBEDDING)
 def view_recipe(request, recipe, dataset) -> list[str]:
@@ -104,8 +107,15 @@ def test_views_recipes_become_releases(program, view_recipe, tmp_path):
         (["--method", "{projectin_size: 3}"], "projectin_size"),
         (["--method", "3"], "mapping"),
         (["--encoder_args", "{depthz: 3}"], "depthz"),
-        (["--encoder_args", "{patch_drop_rate: 0.3}"], "timm's ViTs have it"),
-        (["--encoder", "timm/resnet10t", "--encoder_args", "{patch_drop_rate: 0.3}"], "timm builds no 'resnet10t'"),
+        (
+            ["--encoder_args", "{patch_drop_rate: 0.3}"],
+            "timm's ViTs have it.* recipe `encoder: timm/.*` with `encoder_args: {patch_drop_rate: 0.3}`",
+        ),
+        (["--encoder", "timm/resnet10t"], "does not read `patch_size`, `hidden_size`.*null"),
+        (
+            ["--encoder", "timm/resnet10t", "--encoder_args", "{patch_drop_rate: 0.3}", *NO_SIZES],
+            "timm builds no 'resnet10t'",
+        ),
         (["--encoder", "nonsense"], "nonsense"),
         (["--from_encoder", "somewhere", "--licence", "mit"], "Give one of"),
         (["--family", "dino"], "dino"),

@@ -115,6 +115,7 @@ def test_mixtures_and_random_predictors(program, recipe, tmp_path):
         "model_type": "llama", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2,
         "num_attention_heads": 2, "max_position_embeddings": 64,
     }  # fmt: skip
+    del content["model"]["num_layers"]
     content["model"]["config"] |= {"loss": "cosine", "regularizer": "vicreg"}
     recipe.write_text(yaml.safe_dump(content))
     program.main([str(recipe)])

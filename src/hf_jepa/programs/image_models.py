@@ -22,6 +22,39 @@ def refuse_unknown(name: str, chosen: dict[str, Any], cls: type, *others: str) -
     return chosen
 
 
+# Of the flags about a model, those that every method reads, or its program does.
+_READ_BY_ALL = ("family", "licence", "teacher", "attn_implementation", "method")
+
+# What else can be done about flags that are not read beside a source.
+_OTHERWISE = {"encoder": ", or say it in `encoder_args`"}
+_OTHERWISE |= dict.fromkeys(("from_encoder", "checkpoint"), ", or train a model of your own sizes and parts")
+
+
+def refuse_unread(args: Any, source: str, *read: str) -> None:
+    """
+    Refuses flags that are given and that nothing reads beside another: what is trained would not be what was asked
+    for.
+
+    Args:
+        args (`dataclass`): the recipe's flags about the model.
+        source (`str`): the flag that says what the model starts from.
+        read (`str`): the flags that are read beside it.
+    """
+    read = (*_READ_BY_ALL, source, *read)
+    # An empty mapping says nothing.
+    given = [each for each in fields(args) if getattr(args, each.name) not in (each.default, {})]
+    unread = [each for each in given if each.name not in read]
+    if not unread:
+        return
+    names = ", ".join(f"`{each.name}`" for each in unread)
+    taken_back = " ".join(f"--{each.name} null" for each in unread if each.default is None)
+    raise ValueError(
+        f"{args.family} does not read {names} beside `{source}`: leave out {names}"
+        + _OTHERWISE.get(source, "")
+        + (f". Flags such as `{taken_back}` take back what a recipe says." if taken_back else ".")
+    )
+
+
 def mapping(value: Any, name: str) -> dict[str, Any]:
     """A recipe's nested mapping; none is empty."""
     if value is not None and not isinstance(value, dict):
@@ -47,6 +80,19 @@ def own_vit_sizes(args: ModelArguments) -> dict[str, int]:
         "patch_size": args.patch_size,
         "num_channels": args.num_channels or 3,
     }
+
+
+_SHAPE = ("image_size", "patch_size", "num_channels")
+_LAYERS = ("num_hidden_layers", "num_attention_heads")
+_PREDICTOR = ("predictor_hidden_size", "predictor_num_hidden_layers", "predictor_num_attention_heads")
+_PREDICTOR += ("loss_type", "initialization")
+
+# For each source of a masked model its flag, and those that are read beside it.
+_OF_SOURCE = {
+    "size": ("size", *_SHAPE),
+    "from_encoder": ("from_encoder", *_SHAPE),
+    "own": ("hidden_size", *_LAYERS, *_SHAPE),
+}
 
 
 def _source(args: ModelArguments) -> str:
@@ -90,11 +136,12 @@ def with_teacher(
 def build_masked_model(method: Method, args: ModelArguments) -> PreTrainedModel:
     """A published size, sizes of its own, or a released encoder."""
     config_class, model_class = (method.composite.load(name) for name in ("config", "model"))
-    names = ("predictor_hidden_size", "predictor_num_hidden_layers", "predictor_num_attention_heads")
-    names += ("loss_type", "initialization")
-    chosen = {name: value for name in names if (value := getattr(args, name)) is not None}
+    chosen = {name: value for name in _PREDICTOR if (value := getattr(args, name)) is not None}
     refuse_unknown(method.name, chosen, config_class)
-    chosen |= method_fields(method, args)
+    more = method_fields(method, args)
+    if twice := ", ".join(sorted(chosen.keys() & more.keys())):
+        raise ValueError(f"The recipe says {twice} twice, as a flag and in `method`; leave one out.")
+    chosen |= more
     if args.teacher is None:
         return _build_masked_model(model_class, args, chosen)
     return with_teacher(
@@ -104,6 +151,7 @@ def build_masked_model(method: Method, args: ModelArguments) -> PreTrainedModel:
 
 def _build_masked_model(model_class: Any, args: ModelArguments, chosen: dict[str, Any]) -> PreTrainedModel:
     config_class, source = model_class.config_class, _source(args)
+    refuse_unread(args, *_OF_SOURCE[source], *_PREDICTOR)
     if source == "from_encoder":
         return from_released(model_class, args, chosen)
     if source == "size":
@@ -122,6 +170,7 @@ def build_data2vec_model(method: Method, args: ModelArguments) -> PreTrainedMode
     config_class, model_class = (method.composite.load(name) for name in ("config", "model"))
     chosen = method_fields(method, args)
     source = _source(args)
+    refuse_unread(args, *_OF_SOURCE[source], *(["encoder_args"] if source == "own" else []))
     if source == "from_encoder":
         return from_released(model_class, args, chosen)
     if source == "size":
@@ -145,8 +194,15 @@ def build_joint_embedding_model(method: Method, args: ModelArguments) -> PreTrai
             "Give one of `encoder` (vit, resnet, timm/NAME, ...) and `from_encoder`; "
             "the flag `--encoder null` takes back what a recipe says."
         )
+    if "image_size" in chosen:
+        raise ValueError("Give `image_size` as the flag of that name, not in `method`.")
     if args.from_encoder is not None:
+        refuse_unread(args, *_OF_SOURCE["from_encoder"])
         return from_released(model_class, args, chosen)
+    read = ["image_size", "num_channels", "encoder_args"]
+    if args.hidden_size is not None and not args.encoder.startswith("timm/"):
+        read += ["hidden_size", "patch_size", *_LAYERS]
+    refuse_unread(args, "encoder", *read)
     chosen["image_size"] = args.image_size or 224
     options = mapping(args.encoder_args, "encoder_args")
     if args.encoder.startswith("timm/"):
@@ -167,6 +223,7 @@ def build_mae_model(method: Method, args: ModelArguments) -> ViTMAEForPreTrainin
     """In-tree ViT-MAE of the recipe's own sizes; `predictor_*` are the decoder's."""
     if args.size is not None or args.from_encoder is not None:
         raise ValueError("The MAE baseline is trained from scratch: give `hidden_size` with its layers and heads.")
+    refuse_unread(args, *_OF_SOURCE["own"], *_PREDICTOR[:3])
     chosen = refuse_unknown("method", mapping(args.method, "method"), ViTMAEConfig)
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
         if (value := getattr(args, f"predictor_{name}")) is not None:

@@ -19,7 +19,7 @@ from ..models.vl_jepa import VLJepaConfig, VLJepaModel, VLJepaProcessor
 from ..parts import load_auto
 from ..training import VLJepaTrainer, VLJepaTrainingArguments, train_y_decoder
 from .facts import licence_of, method_for, origin_of
-from .image_models import mapping
+from .image_models import mapping, refuse_unread
 from .program import Program
 from .run import run
 from .vl_arguments import VLDataArguments, VLDecoderArguments, VLModelArguments
@@ -58,7 +58,7 @@ def build_model(args: VLModelArguments, processor: VLJepaProcessor, seed: int) -
         predictor,
         args.y_encoder,
         args.y_decoder,
-        args.num_layers,
+        8 if args.num_layers is None else args.num_layers,
         None if layers is None else tuple(layers),
         args.y_heads,
         **options,
@@ -104,6 +104,13 @@ def check_sources(args: VLModelArguments) -> None:
         raise ValueError(f"Give `vision`, `predictor` and `y_encoder`, or `checkpoint`; got {named or 'none'}.")
     if args.checkpoint is not None and (named or args.y_decoder):
         raise ValueError(f"`checkpoint` holds all parts; leave {', '.join(named or ['y_decoder'])} out.")
+    if args.checkpoint is not None:
+        refuse_unread(args, "checkpoint", "config", "lora_rank")
+    if args.num_layers is not None and (args.predictor_layers or isinstance(args.predictor, dict)):
+        raise ValueError(
+            "`num_layers` is not read beside `predictor_layers` or a `predictor` that is a mapping, whose layers are "
+            "all taken; leave `num_layers` out (the flag `--num_layers null` takes back what a recipe says)."
+        )
 
 
 def build_trainer(

@@ -14,7 +14,9 @@ class VLModelArguments:
     y_encoder: str | None = field(default=None, metadata={"help": "Text encoder (id or path)."})
     y_decoder: str | None = field(default=None, metadata={"help": "Causal LM (id or path), for captions."})
     query_tokenizer: str | None = field(default=None, metadata={"help": "Id or path; default: the predictor's."})
-    num_layers: int = field(default=8, metadata={"help": "How many of the predictor's last layers are taken."})
+    num_layers: int | None = field(
+        default=None, metadata={"help": "How many of the predictor's last layers are taken; default: 8."}
+    )
     predictor_layers: list[int] | None = field(default=None, metadata={"help": "Start and end of them instead."})
     y_heads: str = field(default="st", metadata={"help": "st: with a sentence-transformers folder's heads; or none."})
     config: dict | str | None = field(default=None, metadata={"help": "YAML mapping: other fields of VLJepaConfig."})
