@@ -268,7 +268,7 @@ def collapse_ratio(
     """
     How hard SIGReg pushes a nearly collapsed batch apart, over how hard the invariance term pulls views together.
     Training resists collapse where this exceeds the share of the embeddings' variance that lies within images. That
-    share is at most 1, so 1 is always enough.
+    share is at most 1, so 1 is always enough; views / global views is, of a centre of the global views with gradient.
 
     Both forces are linear in small embeddings z of width D. For V views of N images the statistic is about
     N (const - c2 mean_n <z_n, direction>^2) with c2 = sum_k w_k t_k^2 (1 - exp(-t_k^2/2)), 1.546 in the package form,

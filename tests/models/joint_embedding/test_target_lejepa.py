@@ -10,7 +10,7 @@ from hf_jepa import LeJepaForPreTraining, LeJepaPreTrainingConfig
 from hf_jepa.encoders import pooled_output, run_encoder
 from hf_jepa.models.joint_embedding import JointEmbeddingPreTrainedModel
 from hf_jepa.models.joint_embedding.modeling_lejepa import view_distance
-from hf_jepa.objectives import SIGReg
+from hf_jepa.objectives import SIGReg, collapse_ratio, sigreg
 
 from .conftest import ENCODERS, build
 
@@ -229,3 +229,69 @@ def test_unknown_targets_are_refused(target):
 def test_half_precision_weights_are_refused():
     with pytest.raises(ValueError, match="EMA target needs float32 weights"):
         build(**EMA).to(torch.bfloat16).update_target(0.9)
+
+
+NUM_IMAGES, WIDTH = 10, 4
+
+
+def embeddings(num_views: int, seed: int = 0) -> torch.Tensor:
+    """Nearly collapsed ones of (views, images, width), with mean zero over the images."""
+    drawn = torch.randn(num_views, NUM_IMAGES, WIDTH, generator=torch.Generator().manual_seed(seed)).double()
+    return 1e-3 * (drawn - drawn.mean(dim=1, keepdim=True))
+
+
+def gradient(views: torch.Tensor, ratio: float, centre: str, targets: torch.Tensor | None = None) -> torch.Tensor:
+    """Of the convex loss in which SIGReg weighs as much as the rule calls `ratio`; two views are global."""
+    force = collapse_ratio(0.5, NUM_IMAGES)
+    weight = ratio / (force + ratio)
+    assert collapse_ratio(weight, NUM_IMAGES) == pytest.approx(ratio)
+    views = views.clone().requires_grad_()
+    invariance = view_distance(views, centre, 2, targets=targets).mean()
+    # An orthonormal set averages exactly as all directions do.
+    loss = (1 - weight) * invariance + weight * sigreg(views, torch.eye(WIDTH, dtype=views.dtype))
+    return torch.autograd.grad(loss, views)[0]
+
+
+def test_the_lambda_rule_is_that_of_a_centre_without_gradient_too():
+    """Two views, of a network that its average is a copy of: all that there is differs within the images."""
+    half = embeddings(1)
+    views = torch.cat([half, -half])
+    for ratio, grows in ((0.95, False), (1.05, True)):
+        found = gradient(views, ratio, "global_views", targets=views)
+        torch.testing.assert_close(found, gradient(views, ratio, "all_views"))
+        assert ((found * views).sum() < 0) == grows
+    # What views share is not pulled.
+    views = half.expand(2, -1, -1)
+    assert (gradient(views, 0.1, "global_views", targets=views) * views).sum() < 0
+
+
+@pytest.mark.parametrize(
+    ("num_views", "momentum", "start"),
+    [(2, 0.5, "copy"), (2, 0.99, "opposite"), (8, 0.99, "copy"), (8, 0.5, "opposite")],
+)
+def test_the_lambda_rule_keeps_a_slow_centre_from_collapse(num_views, momentum, start):
+    views = embeddings(num_views)
+    targets = views[:2] if start == "copy" else -views[:2]
+    shared, apart = [], []
+    for _ in range(200):
+        middle = views.mean(dim=0)
+        shared.append(middle.norm().item())
+        apart.append((views - middle).norm().item())
+        if shared[-1] > 5 * shared[0]:
+            break
+        views = views - 0.1 * views.numel() * gradient(views, 1.1, "global_views", targets)
+        targets = momentum * targets + (1 - momentum) * views[:2]
+    assert shared[-1] > 5 * shared[0]
+    assert apart[-1] > apart[0]
+
+
+def test_a_shared_global_centre_needs_more_where_there_are_local_views():
+    """And says so: of 8 views with 2 global ones, the rule's ratio is safe from 4 on."""
+    views = torch.cat([3 * embeddings(1).expand(2, -1, -1), -embeddings(1).expand(6, -1, -1)])
+    share = view_distance(views, "global_views", 2).mean() / views.square().mean()
+    assert share == pytest.approx(4)
+    for ratio, grows in ((1.1, False), (3.9, False), (4.1, True)):
+        assert ((gradient(views, ratio, "global_views") * views).sum() < 0) == grows
+    assert "1 is safe (with local views: views / global views)" in build(centre="global_views").batch_warning(16)
+    for fields in ({}, EMA):
+        assert "1 is safe. Raise" in build(**fields).batch_warning(16)

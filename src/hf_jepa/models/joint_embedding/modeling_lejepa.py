@@ -239,12 +239,18 @@ class LeJepaForPreTraining(JointEmbeddingPreTrainedModel):
         if config.centre == "pairs":
             # Two views are twice as far from each other as from their middle, and the distance is squared.
             ratio /= 4
+        # An averaged network's centre has no gradient, and 1 is enough of any number of views: what differs within an
+        # image is pushed and pulled as with a centre of its own, and what its views share grows however slowly the
+        # centre follows, as nothing but the distance to it is pulled. A global centre with gradient is pulled to local
+        # views too: squared distances to it are up to (views / global views) times the embeddings' squared norms.
         if ratio >= 1:
             return None
+        with_local_views = config.centre == "global_views" and config.target == "shared"
+        safe = "1 is safe" + " (with local views: views / global views)" * with_local_views
         return (
             f"LeJEPA with regularizer_weight={config.regularizer_weight:g} and {batch_size} images per forward pass "
             f"may collapse: SIGReg pushes a nearly collapsed batch apart {ratio:.2g} times as strongly as the "
-            f"invariance pulls views together, and 1 is safe. Raise one of the two {1 / ratio:.2g}-fold."
+            f"invariance pulls views together, and {safe}. Raise one of the two {1 / ratio:.2g}-fold."
             if ratio
             else f"LeJEPA with regularizer_weight={config.regularizer_weight:g} has nothing against collapse."
         )
