@@ -267,6 +267,13 @@ def test_the_lambda_rule_warns_of_small_batches(kwargs, batch_size, warns):
     assert build("VICReg").batch_warning(batch_size) is None
 
 
+@pytest.mark.parametrize("encoder", ["vit", "timm_vit"])
+def test_features_are_the_same_in_training_mode_without_batch_norm_and_dropout(encoder, views):
+    """Bit for bit: logs, which are of features in eval mode, keep their numbers."""
+    model, images = build("LeJepa", encoder), views[:, 0]
+    assert torch.equal(model.train().get_features(images), model.eval().get_features(images))
+
+
 def test_faults(views, local_views):
     model = build()
     with pytest.raises(ValueError, match="at least 2 of an image, got 1"):

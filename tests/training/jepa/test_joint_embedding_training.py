@@ -14,6 +14,7 @@ import hf_jepa
 from hf_jepa import JepaTrainer, JepaTrainingArguments
 from hf_jepa.data import MultiViewCollator, MultiViewTransform, SeededImageDataset, ViewAugmentation, eval_transform
 from hf_jepa.hub.release import save_release
+from hf_jepa.training.jepa.metrics import feature_std
 from hf_jepa.training.jepa.trainer import parameter_groups
 from tests.processes import run_script
 
@@ -31,6 +32,8 @@ for folder in sys.argv[1:]:
         torch.testing.assert_close(model(images).pooler_output.flatten(1), expected, rtol=1e-6, atol=1e-7)
     print(type(model).__name__)
 """
+
+AVERAGED = {"target": "ema", "centre": "global_views"}
 
 
 def resnet() -> Any:
@@ -127,9 +130,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make, tmp_path, n
 
 
 def test_an_averaged_target_is_moved_logged_resumed_and_released(make, tmp_path):
-    fields = {"target": "ema", "centre": "global_views"}
     settings = {"max_steps": 5, "gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 2}
-    settings |= {"fields": fields, "ema_momentum": 0.5, "ema_momentum_end": 0.9}
+    settings |= {"fields": AVERAGED, "ema_momentum": 0.5, "ema_momentum_end": 0.9}
     whole = make(**settings)
     start = {name: value.clone() for name, value in whole.model.state_dict().items()}
     whole.train()
@@ -160,6 +162,52 @@ def test_an_averaged_target_is_moved_logged_resumed_and_released(make, tmp_path)
         own = getattr(whole.model, part).state_dict()
         assert saved.keys() == own.keys()
         assert all(torch.equal(saved[name], value) for name, value in own.items())
+
+
+@pytest.mark.parametrize(("name", "fields"), [("LeJepa", {}), ("LeJepa", AVERAGED), ("SimSiam", {})], ids=str)
+def test_what_is_logged_and_scored_leaves_no_trace_in_the_weights(make, name, fields):
+    """Running statistics of batch norms too: what a release computes must not depend on how often a run logs."""
+    settings = {"fields": fields, "max_steps": 4}
+    seldom = make(name, logging_steps=4, **settings)
+    often = make(name, logging_steps=1, eval_strategy="steps", eval_steps=1, **settings)
+    for trainer in (seldom, often):
+        trainer.train()
+    assert [sum("target_std" in log for log in each.state.log_history) for each in (seldom, often)] == [1, 4]
+    assert sum("eval_knn_accuracy" in log for log in often.state.log_history) == 4
+    states = [trainer.model.state_dict() for trainer in (seldom, often)]
+    assert any(key.endswith("running_var") for key in states[0])
+    assert [key for key, value in states[0].items() if not torch.equal(value, states[1][key])] == []
+    assert often.model.training
+
+
+def test_logged_features_are_those_of_a_release(make):
+    trainer = make(max_steps=3)
+    trainer.train()
+    pixels = trainer.metrics.last_pixels
+    model = trainer.model.eval()
+    spread = feature_std(model.get_features(pixels)).item()
+    assert trainer.state.log_history[2]["target_std"] == pytest.approx(spread, rel=1e-5)
+    # Statistics of few updates do not look like a collapse.
+    assert min(log["target_std"] for log in trainer.state.log_history if "target_std" in log) > 0.05
+
+
+def test_dropout_does_not_hide_a_collapse(make):
+    encoder = AutoConfig.for_model(
+        "vit",
+        image_size=32,
+        patch_size=8,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        hidden_dropout_prob=0.5,
+    )
+    trainer = make(encoder=encoder, max_steps=4, learning_rate=0.0, collapse_patience=2, collapse_action="stop")
+    with torch.no_grad():
+        trainer.model.encoder.embeddings.patch_embeddings.projection.weight.zero_()
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert trainer.state.log_history[0]["target_std"] < 1e-6
 
 
 def test_dropped_patches_leave_the_collapse_numbers_alone(make):

@@ -58,10 +58,11 @@ class JepaTrainer(BaseTrainer):
 
     Logged besides `loss`, `grad_norm` and `learning_rate`: the terms of the loss, `ema_momentum`, `weight_decay`,
     `context_loss_weight` (V-JEPA 2.1), `target_std` and `target_rankme` (of the target encoder's tokens of recent
-    whole images or clips of all processes), `prediction_token_std` and `target_token_std` (of what the loss compares),
-    `projector_std` (of a joint-embedding model's projections over the batch of all processes), `images_per_second`
-    (clips, of a video model; over all processes, probes and saving left out). Means are over the updates since the
-    last log, and over processes.
+    whole images or clips of all processes, in eval mode, as a release computes them: dropout does not pass for spread,
+    and the running statistics of batch norms, which are read, stay as they are), `prediction_token_std` and
+    `target_token_std` (of what the loss compares), `projector_std` (of a joint-embedding model's projections over the
+    batch of all processes), `images_per_second` (clips, of a video model; over all processes, probes and saving left
+    out). Means are over the updates since the last log, and over processes.
     Evaluation fits probes on the target encoder's pooled features of `probe_train_dataset` and scores them on
     `eval_dataset`: `eval_knn_accuracy`, `eval_ridge_accuracy` (shares in [0, 1]), and the time it took.
 
@@ -372,7 +373,11 @@ class JepaTrainer(BaseTrainer):
         pixels = self.metrics.last_pixels
         if pixels is None:
             return None
-        with self.accelerator.autocast():
+        from ...evaluation.features import eval_mode
+
+        # In training mode the running statistics of batch norms, and with them the release, would depend on how often
+        # a run logs; and dropout would make a collapsed encoder's features differ.
+        with eval_mode(self.model), self.accelerator.autocast():
             return self.model.get_features(pixels)
 
     def _score(self, dataset: Any) -> dict[str, float]:
