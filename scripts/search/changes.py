@@ -6,7 +6,7 @@ all trials kept in `model_cards/comparisons/search_RECIPE.json`.
 
 data2vec: the recipe as it was, with a fast teacher and 600 updates of 32 images. All of its trials stop in a dip that
 a slow teacher leaves again after thousands of updates, which is the recipe of today.
-I-JEPA with SIGReg instead of an EMA target: its weight, which was 0.05.
+I-JEPA with SIGReg instead of an EMA target: its weight, which was 0.05, and the updates, which were 1,000.
 """
 
 import sys
@@ -26,6 +26,7 @@ def sigreg(weight: float, **fields: Any) -> dict[str, Any]:
     return {"method": method | fields, "bf16": True, "use_cpu": True}
 
 
+SHORT = {"max_steps": 1000}
 OLD = {"max_steps": 600, "ema_momentum": 0.99, "ema_momentum_end": 0.999}
 SLOW = OLD | {"ema_momentum": 0.999, "ema_momentum_end": 0.9999}
 # The student steps in bfloat16, in less than half of the time.
@@ -44,10 +45,12 @@ TRIALS: dict[str, dict[str, dict[str, Any]]] = {
         "bf16, momentum 0.999, lr 3e-4, first 2 layers": SMALL | layers([0, 1]),
     },
     "ijepa_sigreg": {
-        "weight 0.01": sigreg(0.01),
-        "weight 0.002": sigreg(0.002),
-        "weight 0.01 beside an EMA target": sigreg(0.01, target="ema")
+        "weight 0.01": SHORT | sigreg(0.01),
+        "weight 0.002": SHORT | sigreg(0.002),
+        "weight 0.01 beside an EMA target": SHORT
+        | sigreg(0.01, target="ema")
         | {"ema_momentum": 0.99, "ema_momentum_end": 1.0},
+        "weight 0.002, 3,000 updates": sigreg(0.002) | {"max_steps": 3000},
     },
 }
 
