@@ -5,6 +5,7 @@ pixels, the untrained encoder and the same encoder trained on the probe's labels
     python -m scripts.search.cluttered ijepa|lejepa [--trials NAME ...] [--seeds 0] [--split validation] [--bounds]
 """
 
+import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -52,22 +53,22 @@ def trials() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def render(logs: Sequence[dict[str, Any]]) -> str:
-    """Probes in % of what was trained and of what it lies between, on the validation split."""
-    lines = [f"| features | {' | '.join(PROBES.values())} |", f"|{'---|' * (1 + len(PROBES))}"]
+    """Probes in % of what was trained and of what it lies between, on each split that was read."""
+    lines = [f"| features | split, seeds | {' | '.join(PROBES.values())} |", f"|{'---|' * (2 + len(PROBES))}"]
 
-    def row(name: str, runs: list[dict[str, float]]) -> None:
+    def row(name: str, split: str, runs: list[dict[str, float]]) -> None:
         cells = [percent([run[key] for run in runs if key in run]) for key in PROBES]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {split}, {len(runs)} | {' | '.join(cells)} |")
 
     for log in logs:
-        found = [trial for trial in log["trials"] if trial["split"] == "validation"]
-        for name in dict.fromkeys(trial["name"] for trial in found):
-            runs = [trial for trial in found if trial["name"] == name]
-            row(f"{name}, untrained", [run["untrained"] for run in runs])
-            row(name, [run["trained"] for run in runs])
-        for name in ("supervised", "raw pixels"):
-            if runs := [bound[name] for bound in log.get("bounds", [])]:
-                row(f"{name}, {log['recipe']}", runs)
+        encoder = next(next(iter(TRIALS[family])) for family, recipe in RECIPES.items() if recipe == log["recipe"])
+        for split, name in dict.fromkeys((trial["split"], trial["name"]) for trial in log["trials"]):
+            runs = [trial for trial in log["trials"] if (trial["split"], trial["name"]) == (split, name)]
+            row(f"{name}, untrained", split, [run["untrained"] for run in runs])
+            row(name, split, [run["trained"] for run in runs])
+        for split, name in itertools.product(("validation", "test"), ("supervised", "raw pixels")):
+            if runs := [bound[name] for bound in log.get("bounds", []) if bound["split"] == split]:
+                row(f"{encoder}'s encoder, supervised" if name == "supervised" else name, split, runs)
     return "\n".join(lines)
 
 
