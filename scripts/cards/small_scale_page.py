@@ -58,9 +58,9 @@ recipe of `make demo`) and, where another of three settings did better on the va
 ([all runs](../model_cards/comparisons/peers_cluttered.json)). Test split, three seeds; backbone, predictor, batch,
 dtype and probes are the same for all, as on [Against other libraries](comparison.md):
 """
-LIBRARIES_WORDS = """Raw pixels are a picture's patches here: pooled, their mean. Nobody's I-JEPA learns much there. Ours is
-ahead on the three ridge probes, barely of the untrained encoder; lightly, with the paper's masks, on pooled k-NN and on
-the attentive probe, where ours is behind the untrained encoder.
+LIBRARIES_WORDS = """Raw pixels are a picture's patches here: pooled, their mean. Nobody's I-JEPA learns much there.
+Ours is ahead on the three ridge probes, barely of the untrained encoder; lightly, with the paper's masks, on pooled
+k-NN and on the attentive probe, where ours is behind the untrained encoder.
 """
 
 
