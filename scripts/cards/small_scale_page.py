@@ -41,26 +41,27 @@ whether the parts of a clip were shuffled (chance 50), which neither tells.
 CLUTTER = """## A harder world
 
 `trainers.worlds.cluttered_fashion` puts the garments at random places, in random sizes and colours, over fragments of
-others, at 64 pixels, so that raw pixels no longer win by alignment. The probes have 4,000 labels, and so has what was
-trained on them (`supervised`: as many steps as the recipe). `python -m scripts.search.cluttered lejepa` and `ijepa`
+others, at 64 pixels, so that raw pixels no longer win by alignment. The probes have 4,000 labels.
+`python -m scripts.search.cluttered lejepa` and `ijepa`
 ([all](../model_cards/comparisons/search_cluttered_lejepa.json)
 [runs](../model_cards/comparisons/search_cluttered_ijepa.json)):
 """
-CLUTTER_WORDS = """LeJEPA, with a small ConvNet and jitter through all hues, is ahead of its untrained encoder and of
-raw pixels on every probe after 200 steps of 128 images. I-JEPA does not work there at this scale: it gains on tokens
-alone, and with VISReg it collapses; presumably because what can be predicted of a hidden patch is colour and
-background, not the garment.
+CLUTTER_WORDS = """LeJEPA, with a small ConvNet and jitter through all hues, gains 13 to 22 points on every probe in
+200 steps of 128 images. I-JEPA does not work there at this scale: it gains on tokens alone, and with VISReg it
+collapses; presumably because what can be predicted of a hidden patch is colour and background, not the garment.
 """
 LIBRARIES = """### I-JEPA there, against other libraries
 
 `python -m scripts.peers.harder_world` gives every library two minutes of one core with what it documents (ours: the
 recipe of `make demo`) and, where another of three settings did better on the validation split, with that one too
-([all runs](../model_cards/comparisons/peers_cluttered.json)). Test split, three seeds; backbone, predictor, batch,
-dtype and probes are the same for all, as on [Against other libraries](comparison.md):
+([all runs](../model_cards/comparisons/peers_cluttered.json)). Test split; backbone, predictor, batch, dtype and
+probes are the same for all, as on [Against other libraries](comparison.md):
 """
-LIBRARIES_WORDS = """Raw pixels are a picture's patches here: pooled, their mean. Nobody's I-JEPA learns much there.
-Ours is ahead on the three ridge probes, barely of the untrained encoder; lightly, with the paper's masks, on pooled
-k-NN and on the attentive probe, where ours is behind the untrained encoder.
+LIBRARIES_WORDS = """Raw pixels are a picture's patches here: pooled, their mean. One to three seeds so far; the runs
+shared their machine, on which a processor second showed almost twice as many images at one time as at another, so that
+small differences say nothing. Nobody's I-JEPA learns much there. Ours has the highest ridge probes, barely above the
+untrained encoder; lightly, with the paper's masks, has the highest k-NN of those trained (a tie with the untrained
+encoder) and the highest attentive probe, where ours is behind the untrained encoder.
 """
 
 

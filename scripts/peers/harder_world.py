@@ -67,7 +67,8 @@ def wanted(rows: list[dict[str, Any]], seeds: list[int]) -> Iterator[tuple[str, 
 
 def render(rows: list[dict[str, Any]]) -> str:
     """Mean ± standard deviation over the seeds of the test split, in %."""
-    lines = [f"| contestant | learning rate | images seen | {' | '.join(PROBES)} |", f"|{'---|' * (3 + len(PROBES))}"]
+    head = ["contestant", "learning rate", "seeds", "images seen", *PROBES]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     found: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for row in rows:
         if row["split"] == "test":
@@ -75,7 +76,7 @@ def render(rows: list[dict[str, Any]]) -> str:
     for (name, rate), runs in found.items():
         cells = [percent([row["probes"][probe] for row in runs]) for probe in PROBES]
         images = f"{statistics.mean(row.get('images', 0) for row in runs):,.0f}"
-        lines.append(f"| {name} | x{rate:g} | {images} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | x{rate:g} | {len(runs)} | {images} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
