@@ -89,6 +89,8 @@ def main() -> None:
         raise SystemExit(f"{DATA} is missing: run `python -m trainers.worlds.cluttered_fashion` first.")
     run_with_peers()
     log = json.loads(FILE.read_text()) if FILE.exists() else {"rows": []}
+    if others := {row["minutes"] for row in log["rows"]} - {options.minutes}:
+        raise SystemExit(f"{FILE} holds runs of {others} minutes: move it away, or ask for the same.")
     log["command"] = " ".join(["python -m scripts.peers.harder_world", *sys.argv[1:]])
     done = {(row["name"], row["rate"], row["seed"], row["split"]) for row in log["rows"]}
     for chosen in wanted(log["rows"], options.seeds):
