@@ -18,6 +18,15 @@ TINY_VJEPA = {
     "pred_num_hidden_layers": 1,
     "pred_num_attention_heads": 2,
 }
+# Fields of a `ViTConfig` and its like.
+TINY_VIT = {
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
 
 
 def tiny_llama(tokenizer: Any, **fields: Any) -> LlamaForCausalLM:

@@ -9,6 +9,7 @@ from hf_jepa import LeJepaForPreTraining, LeJepaPreTrainingConfig, RectifiedLpJe
 from hf_jepa.encoders import pooled_output, run_encoder
 from hf_jepa.objectives import RDMReg, VISReg, WeakSIGReg, vicreg
 from hf_jepa.programs.counting import enable_checkpointing
+from tests.tiny_models import TINY_VIT
 
 from .conftest import ENCODERS, HEADS, build
 
@@ -296,15 +297,7 @@ def test_faults(views, local_views):
 
 
 def test_encoders_without_a_pooled_output_are_refused():
-    tokens_only = AutoConfig.for_model(
-        "ijepa",
-        image_size=32,
-        patch_size=8,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-    )
+    tokens_only = AutoConfig.for_model("ijepa", **TINY_VIT)
     maps = TimmWrapperConfig(architecture="resnet10t", model_args={"features_only": True})
     for config, pooling in ((ENCODERS["resnet"](), "cls"), (maps, "auto"), (tokens_only, "cls")):
         with pytest.raises(ValueError, match="no usable pooled output"):

@@ -16,6 +16,7 @@ from hf_jepa.data import MultiViewCollator, MultiViewTransform, SeededImageDatas
 from hf_jepa.hub.release import save_release
 from hf_jepa.training.jepa.trainer import parameter_groups
 from tests.processes import run_script
+from tests.tiny_models import TINY_VIT
 
 # Runs where `import hf_jepa` fails, as on a machine that has only transformers.
 PLAIN_USER = """
@@ -191,16 +192,7 @@ def test_logged_features_are_those_of_a_release(make):
 
 
 def test_dropout_does_not_hide_a_collapse(make):
-    encoder = AutoConfig.for_model(
-        "vit",
-        image_size=32,
-        patch_size=8,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        hidden_dropout_prob=0.5,
-    )
+    encoder = AutoConfig.for_model("vit", **TINY_VIT, hidden_dropout_prob=0.5)
     trainer = make(encoder=encoder, max_steps=4, learning_rate=0.0, collapse_patience=2, collapse_action="stop")
     with torch.no_grad():
         trainer.model.encoder.embeddings.patch_embeddings.projection.weight.zero_()
