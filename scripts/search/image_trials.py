@@ -33,7 +33,7 @@ def samples_of(rows: SeededImageDataset) -> tuple[torch.Tensor, torch.Tensor]:
 def tokens_of(model: PreTrainedModel, images: torch.Tensor) -> torch.Tensor:
     """Patch tokens `(n, tokens, width)` of the encoder that is released; of a model of views, its pooled output."""
     model.eval()
-    return torch.cat([model.get_features(part).float() for part in images.split(500)])
+    return torch.cat([model.get_features(part).float() for part in images.split(64)])
 
 
 def probes(

@@ -52,7 +52,7 @@ def test_knn_weights_decide_where_votes_are_even():
     assert knn_accuracy(train, labels, query, torch.tensor([0]), k=2, temperature=1e-6) == 1
 
 
-@pytest.mark.parametrize(("num_rows", "width"), [(200, 12), (30, 50)])
+@pytest.mark.parametrize(("num_rows", "width"), [(200, 12), (30, 50), (1300, 1100), (1100, 1300)])
 def test_ridge_equals_scikit_learn(num_rows, width):
     train, labels, test, test_labels = blobs(num_rows, width)
     train[:, 0] = 3.0  # a constant column must do no harm

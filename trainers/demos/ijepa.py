@@ -195,7 +195,7 @@ def main() -> None:
     picture: dict[str, Any] = {}
     for name, network in (("untrained", untrained), ("I-JEPA", model)):
         tokens = {
-            split: torch.cat([network.get_features(part) for part in value.split(500)])
+            split: torch.cat([network.get_features(part) for part in value.split(64)])
             for split, value in images.items()
         }
         columns[name] = probe(tokens, labels, options.seed)

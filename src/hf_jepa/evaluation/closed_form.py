@@ -121,11 +121,12 @@ def _fit_ridge(
         right_side = torch.zeros(width, targets.shape[1], dtype=dtype, device=features.device)
         for start in range(0, num_rows, 4096):  # never a standardised copy of all rows
             chunk = ((features[start : start + 4096] - mean) / std).to(dtype)
-            gram.addmm_(chunk.T, chunk)
+            _add_gram(gram, chunk)
             right_side.addmm_(chunk.T, targets[start : start + 4096])
     else:
         rows = ((features - mean) / std).to(dtype)
-        gram, right_side = rows @ rows.T, targets
+        gram, right_side = torch.zeros(num_rows, num_rows, dtype=dtype, device=features.device), targets
+        _add_gram(gram, rows.T)
     predictors = []
     # A smaller penalty could not be told from rounding, and the factorisation would break down.
     floor = torch.finfo(dtype).eps * gram.trace().item()
@@ -136,6 +137,12 @@ def _fit_ridge(
         weight = solution if primal else rows.T @ solution
         predictors.append(_affine(weight.float(), target_mean.float(), mean, std))
     return predictors
+
+
+def _add_gram(gram: torch.Tensor, rows: torch.Tensor, block: int = 1024) -> None:
+    """Adds the lower triangle of `rows.T @ rows`, all that a Cholesky factorisation reads, in blocks of columns."""
+    for start in range(0, len(gram), block):
+        gram[start:, start : start + block].addmm_(rows[:, start:].T, rows[:, start : start + block])
 
 
 def _affine(
