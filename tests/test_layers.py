@@ -20,6 +20,7 @@ LAYERS = [
         "parts",
         "poses",
         "positions",
+        "silence",
         "streaming",
         "version",
     },

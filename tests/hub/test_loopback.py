@@ -19,10 +19,11 @@ from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.utils import get_session
 from transformers import IJepaConfig
 
-from hf_jepa import IJepaForPreTraining, IJepaPreTrainingConfig
-from hf_jepa.hub import PushError, push_release, save_release, silence
+from hf_jepa import IJepaForPreTraining, IJepaPreTrainingConfig, silence
+from hf_jepa.data import LeRobotTrajectories
+from hf_jepa.hub import PushError, push_release, save_release
 from hf_jepa.hub.inspection import release_folder
-from hf_jepa.hub.silence import limited_silence
+from hf_jepa.silence import limited_silence
 
 from .loopback_hub import HALF, LOST, RESET, SILENT, TRICKLE, LoopbackHub, loopback_hub
 
@@ -133,7 +134,8 @@ def loading(hub, api, tmp_path, monkeypatch) -> Path:
     """The cache that `release_folder` fills from this server, at first with nothing."""
     folder = tmp_path / "cache"
     download = functools.partial(snapshot_download, endpoint=hub.url, token="write", cache_dir=folder)
-    monkeypatch.setattr("hf_jepa.hub.inspection.snapshot_download", download)
+    for module in ("hub.inspection", "data.trajectory_lerobot"):
+        monkeypatch.setattr(f"hf_jepa.{module}.snapshot_download", download)
     return folder
 
 
@@ -168,10 +170,11 @@ def test_a_silent_server_ends_a_try_and_then_the_push(hub, api, made, wait_for, 
 
 
 @pytest.mark.parametrize("fault", [SILENT, HALF])
-def test_nothing_half_read_is_taken_for_whole(hub, api, made, wait_for, loading, fault):
+@pytest.mark.parametrize("where", ["GET /api/models/me/tiny", "GET /me/tiny/resolve/"])
+def test_nothing_half_read_is_taken_for_whole(hub, api, made, wait_for, loading, where, fault):
     wait_for(0.5)
     push_release(made[1], "me/tiny", api=api)
-    hub.fail("GET /me/tiny/resolve/", *[fault] * 99)
+    hub.fail(where, *[fault] * 99)
     with pytest.raises(ValueError, match="the Hub cannot be asked for a repository of that name"):
         release_folder("me/tiny")
     assert hub.let_go == 0
@@ -181,15 +184,22 @@ def test_nothing_half_read_is_taken_for_whole(hub, api, made, wait_for, loading,
         assert (folder / file).read_bytes() == (made[1] / file).read_bytes()
 
 
-def test_limits_that_a_caller_has_set_stay(monkeypatch):
+def test_a_silent_server_ends_the_loading_of_a_dataset(hub, api, wait_for, loading):
+    wait_for(0.5)
+    hub.fail("GET /api/datasets/me/robot", *[SILENT] * 99)
+    with pytest.raises(OSError, match="trying to locate the files on the Hub"):
+        LeRobotTrajectories("me/robot")
+    assert hub.let_go == 0
+
+
+@pytest.mark.parametrize(("asked", "limit"), [({}, 300.0), ({"timeout": None}, 300.0), ({"timeout": 7}, 7)])
+def test_limits_that_a_caller_has_set_stay(hub, api, asked, limit):
     client = get_session()
+    hooks = list(client.event_hooks["request"])
     with limited_silence():
-        assert client.timeout.read == client.timeout.write == silence.MAX_SILENCE
-    assert client.timeout.read is None
-    monkeypatch.setattr(client, "timeout", 7)
-    with limited_silence():
-        assert client.timeout.read == 7
-    assert client.timeout.read == 7
+        answer = client.get(f"{hub.url}/api/models/me/none", **asked)
+        assert set(answer.request.extensions["timeout"].values()) == {limit}
+    assert client.event_hooks["request"] == hooks
 
 
 @pytest.fixture(scope="module")

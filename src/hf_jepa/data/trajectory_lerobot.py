@@ -10,6 +10,7 @@ from datasets import Dataset
 from huggingface_hub import snapshot_download
 
 from ..file_errors import naming
+from ..silence import limited_silence
 from .decoding import decode_image
 from .trajectories import Trajectories
 from .video_decoding import open_video
@@ -44,7 +45,8 @@ class LeRobotTrajectories(Trajectories):
     ) -> None:
         folder = Path(repo_or_path)
         if not folder.is_dir():
-            folder = Path(snapshot_download(str(repo_or_path), repo_type="dataset", revision=revision))
+            with limited_silence():
+                folder = Path(snapshot_download(str(repo_or_path), repo_type="dataset", revision=revision))
         if not (folder / "meta" / "info.json").is_file():
             raise ValueError(f"{repo_or_path} is no LeRobot dataset: it has no meta/info.json.")
         with naming(repo_or_path):

@@ -22,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 
 from ..methods import METHODS
 from ..methods.method import model_classes
+from ..silence import is_connection_error, limited_silence
 from .checks import ADAPTER_CONFIG, PRETRAINING_FOLDER
 from .processors import PROCESSOR_FILES
-from .silence import is_connection_error
 from .sources import HUB_NAME
 
 _SMALL = ["*.json", "*.yaml", "*.md", f"{PRETRAINING_FOLDER}/config.json"]
@@ -48,7 +48,8 @@ def release_folder(repo_or_path: str | os.PathLike, revision: str | None = None)
     if HUB_NAME.fullmatch(name) is None:
         raise ValueError(f"There is no folder {name!r}, and it is not the name of a repository (organisation/name).")
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_SMALL))
+        with limited_silence():
+            return Path(snapshot_download(name, revision=revision, allow_patterns=_SMALL))
     except GatedRepoError as error:
         raise ValueError(f"{name!r} is gated: accept its terms on the Hub, then `hf auth login`.") from error
     except RevisionNotFoundError as error:
@@ -100,8 +101,13 @@ def _weights_of(repo: str, folder: Path, revision: str | None) -> dict[str, Any]
     if Path(repo).is_dir() or constants.HF_HUB_OFFLINE:
         return {}
     try:
-        return {"parameters": dict(get_safetensors_metadata(repo, revision=revision).parameter_count)}
-    except (NotASafetensorsRepoError, HfHubHTTPError, OSError):
+        with limited_silence():
+            return {"parameters": dict(get_safetensors_metadata(repo, revision=revision).parameter_count)}
+    except Exception as error:
+        if not isinstance(error, NotASafetensorsRepoError | HfHubHTTPError | OSError) and not is_connection_error(
+            error
+        ):
+            raise
         return {}
 
 

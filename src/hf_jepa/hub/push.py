@@ -10,10 +10,10 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from transformers.utils import logging
 
+from ..silence import is_connection_error, limited_silence
 from .card import render_card
 from .checks import EVAL_RESULTS, check_release
 from .replacing import replace_text
-from .silence import is_connection_error, limited_silence
 
 logger = logging.get_logger(__name__)
 

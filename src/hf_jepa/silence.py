@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from huggingface_hub.utils import get_session
 
@@ -13,19 +14,24 @@ MAX_SILENCE = 300.0
 def limited_silence() -> Iterator[None]:
     """
     Calls of `huggingface_hub` within end with a timeout of its client after `MAX_SILENCE` seconds in which nothing was
-    sent or received, however long they take in all; by default only its downloads do. Limits that a caller has set for
-    its client stay. Two things are without: files that `hf_xet` transfers, and what follows where `huggingface_hub`
-    could not connect and made a client anew, until this is entered again.
+    sent or received, however long they take in all; by default only its downloads do. Limits that a caller, or
+    `huggingface_hub` for a call, has set stay. Two things are without: files that `hf_xet` transfers, and what follows
+    where `huggingface_hub` could not connect and made a client anew, until this is entered again.
     """
-    # The client itself and not its factory: another factory would close connections that other threads read from.
-    client = get_session()
-    before = client.timeout
-    if not any(before.as_dict().values()):
-        client.timeout = MAX_SILENCE
+
+    # A hook and not the client's timeout, which calls such as `model_info` override with none; and the client itself
+    # and not its factory: another factory would close connections that other threads read from.
+    def limit(request: Any) -> None:
+        limits = request.extensions.get("timeout") or {}
+        if not any(limits.values()):
+            request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), MAX_SILENCE)
+
+    hooks = get_session().event_hooks["request"]
+    hooks.append(limit)
     try:
         yield
     finally:
-        client.timeout = before
+        hooks.remove(limit)
 
 
 def is_connection_error(error: BaseException) -> bool:
