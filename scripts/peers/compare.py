@@ -22,6 +22,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,9 +41,9 @@ def read_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
     if (parquet := folder / f"{split}.parquet").exists():
         from datasets import Dataset
 
-        rows = Dataset.from_parquet(str(parquet)).with_format("torch")
-        images = torch.stack([image.float() for image in rows["image"]]) / 255
-        return (images - 0.5) / 0.25, torch.as_tensor(rows["label"])
+        rows = Dataset.from_parquet(str(parquet))
+        images = torch.from_numpy(np.stack([np.asarray(row["image"]) for row in rows])).permute(0, 3, 1, 2)
+        return (images / 255 - 0.5) / 0.25, torch.as_tensor(rows["label"][:])
     if split == "validation":
         raise SystemExit(f"{folder} holds no validation.parquet, and idx files have no validation split.")
     prefix = "t10k" if split == "test" else split

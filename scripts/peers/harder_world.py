@@ -3,7 +3,7 @@ The comparison of compare.py on garments over clutter: every library with what i
 settings, which is chosen on the validation split; three seeds on the test split, where every run reads it once.
 
     python -m trainers.worlds.cluttered_fashion
-    python -m scripts.peers.harder_world [--minutes 2] [--seeds 0 1 2]
+    python -m scripts.peers.harder_world [--minutes 2] [--seeds 0 1 2] [--bf16]
 
 Runs that the JSON file holds are not repeated.
 """
@@ -23,7 +23,7 @@ from scripts.tables import percent
 
 FILE = Path("model_cards/comparisons/peers_cluttered.json")
 DATA = Path("outputs/cluttered_fashion")
-SIZES = ["--image-size", "64", "--patch-size", "8", "--train-limit", "4000", "--test-limit", "4000", "--bf16"]
+SIZES = ["--image-size", "64", "--patch-size", "8", "--train-limit", "4000", "--test-limit", "4000"]
 # Library -> contestant and factor on its learning rate; the first is what its documentation has (ours: the recipe).
 SETTINGS = {
     "hf_jepa": (("hf_jepa", 1.0), ("hf_jepa", 2.0), ("hf_jepa", 0.5)),
@@ -35,12 +35,12 @@ FLOORS = (("random init", 1.0), ("raw pixels", 1.0))
 DECIDING = ("ridge, pooled", "attentive")
 
 
-def run(name: str, rate: float, seed: int, split: str, minutes: float) -> dict[str, Any]:
+def run(name: str, rate: float, seed: int, split: str, budget: dict[str, Any]) -> dict[str, Any]:
     part = Path("outputs/peers_cluttered.json")
     command = [sys.executable, "-m", "scripts.peers.compare", "--one", name, "--one-output", str(part)]
-    command += ["--data", str(DATA), "--minutes", str(minutes), "--seed", str(seed), "--split", split]
-    subprocess.run([*command, "--rate", str(rate), *SIZES], check=True)
-    return json.loads(part.read_text()) | {"rate": rate, "seed": seed, "split": split, "minutes": minutes}
+    command += ["--data", str(DATA), "--minutes", str(budget["minutes"]), "--seed", str(seed), "--split", split]
+    subprocess.run([*command, "--rate", str(rate), *SIZES, *(["--bf16"] if budget["bf16"] else [])], check=True)
+    return json.loads(part.read_text()) | {"rate": rate, "seed": seed, "split": split, **budget}
 
 
 def best(rows: list[dict[str, Any]], library: str) -> tuple[str, float]:
@@ -83,22 +83,25 @@ def render(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=2.0, help="processor minutes for each run, on one thread")
+    parser.add_argument("--bf16", action="store_true", help="everyone steps under bfloat16 autocast")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     if not DATA.exists():
         raise SystemExit(f"{DATA} is missing: run `python -m trainers.worlds.cluttered_fashion` first.")
     run_with_peers()
     log = json.loads(FILE.read_text()) if FILE.exists() else {"rows": []}
-    if others := {row["minutes"] for row in log["rows"]} - {options.minutes}:
-        raise SystemExit(f"{FILE} holds runs of {others} minutes: move it away, or ask for the same.")
+    budget = {"minutes": options.minutes, "bf16": options.bf16}
+    for row in log["rows"]:
+        if (found := {key: row[key] for key in budget}) != budget:
+            raise SystemExit(f"{FILE} holds runs of {found}: move it away, or ask for the same.")
     log["command"] = " ".join(["python -m scripts.peers.harder_world", *sys.argv[1:]])
     done = {(row["name"], row["rate"], row["seed"], row["split"]) for row in log["rows"]}
     for chosen in wanted(log["rows"], options.seeds):
         if chosen not in done:
-            log["rows"].append(run(*chosen, options.minutes))
+            log["rows"].append(run(*chosen, budget))
             print(json.dumps(log["rows"][-1]["probes"]), *chosen, flush=True)
             FILE.write_text(json.dumps(log, indent=1) + "\n")
-    FILE.with_suffix(".md").write_text(render(log["rows"]) + "\n")
+    print(render(log["rows"]))
 
 
 if __name__ == "__main__":
