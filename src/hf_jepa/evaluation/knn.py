@@ -9,7 +9,8 @@ def check_split(features: torch.Tensor, labels: torch.Tensor, name: str) -> None
         raise ValueError(f"{name} has features of shape {tuple(features.shape)} but labels of shape {shape}.")
     if labels.is_floating_point() or labels.min() < 0:
         raise ValueError(f"{name} labels must be integers from 0 on, got {labels.dtype} from {labels.min().item()}.")
-    if not torch.isfinite(features).all():
+    # NaN is the extreme of what holds one; `isfinite` of each value takes ten times as long.
+    if features.numel() and not torch.isfinite(torch.stack(features.aminmax())).all():
         raise ValueError(f"{name} features hold NaN or infinite values.")
 
 
