@@ -81,7 +81,7 @@ def test_what_is_said_stays():
 def test_the_library_is_what_loads_the_root(facts, library):
     model = {"name": "x", "family": "ijepa", "num_parameters": 1, "num_parameters_trained": 1, **facts}
     results = {"licence": "mit", "model": model}
-    assert ModelCard(render_card(results)).data.library_name == library
+    assert ModelCard(render_card(results)).data.to_dict()["library_name"] == library
 
 
 @pytest.fixture

@@ -139,10 +139,11 @@ def _fit_ridge(
     return predictors
 
 
-def _add_gram(gram: torch.Tensor, rows: torch.Tensor, block: int = 1024) -> None:
+def _add_gram(gram: torch.Tensor, rows: torch.Tensor) -> None:
     """Adds the lower triangle of `rows.T @ rows`, all that a Cholesky factorisation reads, in blocks of columns."""
-    for start in range(0, len(gram), block):
-        gram[start:, start : start + block].addmm_(rows[:, start:].T, rows[:, start : start + block])
+    for start in range(0, len(gram), 1024):
+        columns = slice(start, start + 1024)
+        gram[start:, columns].addmm_(rows[:, start:].T, rows[:, columns])
 
 
 def _affine(

@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+from torch import library
 from torch.nn import functional as F
 
 from .distributed import gather_batch
@@ -85,7 +86,7 @@ def draws_of(
 
 
 # A generator is no part of a graph; in one, what it draws is an operator's output.
-_draws_of = torch.library.custom_op("hf_jepa::rdmreg_draws", draws_of, mutates_args=())
+_draws_of = library.custom_op("hf_jepa::rdmreg_draws", draws_of, mutates_args=())
 
 
 @_draws_of.register_fake

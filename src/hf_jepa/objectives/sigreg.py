@@ -7,6 +7,7 @@ import math
 from typing import Literal
 
 import torch
+from torch import library
 from transformers.utils import logging
 
 from .characteristic import characteristic_sums
@@ -116,7 +117,7 @@ def directions_of(step: torch.Tensor, num_slices: int, width: int) -> torch.Tens
 
 
 # A generator is no part of a graph; in one, what it draws is an operator's output.
-_directions_of = torch.library.custom_op("hf_jepa::sigreg_directions", directions_of, mutates_args=())
+_directions_of = library.custom_op("hf_jepa::sigreg_directions", directions_of, mutates_args=())
 
 
 @_directions_of.register_fake
