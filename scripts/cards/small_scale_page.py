@@ -2,13 +2,12 @@
 
 import json
 
-from scripts.peers import harder_world
 from scripts.search import cluttered, demo_recipes, video_future
 
 from .count_models import COUNTS
 
 CLUTTERED = [cluttered.FILE.name.format(family) for family in ("lejepa", "ijepa")]
-FILES = [demo_recipes.FILE.name, video_future.FILE.name, harder_world.FILE.name, *CLUTTERED]
+FILES = [demo_recipes.FILE.name, video_future.FILE.name, *CLUTTERED]
 
 INTRODUCTION = """# What learns in minutes
 
@@ -53,26 +52,11 @@ encoder learns the probe's 4,000 labels to 61 % in as many steps. I-JEPA does no
 tokens alone, and with VISReg it collapses; presumably because what can be predicted of a hidden patch is colour and
 background, not the garment.
 """
-LIBRARIES = """### I-JEPA there, against other libraries
-
-`python -m scripts.peers.harder_world` gives every library two minutes of one core with what it documents (ours: the
-recipe of `make demo`) and, where another of three settings did better on the validation split, with that one too
-([all runs](../model_cards/comparisons/peers_cluttered.json)). Test split; backbone, predictor, batch, dtype and
-probes are the same for all, as on [Against other libraries](comparison.md):
-"""
-LIBRARIES_WORDS = """In float32; lightly's better setting is its default one. Raw pixels are a picture's patches
-here: pooled, their mean. Nobody's I-JEPA learns much in two minutes: over the untrained encoder, ours (x1) gains
-barely more than a deviation on all tokens and with few labels, lightly a point of attention, a tie; all lose k-NN. Of
-the trained ones ours as its recipe has it is ahead on k-NN, both ridge probes and few labels, by more than a
-deviation; on the attentive probe it is behind lightly by six points, and not better than stable-pretraining. Half its
-rate, which validation prefers, gives back most of that lead for under two points of attention. On pictures like these,
-LeJEPA is the method to take (the table above).
-"""
 
 
 def small_scale_page() -> str:
     folder = COUNTS.parent
-    images, videos, peers, *clutter = (json.loads((folder / name).read_text()) for name in FILES)
+    images, videos, *clutter = (json.loads((folder / name).read_text()) for name in FILES)
     seconds = [trial["cpu_seconds"] for trial in videos["trials"] if trial["split"] == "test"]
     return "\n".join(
         [
@@ -89,9 +73,5 @@ def small_scale_page() -> str:
             cluttered.render(clutter),
             "",
             CLUTTER_WORDS,
-            LIBRARIES,
-            harder_world.render(peers["rows"]),
-            "",
-            LIBRARIES_WORDS,
         ]
     )

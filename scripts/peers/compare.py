@@ -1,238 +1,161 @@
 """
-Trains hf_jepa's, lightly's and stable-pretraining's I-JEPA on the same images for the same CPU time and probes each
-frozen target encoder with the same probes.
+Compares hf_jepa's, lightly's and stable-pretraining's I-JEPA: the same images, sizes, processor time and probes, three
+seeds on the test split, which every run reads once.
 
-    python -m scripts.peers.compare --minutes 60 --bf16
-    python -m scripts.peers.compare --minutes 0.2 --test-limit 1000 --train-limit 1000      # does it run?
+    python -m scripts.peers.compare plain [--minutes 5] [--seeds 0 1 2] [--bf16] [--jobs 2]
+    python -m trainers.worlds.cluttered_fashion && python -m scripts.peers.compare cluttered --minutes 2
 
-Everyone gets the same backbone and predictor sizes, batch size, dtype, images and `--minutes` of processor time on one
-thread (augmentation, masks, step and EMA update; no set-up, no evaluation), in a process of its own, and otherwise
-follows its own documentation (trainers.py says how). The peers are installed from PyPI into outputs/peers-venv on
-the first run. Probes see Fashion-MNIST's test split and a fixed part of its training split.
+`plain` is Fashion-MNIST, where everyone runs as documented. `cluttered` are garments over clutter, where a library
+also runs with the best of three settings, chosen on the validation split. The peers are installed from PyPI into
+outputs/peers-venv on the first run. Runs that the JSON file holds are not repeated. docs/comparison.md is rendered
+from both files (scripts/cards/comparison_page.py).
 """
 
-from __future__ import annotations
-
 import argparse
-import gzip
 import json
+import statistics
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import Any
 
 from scripts.peers.environment import run_with_peers
-from scripts.peers.trainers import CONTESTANTS, UNTRAINED, Contestant, augment
+from scripts.peers.one_run import PROBES
+from scripts.tables import percent
 
-MEAN, STD = 0.286, 0.353
-PROBES = ("k-NN, pooled", "ridge, pooled", "ridge, all tokens", "attentive", "10 labels per class, all tokens")
+RESULTS = Path("model_cards/comparisons")
+PACKAGES = ("torch", "lightly", "stable-pretraining", "timm", "transformers")
+FLOORS = (("random init", 1.0), ("raw pixels", 1.0))
+# What decides between settings: both read all of the tokens.
+DECIDING = ("ridge, pooled", "attentive")
 
-
-def read_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
-    """
-    Normalised images `(n, channels, height, width)` float32 and labels `(n,)` of "train", "validation" or "test", from
-    the parquet files of a world of `trainers/worlds`, else from gzipped idx files (which have no "validation").
-    """
-    if (parquet := folder / f"{split}.parquet").exists():
-        from datasets import Dataset
-
-        rows = Dataset.from_parquet(str(parquet))
-        images = torch.from_numpy(np.stack([np.asarray(row["image"]) for row in rows])).permute(0, 3, 1, 2)
-        return (images / 255 - 0.5) / 0.25, torch.as_tensor(rows["label"][:])
-    if split == "validation":
-        raise SystemExit(f"{folder} holds no validation.parquet, and idx files have no validation split.")
-    prefix = "t10k" if split == "test" else split
-
-    def values(kind: str, offset: int) -> Tensor:
-        path = folder / f"{prefix}-{kind}-ubyte.gz"
-        if not path.exists():
-            raise SystemExit(f"{path} is missing: install the Debian package dataset-fashion-mnist or pass --data.")
-        return torch.frombuffer(bytearray(gzip.decompress(path.read_bytes())[offset:]), dtype=torch.uint8)
-
-    images = values("images-idx3", 16).view(-1, 1, 28, 28)
-    return (images.float() / 255 - MEAN) / STD, values("labels-idx1", 8).long()
+Setting = tuple[str, float]
+Run = tuple[str, float, int, str]
 
 
-def train(contestant: Contestant, images: Tensor, seconds: float, batch_size: int, seed: int, bf16: bool) -> dict:
-    def loss_of(batch: Tensor) -> Tensor:
-        batch = augment(batch, contestant.crop_scale, contestant.flip, generator)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            return contestant.loss(batch)
+@dataclass(frozen=True)
+class World:
+    """`settings`: library -> contestants and factors on their learning rates; the first is what it documents."""
 
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = contestant.make_optimizer()
-    contestant.train()
-    # Once outside the clock: first calls compile kernels and fill caches, which says nothing about training.
-    loss_of(images[:batch_size]).backward()
-    optimizer.zero_grad(set_to_none=True)
-    steps, losses, wall, start = 0, [], time.perf_counter(), time.process_time()
-    order, position, used, shown = torch.empty(0), 0, 0.0, 0.0
-    while used < seconds:
-        if position + batch_size > len(order):
-            order, position = torch.randperm(len(images), generator=generator), 0
-        batch = images[order[position : position + batch_size]]
-        position += batch_size
-        progress = used / seconds
-        contestant.before_step(optimizer, progress)
-        loss = loss_of(batch)
-        if not torch.isfinite(loss):
-            raise SystemExit(f"The loss is {loss.item()} after {steps} steps.")
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        contestant.after_step(progress)
-        steps += 1
-        used = time.process_time() - start
-        if progress >= shown:
-            shown += 0.05
-            losses.append(loss.item())
-            print(
-                f"  {progress:4.0%} of the budget, step {steps}, loss {loss.item():.4f}", file=sys.stderr, flush=True
-            )
-    return {
-        "steps": steps,
-        "images": steps * batch_size,
-        "cpu_seconds": used,
-        "wall_seconds": time.perf_counter() - wall,
-        "losses": losses,
-    }
+    file: str
+    arguments: tuple[str, ...]
+    settings: dict[str, tuple[Setting, ...]]
+    data: Path | None = None
 
 
-@torch.no_grad()
-def tokens_of(contestant: Contestant, images: Tensor) -> Tensor:
-    contestant.eval()
-    return torch.cat([contestant.tokens(batch) for batch in images.split(500)])
+WORLDS = {
+    "plain": World(
+        "peers.json",
+        (),
+        {name: ((name, 1.0),) for name in ("hf_jepa", "lightly", "lightly, paper's masks", "stable-pretraining")},
+    ),
+    "cluttered": World(
+        "peers_cluttered.json",
+        (
+            *("--image-size", "64", "--patch-size", "8", "--train-limit", "4000", "--test-limit", "4000"),
+            *("--learning-rate", "5e-4", "--warmup", "0.0667", "--crop-scale", "0.8"),
+        ),
+        {
+            "hf_jepa": (("hf_jepa", 1.0), ("hf_jepa", 2.0), ("hf_jepa", 0.5)),
+            "lightly": (("lightly", 1.0), ("lightly, paper's masks", 1.0), ("lightly, paper's masks", 4.0)),
+            "stable-pretraining": (
+                ("stable-pretraining", 1.0),
+                ("stable-pretraining", 0.5),
+                ("stable-pretraining", 2.0),
+            ),
+        },
+        Path("outputs/cluttered_fashion"),
+    ),
+}
 
 
-def probe(
-    train_set: tuple[Tensor, Tensor], test_set: tuple[Tensor, Tensor], contestant: Contestant
-) -> dict[str, float]:
-    from hf_jepa.evaluation import attentive_probe, knn_accuracy, low_shot_accuracy, ridge_probe
-
-    (train_images, train_labels), (test_images, test_labels) = train_set, test_set
-    tokens, test_tokens = tokens_of(contestant, train_images), tokens_of(contestant, test_images)
-    pooled = (tokens.mean(1), train_labels, test_tokens.mean(1), test_labels)
-    flat = (tokens.flatten(1), train_labels, test_tokens.flatten(1), test_labels)
-    scores = (
-        knn_accuracy(*pooled),
-        ridge_probe(*pooled),
-        ridge_probe(*flat),
-        attentive_probe(tokens, train_labels, test_tokens, test_labels),
-        low_shot_accuracy(*flat, amount=10),
-    )
-    return dict(zip(PROBES, map(float, scores), strict=True))
+def run(world: World, name: str, rate: float, seed: int, split: str, budget: dict[str, Any]) -> dict[str, Any]:
+    """One contestant in a process of its own."""
+    part = Path("outputs/compare_peers") / f"{world.file} {name} {rate} {seed} {split}.json"
+    part.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "scripts.peers.one_run", name, str(part), *world.arguments]
+    command += ["--minutes", str(budget["minutes"]), "--seed", str(seed), "--split", split, "--rate", str(rate)]
+    command += ["--data", str(world.data)] if world.data else []
+    subprocess.run([*command, *(["--bf16"] if budget["bf16"] else [])], check=True)
+    return json.loads(part.read_text()) | {"rate": rate, "seed": seed, "split": split, **budget}
 
 
-def run_one(name: str, args: argparse.Namespace) -> dict:
-    """Train and probe one contestant in this process."""
-    torch.set_num_threads(1)
-    torch.manual_seed(args.seed)
-    images, labels = read_split(args.data, "train")
-    test_images, test_labels = read_split(args.data, args.split)
-    args.num_channels = images.shape[1]
-    contestant = CONTESTANTS[name](args)
-    contestant.rate = args.rate
-    result: dict = {"name": name, "settings": contestant.settings}
-    if name not in UNTRAINED:
-        trainable = sum(p.numel() for p in contestant.parameters() if p.requires_grad)
-        result |= {"trainable_parameters": trainable}
-        result |= train(contestant, images, 60 * args.minutes, args.batch_size, args.seed, args.bf16)
-    rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: args.train_limit]
-    test_rows = slice(0, args.test_limit)
-    torch.manual_seed(args.seed)
-    test_set = (test_images[test_rows], test_labels[test_rows])
-    return result | {"probes": probe((images[rows], labels[rows]), test_set, contestant)}
+def best(rows: list[dict[str, Any]], settings: tuple[Setting, ...]) -> Setting:
+    """The setting whose deciding probes are highest on the validation split."""
+
+    def score(setting: Setting) -> float:
+        found = [row for row in rows if row["split"] == "validation" and (row["name"], row["rate"]) == setting]
+        return sum(found[0]["probes"][probe] for probe in DECIDING)
+
+    return max(settings, key=score) if len(settings) > 1 else settings[0]
 
 
-def render(results: dict) -> str:
-    lines = ["| contestant | images seen | " + " | ".join(PROBES) + " |", "|" + " --- |" * (2 + len(PROBES))]
-    for row in results["contestants"]:
-        scores = " | ".join(f"{100 * row['probes'][name]:.1f}" for name in PROBES)
-        lines.append(f"| {row['name']} | {row.get('images', 0):,} | {scores} |")
+def trials(world: World) -> Iterator[Run]:
+    """What is needed to choose between settings."""
+    for settings in world.settings.values():
+        if len(settings) > 1:
+            yield from ((name, rate, 0, "validation") for name, rate in settings)
+
+
+def tests(world: World, rows: list[dict[str, Any]], seeds: list[int]) -> Iterator[Run]:
+    """The runs of the table."""
+    for seed in seeds:
+        for settings in world.settings.values():
+            for name, rate in dict.fromkeys((settings[0], best(rows, settings))):
+                yield name, rate, seed, "test"
+        # Pixels are the same for every seed.
+        yield from ((name, rate, seed, "test") for name, rate in FLOORS if seed == seeds[0] or name != "raw pixels")
+
+
+def render(rows: list[dict[str, Any]]) -> str:
+    """Mean ± standard deviation over the seeds of the test split, in %."""
+    head = ["contestant", "learning rate", "seeds", "images seen", *PROBES]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    found: dict[Setting, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["split"] == "test":
+            found.setdefault((row["name"], row["rate"]), []).append(row)
+    for (name, rate), runs in found.items():
+        cells = [percent([row["probes"][probe] for row in runs]) for probe in PROBES]
+        images = f"{statistics.mean(row.get('images', 0) for row in runs):,.0f}"
+        lines.append(f"| {name} | x{rate:g} | {len(runs)} | {images} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=60.0, help="processor minutes for each, on one thread")
-    parser.add_argument("--contestants", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
-    parser.add_argument("--jobs", type=int, default=1, help="contestants trained at the same time")
-    parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
-    parser.add_argument("--output", type=Path, default=Path("model_cards/comparisons/peers.json"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--split", choices=("validation", "test"), default="test")
-    parser.add_argument("--rate", type=float, default=1.0, help="multiplies the contestants' learning rates")
-    parser.add_argument("--train-limit", type=int, default=10_000, help="labelled training images of the probes")
-    parser.add_argument("--test-limit", type=int, default=10_000)
-    sizes = parser.add_argument_group("sizes and dtype, the same for everyone")
-    sizes.add_argument("--image-size", type=int, default=28)
-    sizes.add_argument("--patch-size", type=int, default=4)
-    sizes.add_argument("--width", type=int, default=128)
-    sizes.add_argument("--depth", type=int, default=4)
-    sizes.add_argument("--heads", type=int, default=4)
-    sizes.add_argument("--predictor-width", type=int, default=64)
-    sizes.add_argument("--predictor-depth", type=int, default=2)
-    sizes.add_argument("--predictor-heads", type=int, default=2)
-    sizes.add_argument("--batch-size", type=int, default=32)
-    sizes.add_argument("--bf16", action="store_true", help="everyone steps under bfloat16 autocast")
-    ours = parser.add_argument_group("the recipe of hf_jepa")
-    ours.add_argument("--learning-rate", type=float, default=5e-4)
-    ours.add_argument("--warmup", type=float, default=0.0667, help="share of the budget")
-    ours.add_argument("--weight-decay", type=float, default=0.01)
-    ours.add_argument("--ema-momentum", type=float, default=0.99, help="first value; rises to 1")
-    ours.add_argument("--target-scale", type=float, nargs=2, default=(0.18, 0.2))
-    ours.add_argument("--num-target-masks", type=int, default=2)
-    ours.add_argument("--crop-scale", type=float, default=0.8, help="smallest area of the random crop")
-    parser.add_argument("--one", choices=list(CONTESTANTS), help=argparse.SUPPRESS)
-    parser.add_argument("--one-output", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-
+    parser.add_argument("world", choices=list(WORLDS))
+    parser.add_argument("--minutes", type=float, default=5.0, help="processor minutes for each run, on one thread")
+    parser.add_argument("--bf16", action="store_true", help="everyone steps under bfloat16 autocast")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, a thread each")
+    options = parser.parse_args()
+    world = WORLDS[options.world]
+    if world.data and not world.data.exists():
+        raise SystemExit(f"{world.data} is missing: run `python -m trainers.worlds.cluttered_fashion` first.")
     run_with_peers()
-    if args.one:
-        args.one_output.write_text(json.dumps(run_one(args.one, args)))
-        return
+    file = RESULTS / world.file
+    log = json.loads(file.read_text()) if file.exists() else {"rows": []}
+    budget = {"minutes": options.minutes, "bf16": options.bf16}
+    for row in log["rows"]:
+        if (found := {key: row[key] for key in budget}) != budget:
+            raise SystemExit(f"{file} holds runs of {found}: move it away, or ask for the same.")
+    log["command"] = " ".join(["python -m scripts.peers.compare", *sys.argv[1:]])
+    log["versions"] = {name: version(name) for name in PACKAGES}
 
-    folder = Path("outputs") / "compare_peers"
-    folder.mkdir(parents=True, exist_ok=True)
-    waiting, running, rows = list(args.contestants), {}, {}
-    while waiting or running:
-        while waiting and len(running) < args.jobs:
-            name = waiting.pop(0)
-            part = folder / f"{list(CONTESTANTS).index(name)}.json"
-            part.unlink(missing_ok=True)
-            print(f"{name} ...", file=sys.stderr, flush=True)
-            command = [sys.executable, "-m", __spec__.name, *sys.argv[1:], "--one", name, "--one-output", str(part)]
-            running[name] = subprocess.Popen(command), part
-        for name, (process, part) in list(running.items()):
-            if process.poll() is None:
-                continue
-            del running[name]
-            if process.returncode:
-                for other, _ in running.values():
-                    other.terminate()
-                raise SystemExit(f"{name} failed with exit code {process.returncode}.")
-            rows[name] = json.loads(part.read_text())
-        time.sleep(0.2)
-    unwritten = ("data", "one", "one_output", "output")
-    packages = ("torch", "lightly", "stable-pretraining", "timm", "transformers")
-    results = {
-        "command": " ".join(["python -m", __spec__.name, *sys.argv[1:]]),
-        "data": "Fashion-MNIST",
-        "cpu_minutes_each": args.minutes,
-        "arguments": {name: value for name, value in vars(args).items() if name not in unwritten},
-        "versions": {name: version(name) for name in packages},
-        "contestants": [rows[name] for name in args.contestants],
-    }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(results, indent=2) + "\n")
-    args.output.with_suffix(".md").write_text(render(results) + "\n")
-    print(render(results))
-    print(f"Written: {args.output} and {args.output.with_suffix('.md')}")
+    for wanted in (lambda: trials(world), lambda: tests(world, log["rows"], options.seeds)):
+        done = {(row["name"], row["rate"], row["seed"], row["split"]) for row in log["rows"]}
+        with ThreadPoolExecutor(options.jobs) as pool:
+            waiting = [chosen for chosen in wanted() if chosen not in done]
+            for chosen, row in zip(waiting, pool.map(lambda run_: run(world, *run_, budget), waiting), strict=True):
+                print(json.dumps(row["probes"]), *chosen, flush=True)
+                log["rows"].append(row)
+                file.write_text(json.dumps(log, indent=1) + "\n")
+    print(render(log["rows"]))
 
 
 if __name__ == "__main__":

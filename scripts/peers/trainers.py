@@ -1,5 +1,5 @@
 """
-One class per contestant of compare_peers.py: how it is built, trained and read out, as its own documentation has it.
+One class per contestant of compare.py: how it is built, trained and read out, as its own documentation has it.
 
 All see the same images, through `augment` with their own crop and flip; all have the same backbone sizes. The heavy
 trainers of the peers are left out: their public modules run in the same plain loop as ours.

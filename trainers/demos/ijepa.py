@@ -41,7 +41,8 @@ from hf_jepa.visualization import plot_retrieval
 from trainers.demos.common import bf16_pays, compute_facts, print_end, run_as_stranger, table
 
 RECIPE = files("hf_jepa") / "recipes" / "ijepa_fashion_mnist.yaml"
-LONG = {"max_steps": 24000, "warmup_steps": 1500, "logging_steps": 500}
+LONG = ["--max_steps=24000", "--warmup_steps=1500", "--logging_steps=500", "--learning_rate=5e-4"]
+LONG += ["--crop_scale", "0.8", "1.0"]
 LABELS, TEST_IMAGES = 10_000, 10_000
 PENALTIES = (0.01, 0.1, 1.0)
 CANDIDATES = 100
@@ -165,10 +166,11 @@ def main() -> None:
     parser.add_argument("--output_dir", default=None)
     options, overrides = parser.parse_known_args()
     output_dir = options.output_dir or f"outputs/demo{'_long' if options.long else ''}"
-    flags = {**(LONG if options.long else {}), "seed": options.seed, "output_dir": output_dir, "eval_strategy": "no"}
+    flags = {"seed": options.seed, "output_dir": output_dir, "eval_strategy": "no"}
     if not torch.cuda.is_available() and bf16_pays():
         flags |= {"use_cpu": True, "bf16": True, "attn_implementation": "cpu_bf16"}
-    argv = [str(RECIPE), *(f"--{key}={value}" for key, value in flags.items()), *overrides]
+    argv = [str(RECIPE), *(f"--{key}={value}" for key, value in flags.items())]
+    argv += [*(LONG if options.long else []), *overrides]
     types = (ModelArguments, DataArguments, MaskArguments, JepaTrainingArguments)
     model_args, data_args, mask_args, training_args = parse_recipe(types, argv)
 

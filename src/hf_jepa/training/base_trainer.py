@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,16 @@ class BaseTrainer(SafeCheckpointTrainer):
 
     def _prepare_run(self, resume_from_checkpoint: str | bool | None) -> None:
         """What a trainer does, or refuses, before a run."""
+
+    @cached_property
+    def _num_parameters(self) -> int:
+        return self.model.num_parameters(exclude_embeddings=True)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As the stock trainer, which counts parameters anew in every step; the main input may be a list of groups."""
+        values = inputs.get(self.model.main_input_name, [])
+        values = values if isinstance(values, list) else [values]
+        return 6 * sum(value.numel() for value in values) * self._num_parameters
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """

@@ -114,7 +114,11 @@ class StepSeedCallback(TrainerCallback):
         seed = mix_seed(args.seed, state.global_step, args.process_index)
         random.seed(seed)
         np.random.seed(seed)
-        torch.manual_seed(seed)
+        if args.device.type == "cpu":
+            # `torch.manual_seed` takes a stack trace for each kind of device not used yet: 1 % of a small step.
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
 
 
 class SamplerEpochCallback(TrainerCallback):

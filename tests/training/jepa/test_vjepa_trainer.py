@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from hf_jepa import (
     JepaTrainer,
@@ -107,6 +107,11 @@ def test_logs_of_a_video_run(make_trainer: Callable[..., JepaTrainer]) -> None:
         assert 1 < entry["target_rankme"] <= 24
         assert "context_loss_weight" not in entry
     assert trainer.state.total_flos > 0
+    clips = torch.zeros(2, 4, 3, 32, 32)
+    stock = Trainer.floating_point_ops(trainer, {"pixel_values_videos": clips})
+    assert trainer.floating_point_ops({"pixel_values_videos": clips}) == stock > 0
+    assert trainer.floating_point_ops({"pixel_values_videos": [clips, clips]}) == 2 * stock
+    assert trainer.floating_point_ops({"latents": clips}) == 0
 
 
 @pytest.mark.parametrize("generation", ["2", "2.1"])

@@ -319,14 +319,6 @@ class JepaTrainer(BaseTrainer):
             self.metrics.update(outputs, pixels, self.state.global_step)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """As the stock trainer; the main input may be a list of groups of clips."""
-        name = self.model.main_input_name
-        groups = inputs.get(name)
-        if not isinstance(groups, list):
-            return super().floating_point_ops(inputs)
-        return sum(super(JepaTrainer, self).floating_point_ops({name: group}) for group in groups)
-
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor | None:
         if self.state.global_step < self.args.get_clip_start(self.state.max_steps):
             return None
