@@ -9,12 +9,14 @@ import argparse
 import copy
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.utils.data import DataLoader
 
 from hf_jepa.data import SeededImageDataset, eval_transform, load_image_dataset
 from hf_jepa.evaluation import (
@@ -189,23 +191,31 @@ def main() -> None:
         "train": load_probe_split(data_args, "train", LABELS, model_args.image_size),
         "test": load_probe_split(data_args, options.split, TEST_IMAGES, model_args.image_size),
     }
-    samples = {name: [rows[index] for index in range(len(rows))] for name, rows in splits.items()}
-    images = {name: torch.stack([sample["pixel_values"] for sample in rows]) for name, rows in samples.items()}
-    labels = {name: torch.tensor([sample["label"] for sample in rows]) for name, rows in samples.items()}
-    columns: dict[str, dict[str, float]] = {}
-    retrieval: dict[str, float] = {}
-    picture: dict[str, Any] = {}
-    for name, network in (("untrained", untrained), ("I-JEPA", model)):
+    batches = {name: list(DataLoader(rows, 500, num_workers=2)) for name, rows in splits.items()}
+    images = {name: torch.cat([batch["pixel_values"] for batch in parts]) for name, parts in batches.items()}
+    labels = {name: torch.cat([batch["label"] for batch in parts]) for name, parts in batches.items()}
+
+    def measure(name: str) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
+        """Probes of the features, top-1 retrieval, and material for a picture."""
+        if name == "raw pixels":
+            pixels = {split: patch_tokens(value, model_args.patch_size) for split, value in images.items()}
+            return raw_pixels(pixels, labels, options.seed), {}, {}
+        network = networks[name]
         tokens = {
             split: torch.cat([network.get_features(part) for part in value.split(64)])
             for split, value in images.items()
         }
-        columns[name] = probe(tokens, labels, options.seed)
-        found, picture = hidden_parts(network, images["test"], images["train"] if name == "I-JEPA" else None)
-        retrieval[name] = found.pop("model")
-        retrieval |= found
-    pixels = {split: patch_tokens(value, model_args.patch_size) for split, value in images.items()}
-    columns = {"raw pixels": raw_pixels(pixels, labels, options.seed), **columns}
+        found, picture = hidden_parts(network, images["test"], images["train"] if network is model else None)
+        return probe(tokens, labels, options.seed), {name: found.pop("model"), **found}, picture
+
+    networks = {"I-JEPA": model, "untrained": untrained}
+    # The two side by side, on half of the cores each: small matrices keep no more busy.
+    torch.set_num_threads(max(1, torch.get_num_threads() // 2))
+    with ThreadPoolExecutor(2) as pool:
+        measured = dict(zip((*networks, "raw pixels"), pool.map(measure, (*networks, "raw pixels")), strict=True))
+    columns = {name: measured[name][0] for name in ("raw pixels", "untrained", "I-JEPA")}
+    retrieval = measured["I-JEPA"][1] | measured["untrained"][1]
+    picture = measured["I-JEPA"][2]
 
     pictures_folder = Path(output_dir) / "pictures"
     pictures = draw_mask_pictures(trainer, pictures_folder)
