@@ -17,6 +17,7 @@ import yaml
 import hf_jepa  # noqa: F401  (registers the methods)
 from hf_jepa.methods import METHODS
 
+from .comparison_page import comparison_page
 from .planning_page import planning_page
 from .small_scale_page import small_scale_page
 
@@ -117,6 +118,7 @@ PAGES = {
     "methods/index.md": methods_page,
     "planning.md": planning_page,
     "small_scale.md": small_scale_page,
+    "comparison.md": comparison_page,
 }
 
 

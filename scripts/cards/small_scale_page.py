@@ -50,7 +50,7 @@ probe in 200 steps of 128 images, but not evenly: two seeds gain 10 to 21 points
 to 11, so that k-NN of raw pixels (36.0, all of them, not their mean) is as good as its own on average. The same
 encoder learns the probe's 4,000 labels to 61 % in as many steps. I-JEPA does not work there at this scale: it gains on
 tokens alone, and with VISReg it collapses; presumably because what can be predicted of a hidden patch is colour and
-background, not the garment.
+background, not the garment. [Other libraries' I-JEPA](comparison.md#a-harder-world) does not either.
 """
 
 

@@ -15,10 +15,12 @@ import gzip
 import json
 import sys
 import time
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor
 
 from scripts.peers.environment import run_with_peers
@@ -166,14 +168,18 @@ def main() -> None:
     sizes.add_argument("--predictor-heads", type=int, default=2)
     sizes.add_argument("--batch-size", type=int, default=32)
     sizes.add_argument("--bf16", action="store_true", help="everyone steps under bfloat16 autocast")
+    recipe = yaml.safe_load((files("hf_jepa") / "recipes" / "ijepa_fashion_mnist.yaml").read_text())
+    training, masks = recipe["training"], recipe["masks"]
+    warmup = training["warmup_steps"] / training["max_steps"]
     ours = parser.add_argument_group("the recipe of hf_jepa")
-    ours.add_argument("--learning-rate", type=float, default=8e-4)
-    ours.add_argument("--warmup", type=float, default=0.08, help="share of the budget")
-    ours.add_argument("--weight-decay", type=float, default=0.01)
-    ours.add_argument("--ema-momentum", type=float, default=0.99, help="first value; rises to 1")
-    ours.add_argument("--target-scale", type=float, nargs=2, default=(0.18, 0.2))
-    ours.add_argument("--num-target-masks", type=int, default=2)
-    ours.add_argument("--crop-scale", type=float, default=0.9, help="smallest area of the random crop")
+    ours.add_argument("--learning-rate", type=float, default=float(training["learning_rate"]))
+    ours.add_argument("--warmup", type=float, default=warmup, help="share of the budget")
+    ours.add_argument("--weight-decay", type=float, default=training["weight_decay"])
+    ours.add_argument("--ema-momentum", type=float, default=training["ema_momentum"], help="first value; rises to 1")
+    ours.add_argument("--target-scale", type=float, nargs=2, default=masks["target_scale"])
+    ours.add_argument("--num-target-masks", type=int, default=masks["num_target_masks"])
+    crop = recipe["data"]["crop_scale"][0]
+    ours.add_argument("--crop-scale", type=float, default=crop, help="smallest area of the random crop")
     args = parser.parse_args()
     run_with_peers()
     args.output.write_text(json.dumps(run_one(args.name, args)))

@@ -186,6 +186,7 @@ def main() -> None:
     dtype = "bfloat16" if training_args.bf16 else "float32"
     print(f"\nTrained {trainer.state.global_step} steps in {dtype} in {seconds:.0f} s.")
     print(f"Now measuring on the {options.split} split.")
+    model.cpu()  # beside the images, wherever it was trained
 
     splits = {
         "train": load_probe_split(data_args, "train", LABELS, model_args.image_size),
@@ -210,9 +211,11 @@ def main() -> None:
 
     networks = {"I-JEPA": model, "untrained": untrained}
     # The two side by side, on half of the cores each: small matrices keep no more busy.
-    torch.set_num_threads(max(1, torch.get_num_threads() // 2))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // 2))
     with ThreadPoolExecutor(2) as pool:
         measured = dict(zip((*networks, "raw pixels"), pool.map(measure, (*networks, "raw pixels")), strict=True))
+    torch.set_num_threads(threads)
     columns = {name: measured[name][0] for name in ("raw pixels", "untrained", "I-JEPA")}
     retrieval = measured["I-JEPA"][1] | measured["untrained"][1]
     picture = measured["I-JEPA"][2]
