@@ -36,8 +36,8 @@ setting is its default one. Ours (x1) has the rate (5e-4) and the crops (from 0.
 """
 CLUTTERED_WORDS = """Nobody's I-JEPA learns much in two minutes: over the untrained encoder, ours (x1) gains barely
 more than a deviation on all tokens and with few labels, lightly a point of attention, a tie; all lose k-NN. Of the
-trained ones ours as its recipe has it is ahead on k-NN, both ridge probes and few labels, by more than a deviation; on
-the attentive probe it is behind lightly by six points, and not better than stable-pretraining. Half its rate, which
+trained ones ours (x1) is ahead on k-NN, both ridge probes and few labels, by more than a deviation; on the
+attentive probe it is behind lightly by six points, and not better than stable-pretraining. Half its rate, which
 validation prefers, gives back most of that lead for under two points of attention. On pictures like these,
 [LeJEPA is the method to take](small_scale.md#a-harder-world).
 """
