@@ -192,15 +192,14 @@ def main() -> None:
     folder = Path(options.output_dir) / "pictures"
     trainer.train_dataset = Subset(trainer.train_dataset, range(16))
     pictures = draw_pictures(trainer, folder)
-    pictures.append(
-        plot_surprise(
-            torch.stack([twins[0], impossible[0]]),
-            surprise["V-JEPA 2"]["energies"],
-            folder / "surprise.png",
-            labels=["possible", "impossible"],
-            violation=slot,
-        )
+    drawn = plot_surprise(
+        torch.stack([twins[0], impossible[0]]),
+        surprise["V-JEPA 2"]["energies"],
+        folder / "surprise.png",
+        labels=["possible", "impossible"],
+        violation=slot,
     )
+    pictures[drawn] = "Energy over time of a clip, and of its twin in which a garment teleports."
     real = real_clips(data_args, num_frames)
     if real is not None:
         grid = grid_of(model.config.encoder_config, real)
