@@ -240,7 +240,7 @@ def test_changed_settings_are_listed(
     make_trainer(per_device_train_batch_size=2, gradient_accumulation_steps=2, logging_steps=2).train(True)
 
     warned = []
-    monkeypatch.setattr("hf_jepa.training.base_trainer.logger.warning", warned.append)
+    monkeypatch.setattr("hf_jepa.training.checkpoint_trainer.logger.warning", warned.append)
     longer = make_trainer(max_steps=5, allow_changed_settings=True)
     longer.train(resume_from_checkpoint=True)
     assert longer.state.global_step == 5

@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from torch.utils.data import DataLoader, Sampler
-from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import HubStrategy, TrainOutput
 from transformers.utils import PushInProgress, logging
 
 from ..data import CountedSampler
-from ..file_errors import naming
 from ..hub.release import push_release
 from . import checkpoints
 from .base_metrics import RunningTerms, has_finite_weights
@@ -25,7 +23,7 @@ from .draws import DrawSeededDataset
 from .interruption import InterruptionCallback, TrainingInterrupted, shelter_workers
 from .refusals import refuse_prediction, refuse_what_is_not_kept, refuse_without_metric
 from .results import reported_evaluations, run_results
-from .settings import changed_settings, compares_examples, describe
+from .settings import compares_examples, describe
 
 logger = logging.get_logger(__name__)
 
@@ -248,30 +246,6 @@ class BaseTrainer(SafeCheckpointTrainer):
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if checkpoints.incompleteness(folder) is not None:
             self._save_checkpoint(self.model, trial=None)
-
-    def _checkpoint_to_resume(self, wanted: str | bool) -> str:
-        if wanted is True:
-            folder = checkpoints.newest_complete_checkpoint(Path(self.args.output_dir))
-        else:
-            folder = Path(wanted)
-            reason = checkpoints.incompleteness(folder)
-            if reason is not None:
-                raise ValueError(
-                    f"Cannot resume from {folder}: {reason}. Pass `resume_from_checkpoint=True` to take the newest "
-                    "complete checkpoint of `output_dir`."
-                )
-        with naming(folder):
-            TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
-            changes = changed_settings(folder, self.args.to_dict(), self._run_description(), self.model.config)
-        if changes and not self.args.allow_changed_settings:
-            raise ValueError(
-                f"{folder} is from a run with other settings: {'; '.join(changes)}. Set them back, or pass "
-                "`allow_changed_settings=True` to go on with the new ones."
-            )
-        if changes:
-            logger.warning(f"Resuming {folder} with other settings: {'; '.join(changes)}.")
-        logger.info(f"Resuming from {folder}.")
-        return str(folder)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:

@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import CONFIG_NAME, logging
 
 from ..file_errors import naming
 from . import checkpoints
+from .settings import changed_settings
 
 logger = logging.get_logger(__name__)
 
@@ -28,6 +30,30 @@ class SafeCheckpointTrainer(Trainer):
     def _raise_if_non_finite(self) -> None:
         """Raises before weights are kept that a NaN loss has spoilt."""
         raise NotImplementedError
+
+    def _checkpoint_to_resume(self, wanted: str | bool) -> str:
+        if wanted is True:
+            folder = checkpoints.newest_complete_checkpoint(Path(self.args.output_dir))
+        else:
+            folder = Path(wanted)
+            reason = checkpoints.incompleteness(folder)
+            if reason is not None:
+                raise ValueError(
+                    f"Cannot resume from {folder}: {reason}. Pass `resume_from_checkpoint=True` to take the newest "
+                    "complete checkpoint of `output_dir`."
+                )
+        with naming(folder):
+            TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+            changes = changed_settings(folder, self.args.to_dict(), self._run_description(), self.model.config)
+        if changes and not self.args.allow_changed_settings:
+            raise ValueError(
+                f"{folder} is from a run with other settings: {'; '.join(changes)}. Set them back, or pass "
+                "`allow_changed_settings=True` to go on with the new ones."
+            )
+        if changes:
+            logger.warning(f"Resuming {folder} with other settings: {'; '.join(changes)}.")
+        logger.info(f"Resuming from {folder}.")
+        return str(folder)
 
     @property
     def _is_sharded(self) -> bool:
