@@ -16,7 +16,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -147,14 +147,17 @@ def main() -> None:
     log["command"] = " ".join(["python -m scripts.peers.compare", *sys.argv[1:]])
     log["versions"] = {name: version(name) for name in PACKAGES}
 
-    for wanted in (lambda: trials(world), lambda: tests(world, log["rows"], options.seeds)):
+    def complete(wanted: Iterable[Run]) -> None:
         done = {(row["name"], row["rate"], row["seed"], row["split"]) for row in log["rows"]}
+        waiting = [chosen for chosen in wanted if chosen not in done]
         with ThreadPoolExecutor(options.jobs) as pool:
-            waiting = [chosen for chosen in wanted() if chosen not in done]
-            for chosen, row in zip(waiting, pool.map(lambda run_: run(world, *run_, budget), waiting), strict=True):
-                print(json.dumps(row["probes"]), *chosen, flush=True)
+            for row in pool.map(lambda chosen: run(world, *chosen, budget), waiting):
+                print(json.dumps(row["probes"]), row["name"], row["rate"], row["seed"], row["split"], flush=True)
                 log["rows"].append(row)
                 file.write_text(json.dumps(log, indent=1) + "\n")
+
+    complete(trials(world))
+    complete(tests(world, log["rows"], options.seeds))
     print(render(log["rows"]))
 
 

@@ -157,29 +157,30 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1.0, help="multiplies the contestant's learning rate")
     parser.add_argument("--train-limit", type=int, default=10_000, help="labelled training images of the probes")
     parser.add_argument("--test-limit", type=int, default=10_000)
-    sizes = parser.add_argument_group("sizes and dtype, the same for everyone")
-    sizes.add_argument("--image-size", type=int, default=28)
-    sizes.add_argument("--patch-size", type=int, default=4)
-    sizes.add_argument("--width", type=int, default=128)
-    sizes.add_argument("--depth", type=int, default=4)
-    sizes.add_argument("--heads", type=int, default=4)
-    sizes.add_argument("--predictor-width", type=int, default=64)
-    sizes.add_argument("--predictor-depth", type=int, default=2)
-    sizes.add_argument("--predictor-heads", type=int, default=2)
-    sizes.add_argument("--batch-size", type=int, default=32)
-    sizes.add_argument("--bf16", action="store_true", help="everyone steps under bfloat16 autocast")
+    parser.add_argument("--image-size", type=int, default=28)
+    parser.add_argument("--patch-size", type=int, default=4)
+    parser.add_argument("--bf16", action="store_true", help="everyone steps under bfloat16 autocast")
     recipe = yaml.safe_load((files("hf_jepa") / "recipes" / "ijepa_fashion_mnist.yaml").read_text())
-    training, masks = recipe["training"], recipe["masks"]
+    model, masks, training = recipe["model"], recipe["masks"], recipe["training"]
     warmup = training["warmup_steps"] / training["max_steps"]
-    ours = parser.add_argument_group("the recipe of hf_jepa")
+    ours = parser.add_argument_group("hf_jepa alone; the recipe's by default")
     ours.add_argument("--learning-rate", type=float, default=float(training["learning_rate"]))
     ours.add_argument("--warmup", type=float, default=warmup, help="share of the budget")
-    ours.add_argument("--weight-decay", type=float, default=training["weight_decay"])
-    ours.add_argument("--ema-momentum", type=float, default=training["ema_momentum"], help="first value; rises to 1")
-    ours.add_argument("--target-scale", type=float, nargs=2, default=masks["target_scale"])
-    ours.add_argument("--num-target-masks", type=int, default=masks["num_target_masks"])
     crop = recipe["data"]["crop_scale"][0]
     ours.add_argument("--crop-scale", type=float, default=crop, help="smallest area of the random crop")
+    parser.set_defaults(
+        batch_size=training["per_device_train_batch_size"],
+        width=model["hidden_size"],
+        depth=model["num_hidden_layers"],
+        heads=model["num_attention_heads"],
+        predictor_width=model["predictor_hidden_size"],
+        predictor_depth=model["predictor_num_hidden_layers"],
+        predictor_heads=model["predictor_num_attention_heads"],
+        weight_decay=training["weight_decay"],
+        ema_momentum=training["ema_momentum"],
+        target_scale=masks["target_scale"],
+        num_target_masks=masks["num_target_masks"],
+    )
     args = parser.parse_args()
     run_with_peers()
     args.output.write_text(json.dumps(run_one(args.name, args)))

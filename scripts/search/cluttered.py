@@ -30,8 +30,13 @@ WORLD = {
     "bf16": True,
     "use_cpu": True,
 }
-IJEPA = WORLD | {"patch_size": 8, "max_steps": 900, "warmup_steps": 60, "learning_rate": 5e-4}
-IJEPA |= {"crop_scale": [0.8, 1.0]}
+IJEPA = WORLD | {
+    "patch_size": 8,
+    "max_steps": 900,
+    "warmup_steps": 60,
+    "learning_rate": 5e-4,
+    "crop_scale": [0.8, 1.0],
+}
 VISREG = {"target": "ema", "regularizer": "visreg", "regularizer_weight": 0.02}
 LEJEPA = WORLD | {"max_steps": 200, "warmup_steps": 20}
 RECIPES = {"ijepa": "ijepa_fashion_mnist", "lejepa": "lejepa_fashion_mnist"}
